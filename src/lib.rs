@@ -6,13 +6,15 @@
 //! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; `file_mark`: whether one
 //!   was changed; `regular_file`: how a file of other people is opened; [`checked_file`]: a file
 //!   that is compared with its checksums when it is read; `listener`: how connections are accepted;
-//!   [`progress`]: how far work is, and how it is told to stop.
+//!   [`progress`]: how far work is, and how it is told to stop; [`boot_call`]: an installed system's
+//!   call, as two listeners receive it.
 //! - L1 [`lifecycle`], the core, and the adapters, one for each outside party: each adapter knows
 //!   the model and nobody else.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
 //! - L3 the two binaries.
 
 mod atomic_file;
+pub mod boot_call;
 pub mod checked_file;
 mod file_mark;
 mod listener;

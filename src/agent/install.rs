@@ -8,15 +8,16 @@ use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
 use crate::{
+    boot_call,
     image::Entry,
     imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
         ids::Digest,
-        secret::AttemptKey,
+        secret::{AttemptKey, BootToken, Secret},
         size::show_bytes,
-        spec::NodeSpec,
+        spec::{BootCheck, NodeSpec},
         system_guid::SystemGuid,
     },
     progress::{Cancel, Meter, Watch, stopped},
@@ -34,6 +35,22 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 
 /// Times that an image may decay in one operation: more often the cache's disk fails.
 const DECAYED_MAX: usize = 3;
+
+/// The disk to write, and what beside the spec is to be on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ImagingGoal<'a> {
+    pub(super) target: &'a Target,
+    /// The size that tells the target from that of another disk.
+    pub(super) size: DiskSize,
+    /// The token for the config drive.
+    pub(super) boot_token: Option<&'a BootToken>,
+}
+
+fn random() -> Result<[u8; 32], Fault> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+    Ok(random)
+}
 
 impl Operations {
     /// Fetches the image into the cache, and makes a key for the attempt.
@@ -63,11 +80,15 @@ impl Operations {
             }
         };
         let stages = meter.durations();
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+        let key = AttemptKey::from_bytes(&random()?);
+        let boot_token = match spec.boot_check {
+            BootCheck::Call => Some(BootToken::from_bytes(&random()?)),
+            BootCheck::None | BootCheck::Tcp { .. } => None,
+        };
         let root_partuuid = None;
-        let image = PreparedImage { digest, disk_bytes, root_uuid, root_partuuid, netboot };
-        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
+        let image =
+            PreparedImage { digest, disk_bytes, root_uuid, root_partuuid, netboot, boot_token };
+        Ok(Outcome::Prepared { image, key, system_guid, stages })
     }
 
     /// The image from the cache, fetched again if it is no longer there. `decayed` holds the
@@ -118,8 +139,7 @@ impl Operations {
         &self,
         spec: &Arc<NodeSpec>,
         digest: &Digest,
-        target: &Target,
-        size: DiskSize,
+        goal: ImagingGoal<'_>,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
@@ -128,7 +148,7 @@ impl Operations {
         loop {
             let source = self.source(spec, digest, &decayed, &watch).await?;
             let entry = source.entry.clone();
-            match self.write(spec, source, target, size, meter, cancel.clone()).await {
+            match self.write(spec, source, goal, meter, cancel.clone()).await {
                 Err(fault) => decayed.push(self.discard_decayed(entry, fault).await?),
                 imaged => return imaged,
             }
@@ -139,17 +159,18 @@ impl Operations {
         &self,
         spec: &Arc<NodeSpec>,
         source: Source,
-        target: &Target,
-        size: DiskSize,
+        goal: ImagingGoal<'_>,
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        let target_disk = TargetDisk::new(target);
+        let target_disk = TargetDisk::new(goal.target);
+        let token = goal.boot_token;
+        let url = token.map(|token| boot_call::url(self.boot_calls_at, &spec.name, token));
         let disk = imaging::open(&target_disk, cancel.clone()).await;
         let disk = disk.map_err(|error| faults::of_opening(&error))?;
         let geometry = disk.geometry();
         let layout = tokio::select! {
-            layout = lay_out(spec, source, geometry, target, size) => layout,
+            layout = lay_out(spec, source, geometry, goal, url) => layout,
             () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
         };
         let layout = match layout {
@@ -183,11 +204,11 @@ async fn lay_out(
     spec: &Arc<NodeSpec>,
     source: Source,
     disk: Geometry,
-    target: &Target,
-    size: DiskSize,
+    goal: ImagingGoal<'_>,
+    url: Option<Secret>,
 ) -> Result<Layout, Fault> {
-    check_size(target, disk.bytes, size)?;
-    layout::layout(Arc::clone(spec), source, disk).await
+    check_size(goal.target, disk.bytes, goal.size)?;
+    layout::layout(Arc::clone(spec), source, disk, url).await
 }
 
 /// Refuses a disk of another size than the one meant.

@@ -19,6 +19,7 @@ use crate::{
     model::{
         boot::Firmware,
         fault::{Fault, Step},
+        secret::Secret,
         spec::{ImageKind, NodeSpec, Partitions},
     },
 };
@@ -60,7 +61,7 @@ pub(super) struct Needs {
 /// Whether the image can be installed as the spec wants it, and what that takes.
 pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
-    drive(spec, USUAL_BLOCK_BYTES).map_err(of_drive)?;
+    drive(spec, USUAL_BLOCK_BYTES, None).map_err(of_drive)?;
     let ImageKind::Partition(partitions) = &spec.image.kind else {
         drive::check_disk(&source.entry.file).map_err(of_drive)?;
         let disk_bytes = whole_disk_needs(&source.image, spec.config_drive.is_some());
@@ -79,11 +80,12 @@ pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
     Ok(Needs { disk_bytes, root_uuid: Some(found.uuid) })
 }
 
-/// Lays out this disk.
+/// Lays out this disk. Its system is to call `url` once it is up.
 pub(super) async fn layout(
     spec: Arc<NodeSpec>,
     source: Source,
     disk: Geometry,
+    url: Option<Secret>,
 ) -> Result<Layout, Fault> {
     let ephemeral = match &spec.image.kind {
         ImageKind::Partition(Partitions { ephemeral_bytes: Some(bytes), .. }) => {
@@ -95,7 +97,7 @@ pub(super) async fn layout(
         }
         _ => None,
     };
-    let laying_out = move || lay_out(&spec, &source, disk, ephemeral);
+    let laying_out = move || lay_out(&spec, &source, disk, ephemeral, url.as_ref());
     tokio::task::spawn_blocking(laying_out)
         .await
         .unwrap_or_else(|error| Err(faults::internal(&error)))
@@ -106,9 +108,10 @@ fn lay_out(
     source: &Source,
     disk: Geometry,
     ephemeral: Option<ImageFile>,
+    url: Option<&Secret>,
 ) -> Result<Layout, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
-    let config_drive = drive(spec, disk.block_bytes).map_err(of_drive)?;
+    let config_drive = drive(spec, disk.block_bytes, url).map_err(of_drive)?;
     let mut ids = random_ids()?;
     let layout = match &spec.image.kind {
         ImageKind::Disk => whole_disk(&source.image, disk, config_drive, &mut ids),
@@ -122,9 +125,13 @@ fn lay_out(
     layout.map_err(|error: LayoutError| Fault::of(Step::Imaging, &error))
 }
 
-fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
-    let make =
-        |drive| drive::config_drive(drive, &spec.name, &spec.identity().written, block_bytes);
+fn drive(
+    spec: &NodeSpec,
+    block_bytes: u32,
+    url: Option<&Secret>,
+) -> Result<Option<Bytes>, DriveError> {
+    let (instance, url) = (spec.identity().written, url.map(Secret::expose));
+    let make = |drive| drive::config_drive_calling(drive, &spec.name, &instance, block_bytes, url);
     spec.config_drive.as_deref().map(make).transpose()
 }
 

@@ -59,7 +59,9 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    admin, callback,
+    admin,
+    boot_call::BootCalls,
+    callback,
     config::{self, Config},
     lifecycle::{Executor, Fleet, Policy},
     model::problem::Problem,
@@ -226,6 +228,8 @@ impl Agent {
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
         let (reporting, reports) = mpsc::channel(CHANNEL_DEPTH);
         let (changed, updates) = watch::channel(0);
+        let (calling, boot_calls) = mpsc::channel(CHANNEL_DEPTH);
+        let calling = BootCalls::new(calling);
         let (closing, closed) = watch::channel(false);
 
         // A listener may have every address; a machine needs the one it can reach.
@@ -242,7 +246,7 @@ impl Agent {
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
-        let operations = Operations::new(&config, standing.clone());
+        let operations = Operations::new(&config, standing.clone(), http_address);
         let cached = netboot_files::cached(operations.library.clone(), reporting.downgrade());
         let bmc_names = operations.bmc_names.clone();
         let mut adapters = Adapters::new(store, menus, publisher, operations, changed, reporting);
@@ -258,8 +262,8 @@ impl Agent {
             let mut closed = closed.clone();
             async move { drop(closed.wait_for(|closed| *closed).await) }
         };
-        let http = tokio::spawn(http.serve(tftp.catalog(), ended()));
-        let callback = tokio::spawn(callback.serve(requests, updates, ended()));
+        let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended()));
+        let callback = tokio::spawn(callback.serve(requests, calling, updates, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
         let (watcher, wakes) =
@@ -269,6 +273,7 @@ impl Agent {
         let sources = Sources {
             scans: scan::start(&config, executor.fleet(), bmc_names, wakes),
             calls,
+            boot_calls,
             orders,
             fetches,
             reports,

@@ -3,7 +3,7 @@
 //!
 //! Started by the driver. Nothing here decides what comes next.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::watch;
 
@@ -21,7 +21,10 @@ use crate::{
     progress::{Cancel, Meter, stopped},
 };
 
-use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
+use super::{
+    bmc_names::BmcNames, boot_files::DeployFiles, faults, install::ImagingGoal, mark::Standing,
+    power::Bmcs,
+};
 
 /// An event of a node that an operation or another task of the agent reports to the driver.
 pub(super) type Report = (NodeName, Event);
@@ -36,13 +39,16 @@ pub(super) struct Operations {
     pub(super) imaging_rate_min: u64,
     pub(super) standing: Standing,
     pub(super) bmc_names: BmcNames,
+    /// Where installed systems call.
+    pub(super) boot_calls_at: SocketAddr,
 }
 
 impl Operations {
-    pub(super) fn new(config: &Config, standing: Standing) -> Self {
+    pub(super) fn new(config: &Config, standing: Standing, boot_calls_at: SocketAddr) -> Self {
         Self {
             imaging_rate_min: config.limits.imaging_rate_min,
             standing,
+            boot_calls_at,
             bmc_names: BmcNames::default(),
             library: library(config),
             deploy_files: DeployFiles::new(config),
@@ -80,9 +86,11 @@ impl Operations {
                 self.bmcs.netboot(spec, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
-            Operation::Image { image, target, size } => {
+            Operation::Image { image, target, size, boot_token } => {
+                let boot_token = boot_token.as_ref();
+                let goal = ImagingGoal { target: &target, size, boot_token };
                 // Large, and few: what all the others are must be small.
-                Box::pin(self.image(spec, &image, &target, size, meter, cancel)).await
+                Box::pin(self.image(spec, &image, goal, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
                 tokio::select! {

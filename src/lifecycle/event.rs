@@ -9,13 +9,14 @@ use jiff::Timestamp;
 
 use crate::model::{
     boot::Fetch,
+    boot_report::BootReport,
     callback::{Call, DiskRange, Reply},
     fault::Fault,
     ids::{Digest, OpId},
     netboot::{BootFile, NetbootFiles},
     power::PowerState,
     problem::Problem,
-    secret::AttemptKey,
+    secret::{AttemptKey, BootToken},
     spec::NodeSpec,
     status::{ImagingStage, Progress},
     system_guid::SystemGuid,
@@ -53,6 +54,16 @@ pub enum Event {
         key: AttemptKey,
         call: Call,
     },
+    /// An installed system calls, because it is up.
+    BootCalled {
+        /// The number that the reply is given back with.
+        request: u64,
+        /// The caller's address.
+        peer: IpAddr,
+        /// The token that the caller shows.
+        token: BootToken,
+        report: BootReport,
+    },
     /// The machine fetched a boot file.
     Fetched(Fetch),
     /// Time passed.
@@ -72,6 +83,28 @@ pub enum Event {
 }
 
 impl Event {
+    /// The number of the reply that somebody waits for.
+    pub fn request(&self) -> Option<u64> {
+        match self {
+            Self::Callback { request, .. } | Self::BootCalled { request, .. } => Some(*request),
+            Self::Spec(_)
+            | Self::MassChange(_)
+            | Self::SpecProblems(_)
+            | Self::SpecClash(_)
+            | Self::SpecGone
+            | Self::DirectoryLost(_)
+            | Self::Done { .. }
+            | Self::Progress { .. }
+            | Self::Fetched(_)
+            | Self::Tick
+            | Self::Granted(_)
+            | Self::NetbootLost
+            | Self::PowerMayHaveChanged
+            | Self::Approve
+            | Self::Retry => None,
+        }
+    }
+
     /// Whether the event is about the node's spec file.
     pub(super) fn tells_of_spec(&self) -> bool {
         match self {
@@ -84,6 +117,7 @@ impl Event {
             | Self::Done { .. }
             | Self::Progress { .. }
             | Self::Callback { .. }
+            | Self::BootCalled { .. }
             | Self::Fetched(_)
             | Self::Tick
             | Self::Granted(_)
@@ -223,6 +257,8 @@ pub enum Operation {
         target: Box<Target>,
         /// The size that tells the target from that of another disk.
         size: DiskSize,
+        /// The token for the config drive.
+        boot_token: Option<BootToken>,
     },
     /// Tell Ironic's ramdisk at this address that its disk is written, for as long as it takes.
     Release(IpAddr),

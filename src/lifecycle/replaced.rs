@@ -50,6 +50,7 @@ impl Node {
             // Never seen. A damaged record may have been about any machine.
             (_, None, _) => {
                 self.record.installed = None;
+                self.record.boot_token = None;
             }
         }
         if let Some(installed) = &mut self.record.installed {

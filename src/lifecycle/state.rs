@@ -14,7 +14,7 @@ use crate::model::{
     machine::Machine,
     netboot::{self, NetbootFiles},
     power::PowerState,
-    secret::{AttemptKey, Secret},
+    secret::{AttemptKey, BootToken, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
     system_guid::SystemGuid,
@@ -63,6 +63,10 @@ pub struct Record {
     /// show that it was up. It is not asked a second time for one installation.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub restarted_again: bool,
+    /// The token by which the installed system says that it is up. It stays for a call that is
+    /// repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_token: Option<BootToken>,
     /// The installation that hostler put on the disk.
     pub installed: Option<Installed>,
     /// Disks that were in the machine at its last lookup and hold what hostler installed on them
@@ -98,6 +102,7 @@ impl Record {
             power_forced_at: None,
             awaits_restart: false,
             restarted_again: false,
+            boot_token: None,
             installed: None,
             other_disks: Vec::new(),
             last_error: None,
@@ -137,7 +142,7 @@ impl Record {
     /// Takes over what is known of the machine's disk from elsewhere. `None`: nobody knows.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
         // Nobody knows any more how often it was restarted, so that it is not.
-        (self.awaits_restart, self.restarted_again) = (false, true);
+        (self.awaits_restart, self.restarted_again, self.boot_token) = (false, true, None);
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -145,6 +150,7 @@ impl Record {
     /// The disk is being written: what was on it is gone, whatever it was.
     pub(super) fn know_nothing_installed(&mut self) {
         (self.awaits_restart, self.record_lost, self.installed) = (false, false, None);
+        self.boot_token = None;
     }
 
     /// The BMCs of its machine: of what is installed, and of its spec.
@@ -330,6 +336,9 @@ pub struct PreparedImage {
     /// network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
+    /// The token for its config drive, if its system is to call once it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_token: Option<BootToken>,
 }
 
 /// An iSCSI target, as the ramdisk offers it.

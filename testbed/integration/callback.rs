@@ -11,6 +11,7 @@ use std::{
 };
 
 use hostler::{
+    boot_call::BootCalls,
     callback::{CallbackLimits, CallbackRequest, Identity, Server},
     model::{
         callback::{Call, DeployState, LookupReply, Reply},
@@ -321,7 +322,8 @@ impl Agent {
         });
         let server = tokio::spawn(async move {
             let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
-            server.serve(requests, ticks, stopped).await;
+            let (calls, _nobody) = mpsc::channel(1);
+            server.serve(requests, BootCalls::new(calls), ticks, stopped).await;
         });
         Self { addr, pin, dir, changed, requested, shutdown, server }
     }

@@ -2,6 +2,7 @@
 //! of every phase against every event, and random histories against a reference.
 
 mod adoption;
+mod boot_call;
 mod boot_evidence;
 mod breaker;
 mod callback;

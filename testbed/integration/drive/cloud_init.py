@@ -43,6 +43,15 @@ def mount_cb(device, callback, data=None, **_):
     return callback(str(mounted)) if data is None else callback(str(mounted), data)
 
 
+def merged(message):
+    """The cloud-config parts of processed data as one."""
+    config = {}
+    for part in message.walk():
+        if part.get_content_type() == "text/cloud-config":
+            config.update(util.load_yaml(part.get_payload(decode=True)) or {})
+    return config
+
+
 util.find_devs_with = find_devs_with
 util.mount_cb = mount_cb
 paths = helpers.Paths({"cloud_dir": directory + "/cloud", "run_dir": directory + "/run"})
@@ -57,7 +66,8 @@ for kind in (DataSourceConfigDrive.DataSourceConfigDrive, DataSourceNoCloud.Data
             "instance": source.get_instance_id(),
             "hostname": getattr(hostname, "hostname", hostname),
             "user_data": util.decode_binary(util.decomp_gzip(source.get_userdata_raw() or "", quiet=True, decode=False)),
-            "vendor_data": util.decode_binary(source.get_vendordata_raw() or ""),
+            "vendor_data": raw if isinstance(raw := source.get_vendordata_raw() or "", list) else util.decode_binary(raw),
+            "vendor_parts": merged(source.get_vendordata()),
             "keys": source.get_public_ssh_keys(),
             "network": source.network_config,
             "meta": source.metadata.get("meta", source.metadata),

@@ -113,17 +113,20 @@ impl Site {
         self.watch.touched.insert(node.clone());
     }
 
-    /// If the event is the end of an operation that does not run: the record as it is, which must
-    /// stay so.
+    /// If the event is the end of an operation that does not run, or a call with another token than
+    /// the installation's: the record as it is, which must stay so.
     pub(crate) fn stale_check(
         &self,
         executor: &Executor,
         name: &NodeName,
         event: &Event,
     ) -> Option<Record> {
-        let Event::Done { op, .. } = event else { return None };
         let node = executor.fleet().node(name)?;
-        let stale = self.watch.running.get(name) != Some(op);
+        let stale = match event {
+            Event::Done { op, .. } => self.watch.running.get(name) != Some(op),
+            Event::BootCalled { token, .. } => node.record().boot_token.as_ref() != Some(token),
+            _ => false,
+        };
         let quiet = node.next_wake().is_none_or(|(at, _)| at > self.now());
         (stale && quiet).then(|| node.record().clone())
     }

@@ -14,14 +14,17 @@ pub(crate) mod ramdisk;
 pub(crate) mod specs;
 pub(crate) mod work;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+};
 
 use hostler::{
     lifecycle::{Event, Executor, Menu, Record},
     model::{
         callback::Reply,
         ids::{Digest, MacAddr, NodeName, OpId},
-        secret::AttemptKey,
+        secret::{AttemptKey, BootToken},
         status::Status,
     },
 };
@@ -59,6 +62,8 @@ pub(crate) enum Happening {
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
     /// A machine's own system has come up.
     SystemUp { machine: usize, session: u64 },
+    /// A system calls, or who poses as one.
+    BootCall { node: NodeName, token: BootToken, peer: IpAddr },
     /// A ramdisk does what it has to do.
     Ramdisk { id: usize, stamp: u64 },
     /// A call reaches the agent.
@@ -96,6 +101,8 @@ pub(crate) struct Site {
     pub(crate) jobs: BTreeMap<JobKey, Job>,
     pub(crate) jobs_begun: u64,
     pub(crate) requests: u64,
+    /// The tokens that were made, the newest last.
+    pub(crate) tokens: Vec<(NodeName, BootToken)>,
     /// Calls without an answer yet.
     pub(crate) open_requests: BTreeMap<u64, Option<usize>>,
     pub(crate) files: BTreeMap<NodeName, File>,
@@ -210,6 +217,7 @@ impl World {
             jobs: BTreeMap::new(),
             jobs_begun: 0,
             requests: 0,
+            tokens: Vec::new(),
             open_requests: BTreeMap::new(),
             files: BTreeMap::new(),
             directory: Directory::There,
@@ -295,6 +303,12 @@ impl World {
                 }
             }
             Happening::SystemUp { machine, session } => site.system_up(machine, session),
+            Happening::BootCall { node, token, peer } => {
+                let event = site.boot_call(node, token, peer);
+                if let Some((node, event)) = event.filter(|_| self.executor.is_some()) {
+                    self.bring(&node, event);
+                }
+            }
             Happening::Ramdisk { id, stamp } => site.ramdisk_acts(id, stamp),
             Happening::Arrival(message) => {
                 // Nobody listens while the agent is dead.
@@ -329,8 +343,7 @@ impl World {
         site.note(Some(node), || shorten(&format!("{event:?}")));
         let stale = site.stale_check(executor, node, &event);
         site.judge_event(node, &event);
-        let request =
-            if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
+        let request = event.request();
         executor.step(site.now(), node, event, site);
         if let (Some(before), Some(after)) = (stale, executor.fleet().node(node))
             && !site.dead
@@ -366,6 +379,7 @@ fn event_number(event: &Event) -> u64 {
         Event::Done { op, outcome } => 8 + op.0 * 64 + u64::from(outcome.is_ok()) * 32,
         Event::Progress { .. } => 9,
         Event::Callback { call, .. } => 10 + 64 * call.name().len() as u64,
+        Event::BootCalled { .. } => 18,
         Event::Fetched(_) => 11,
         Event::Tick => 12,
         Event::Granted(_) => 13,

@@ -54,10 +54,12 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
-        // Two of five have to show that their system is up.
-        if home % 5 < 2 {
-            spec.boot_check = BootCheck::Tcp { port: 80, address: None };
-        }
+        // Two of three have to show that their system is up.
+        spec.boot_check = match home % 3 {
+            0 => BootCheck::Tcp { port: 80, address: None },
+            1 => BootCheck::Call,
+            _ => BootCheck::None,
+        };
         spec.timeouts.power = power_limit(machine.has_bmc);
         spec
     }

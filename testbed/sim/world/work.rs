@@ -11,8 +11,8 @@ use hostler::{
         fault::{Fault, Step},
         ids::{NodeName, OpId},
         power::PowerState,
-        secret::{AttemptKey, Secret},
-        spec::{Checksum, NodeSpec, Verify},
+        secret::{AttemptKey, BootToken, Secret},
+        spec::{BootCheck, Checksum, NodeSpec, Verify},
         status::{ImagingStage, Progress},
     },
 };
@@ -278,6 +278,11 @@ impl Site {
             return None;
         }
         if next == Move::Verify {
+            let token = match &self.jobs[key].operation {
+                Operation::Image { boot_token, .. } => boot_token.clone(),
+                _ => None,
+            };
+            self.machines[m].platters[platter].token = token.map(|token| (key.0.clone(), token));
             self.machines[m].platters[platter].content = Content::Whole(image);
             self.arrange(key, 500, 3000);
             return None;
@@ -294,11 +299,23 @@ impl Site {
         Some((key.0.clone(), Event::Progress { op, progress }))
     }
 
+    /// A token of its own for each attempt whose system is to call.
+    fn boot_token(&mut self, key: &JobKey) -> Option<BootToken> {
+        let job = &self.jobs[key];
+        let calls = job.spec.boot_check == BootCheck::Call;
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&job.id.to_be_bytes());
+        bytes[8] = 0xbb;
+        let token = calls.then(|| BootToken::from_bytes(&bytes))?;
+        self.tokens.push((key.0.clone(), token.clone()));
+        Some(token)
+    }
+
     /// Half a minute of asking whether the machine at that address has its own system up.
     fn probe(&mut self, key: &JobKey) {
         let Operation::ProbePort { address, .. } = &self.jobs[key].operation else { return };
-        let asked = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
-        if asked.is_some_and(Machine::is_up) && !self.mishap(20) {
+        let probed = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
+        if probed.is_some_and(Machine::is_up) && !self.mishap(20) {
             return self.arrange(key, 10, 500);
         }
         let fault = Fault::passing(Step::FirstBoot, NO_ANSWER, "nobody answers", "");
@@ -328,6 +345,7 @@ impl Site {
                     root_uuid,
                     root_partuuid: None,
                     netboot,
+                    boot_token: self.boot_token(key),
                 };
                 let key = AttemptKey::from_bytes(&bytes);
                 Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
