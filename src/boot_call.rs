@@ -76,10 +76,11 @@ pub fn url(at: SocketAddr, node: &NodeName, token: &BootToken) -> Secret {
 }
 
 impl BootCalls {
-    /// The way to whoever receives from the other end of `calls`.
-    pub fn new(calls: mpsc::Sender<BootCall>) -> Self {
+    /// A way and its other end, between which so many calls may wait.
+    pub fn channel(depth: usize) -> (Self, mpsc::Receiver<BootCall>) {
+        let (calls, received) = mpsc::channel(depth);
         let limits = ConnectionLimits { max: 0, per_peer_max: 0, rate: Some(RATE) };
-        Self { calls, rates: Admission::new(limits) }
+        (Self { calls, rates: Admission::new(limits) }, received)
     }
 
     /// Answers a request. The body is read before the path is looked at, so that the answer's time

@@ -1,7 +1,7 @@
-//! Moves a spec's image into the cache, and from there to a machine's disk.
+//! Prepares a spec's image in the cache, and writes it to a machine's disk.
 //!
-//! Started by the operations. Nothing is written before the target was found to be the disk that
-//! the ramdisk reported.
+//! Called by the operations. It must never write before the target's size proves to be that of the
+//! chosen disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::{
     boot_call,
     image::Entry,
-    imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate, Written},
+    imaging::{self, Geometry, ImageFile, ImagingError, ImagingOrder, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
@@ -24,27 +24,31 @@ use crate::{
 };
 
 use super::{
+    checkpoint::Begun,
     faults,
-    layout::{self, Needs, Source},
+    layout::{self, CachedImage, LaidOut, Needs, Seed},
     volume::TargetDisk,
     work::Operations,
 };
 
-/// Time over which a disk's lowest rate is averaged.
+/// The time over which a disk's rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
-/// Times that an image may decay in one operation: more often the cache's disk fails.
-const DECAYED_MAX: usize = 3;
-
-/// The disk to write, and what beside the spec is to be on it.
+/// The write of a spec's image to the disk that a ramdisk exports.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ImagingGoal<'a> {
+pub(super) struct DiskWrite<'a> {
+    pub(super) spec: &'a Arc<NodeSpec>,
+    /// The digest of the image as published.
+    pub(super) image: &'a Digest,
     pub(super) target: &'a Target,
-    /// The size that tells the target from that of another disk.
     pub(super) size: DiskSize,
     /// The token for the config drive.
     pub(super) boot_token: Option<&'a BootToken>,
 }
+
+/// Most repetitions because of a decayed image in one operation: more of them mean that the cache's
+/// disk fails.
+const DECAYED_MAX: usize = 3;
 
 fn random() -> Result<[u8; 32], Fault> {
     let mut random = [0; 32];
@@ -53,7 +57,7 @@ fn random() -> Result<[u8; 32], Fault> {
 }
 
 impl Operations {
-    /// Fetches the image into the cache, and makes a key for the attempt.
+    /// Fetches the image into the cache, and makes the attempt's key.
     pub(super) async fn prepare(
         &self,
         spec: &Arc<NodeSpec>,
@@ -91,15 +95,15 @@ impl Operations {
         Ok(Outcome::Prepared { image, key, system_guid, stages })
     }
 
-    /// The image from the cache, fetched again if it is no longer there. `decayed` holds the
-    /// failures in this operation by which it was found to have decayed.
+    /// Gets the image from the cache, or fetches it again. `decayed` has the faults of decayed
+    /// images in this operation so far.
     async fn source(
         &self,
         spec: &NodeSpec,
         digest: &Digest,
         decayed: &[Fault],
         watch: &Watch<'_>,
-    ) -> Result<Source, Fault> {
+    ) -> Result<CachedImage, Fault> {
         if let Some(last) = decayed.get(DECAYED_MAX - 1) {
             return Err(last.clone());
         }
@@ -115,17 +119,17 @@ impl Operations {
             }
         })?;
         let image = ImageFile::checked(entry.file.clone(), &entry.path);
-        Ok(Source { image, entry })
+        Ok(CachedImage { image, entry })
     }
 
     /// Discards a decayed image, so that the next request fetches it again, and returns the fault.
-    /// Any other fault is returned as the error.
+    /// The error is any other fault.
     async fn discard_decayed(&self, entry: Entry, fault: Fault) -> Result<Fault, Fault> {
         if !entry.file.has_decayed() {
             return Err(fault);
         }
         let image = entry.path.display();
-        warn!(%image, error = fault.message, "an image decayed in the cache; it is thrown away");
+        warn!(%image, error = fault.message, "an image decayed in the cache and is discarded");
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
@@ -134,21 +138,20 @@ impl Operations {
     }
 
     /// Writes the image to the disk. If it turns out to have decayed in the cache, the operation
-    /// fetches it again and writes from the start.
+    /// fetches it again.
     pub(super) async fn image(
         &self,
-        spec: &Arc<NodeSpec>,
-        digest: &Digest,
-        goal: ImagingGoal<'_>,
+        wanted: DiskWrite<'_>,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
+        let DiskWrite { spec, image, .. } = wanted;
         let watch = Watch { cancel: cancel.clone(), stall: spec.timeouts.imaging_stall, meter };
         let mut decayed = Vec::new();
         loop {
-            let source = self.source(spec, digest, &decayed, &watch).await?;
+            let source = self.source(spec, image, &decayed, &watch).await?;
             let entry = source.entry.clone();
-            match self.write(spec, source, goal, meter, cancel.clone()).await {
+            match self.write(wanted, source, meter, cancel.clone()).await {
                 Err(fault) => decayed.push(self.discard_decayed(entry, fault).await?),
                 imaged => return imaged,
             }
@@ -157,61 +160,66 @@ impl Operations {
 
     async fn write(
         &self,
-        spec: &Arc<NodeSpec>,
-        source: Source,
-        goal: ImagingGoal<'_>,
+        wanted: DiskWrite<'_>,
+        source: CachedImage,
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        let target_disk = TargetDisk::new(goal.target);
-        let token = goal.boot_token;
-        let url = token.map(|token| boot_call::url(self.boot_calls_at, &spec.name, token));
+        let DiskWrite { spec, image, target, boot_token, .. } = wanted;
+        let url = boot_token.map(|token| boot_call::url(self.boot_calls_at, &spec.name, token));
+        let target_disk = TargetDisk::new(target);
         let disk = imaging::open(&target_disk, cancel.clone()).await;
         let disk = disk.map_err(|error| faults::of_opening(&error))?;
         let geometry = disk.geometry();
-        let layout = tokio::select! {
-            layout = lay_out(spec, source, geometry, goal, url) => layout,
-            () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
+        let begun = Begun::new(&self.checkpoints, &spec.name, image, target, geometry);
+        let laid_out = match &begun {
+            Ok(begun) => tokio::select! {
+                laid_out = lay_out(wanted, source, geometry, begun.seed().clone(), url) => laid_out,
+                () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
+            },
+            Err(fault) => Err(fault.clone()),
         };
-        let layout = match layout {
-            Ok(layout) => layout,
-            Err(fault) => {
+        let (begun, LaidOut { layout, fingerprint }) = match (begun, laid_out) {
+            (Ok(begun), Ok(laid_out)) => (begun, laid_out),
+            (Err(fault), _) | (_, Err(fault)) => {
                 disk.close().await;
                 return Err(fault);
             }
         };
         let root_partuuid = layout.root_partuuid().map(str::to_owned);
+        let (checkpoint, followed) = begun.follow(fingerprint);
         let order = ImagingOrder {
             layout,
             verify: spec.image.verify,
             stall: spec.timeouts.imaging_stall,
             least_rate: LeastRate { bytes_per_s: self.imaging_rate_min, over: RATE_WINDOW },
+            checkpoint,
         };
-        let disk_bytes = geometry.bytes;
-        let written = disk
-            .write(&order, meter, cancel)
-            .await
-            .map_err(|error| Fault::of(Step::Imaging, &error))?;
-        let Written { bytes, writing, verifying, .. } = written;
+        let written = disk.write(&order, meter, cancel).await;
+        drop(order);
+        // An agent that stops cancels the write, and the next one goes on with it.
+        followed.end(matches!(written, Err(ImagingError::Cancelled))).await;
+        let Written { bytes, writing, verifying, ranges } =
+            written.map_err(|error| Fault::of(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes, ?writing, ?verifying, "image written");
-        let stages = meter.durations();
-        Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, root_partuuid, stages })
+        let (stages, disk_bytes) = (meter.durations(), geometry.bytes);
+        Ok(Outcome::Imaged { verify: ranges, disk_bytes, root_partuuid, stages })
     }
 }
 
-/// Lays out the target's disk, if it is the one that was asked for.
+/// Lays out the target's disk after a check of its size.
 async fn lay_out(
-    spec: &Arc<NodeSpec>,
-    source: Source,
+    DiskWrite { spec, target, size, .. }: DiskWrite<'_>,
+    source: CachedImage,
     disk: Geometry,
-    goal: ImagingGoal<'_>,
+    seed: Seed,
     url: Option<Secret>,
-) -> Result<Layout, Fault> {
-    check_size(goal.target, disk.bytes, goal.size)?;
-    layout::layout(Arc::clone(spec), source, disk, url).await
+) -> Result<LaidOut, Fault> {
+    check_size(target, disk.bytes, size)?;
+    layout::layout(Arc::clone(spec), source, disk, seed, url).await
 }
 
-/// Refuses a disk of another size than the one meant.
+/// Refuses a disk of a wrong size.
 fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> {
     let has = format!("target {}: its disk has {} ({bytes} bytes)", target.iqn, show_bytes(bytes));
     match size {

@@ -1,13 +1,15 @@
-//! Lays out a machine's disk: the image, and what its spec wants beside it.
+//! Makes the layout of a machine's disk: the image and the spec's other partitions.
 //!
-//! Called before a machine is touched, to see whether it can be done at all, and again once the
-//! disk is known. Reads images and makes file systems, so that it runs where blocking is allowed.
-//! Nothing here writes to a disk.
+//! Called in the preparation, to check that a layout is possible, and again once the disk is known.
+//! It reads images and makes file systems, so that it must run where blocking is allowed. Nothing
+//! here may write to a disk.
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     drive::{self, DriveError},
@@ -19,47 +21,82 @@ use crate::{
     model::{
         boot::Firmware,
         fault::{Fault, Step},
+        ids::{Digest, hex},
         secret::Secret,
         spec::{ImageKind, NodeSpec, Partitions},
     },
 };
 
-use super::faults;
+use super::{clock::now, faults};
 
-/// The blocks most disks have; before the disk is known, things are tried with these.
+/// The block size of most disks, for the check before the disk is known.
 const USUAL_BLOCK_BYTES: u32 = 512;
 const SWAP_LABEL: &str = "swap";
 /// Bytes searched for zeros at once.
 const SPOOL_BYTES: usize = 64 << 10;
-/// Identifiers of one disk: more than a table of hostler's own takes.
-const IDS_MAX: usize = 16;
 
 /// An image in the cache.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct CachedImage {
     pub(super) image: ImageFile,
-    /// Keeps it there.
+    /// Keeps the image in the cache.
     pub(super) entry: Entry,
 }
 
-impl Source {
-    /// Directory for large temporary files.
+impl CachedImage {
+    /// The directory for large temporary files.
     fn scratch(&self) -> &Path {
         self.entry.path.parent().unwrap_or(Path::new("."))
     }
 }
 
-/// Demands of an installation on its disk.
+/// The part of a layout that neither spec nor image nor disk decides: the same seed makes the same
+/// layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Seed {
+    /// 64 random hex digits, from which identifiers are made.
+    ids: String,
+    /// The time at which file systems were made.
+    made_at: Timestamp,
+}
+
+impl Seed {
+    pub(super) fn random() -> Result<Self, Fault> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+        Ok(Self { ids: hex(&random), made_at: now() })
+    }
+
+    /// Identifiers for tables and file systems, one after the other.
+    fn ids(&self, purpose: &str) -> impl FnMut() -> [u8; 16] {
+        let mut numbers = 0_u64..;
+        let text = format!("{} {purpose}", self.ids);
+        move || {
+            let number = numbers.next().unwrap_or_default();
+            let digest = Digest::of(format!("{text} {number}").as_bytes());
+            digest.bytes().first_chunk().copied().unwrap_or_default()
+        }
+    }
+}
+
+/// A layout, and the fingerprint of what it puts on the disk.
+pub(super) struct LaidOut {
+    pub(super) layout: Layout,
+    pub(super) fingerprint: Option<Digest>,
+}
+
+/// The requirements of an installation on its disk.
 #[derive(Debug)]
 pub(super) struct Needs {
-    /// The smallest disk that will do, in bytes.
+    /// The smallest sufficient disk, in bytes.
     pub(super) disk_bytes: u64,
-    /// UUID of the image's file system, if it is one.
+    /// The UUID of the file system in a partition image.
     pub(super) root_uuid: Option<String>,
 }
 
-/// Whether the image can be installed as the spec wants it, and what that takes.
-pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
+/// Checks that the image can be installed as the spec wants, and returns the requirements.
+pub(super) fn needs(spec: &NodeSpec, source: &CachedImage) -> Result<Needs, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
     drive(spec, USUAL_BLOCK_BYTES, None).map_err(of_drive)?;
     let ImageKind::Partition(partitions) = &spec.image.kind else {
@@ -80,16 +117,18 @@ pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
     Ok(Needs { disk_bytes, root_uuid: Some(found.uuid) })
 }
 
-/// Lays out this disk. Its system is to call `url` once it is up.
+/// Makes the layout of this disk. Its system is to call `url` once it is up.
 pub(super) async fn layout(
     spec: Arc<NodeSpec>,
-    source: Source,
+    source: CachedImage,
     disk: Geometry,
+    seed: Seed,
     url: Option<Secret>,
-) -> Result<Layout, Fault> {
+) -> Result<LaidOut, Fault> {
     let ephemeral = match &spec.image.kind {
         ImageKind::Partition(Partitions { ephemeral_bytes: Some(bytes), .. }) => {
-            let file = drive::ephemeral(*bytes, source.scratch()).await;
+            let (uuid, made_at) = (seed.ids("ephemeral")(), seed.made_at);
+            let file = drive::ephemeral(*bytes, source.scratch(), uuid, made_at).await;
             Some(
                 file.and_then(|file| made(file, source.scratch()))
                     .map_err(|error| Fault::of(Step::Image, &error))?,
@@ -97,7 +136,13 @@ pub(super) async fn layout(
         }
         _ => None,
     };
-    let laying_out = move || lay_out(&spec, &source, disk, ephemeral, url.as_ref());
+    let laying_out = move || {
+        let layout = lay_out(&spec, &source, disk, ephemeral, &seed, url.as_ref())?;
+        // The image is known by its digest, and read only once.
+        let fingerprint = layout.fingerprint(|file| file.path() == source.image.path());
+        let fingerprint = fingerprint.map_err(|error| Fault::of(Step::Imaging, &error))?;
+        Ok(LaidOut { layout, fingerprint })
+    };
     tokio::task::spawn_blocking(laying_out)
         .await
         .unwrap_or_else(|error| Err(faults::internal(&error)))
@@ -105,14 +150,15 @@ pub(super) async fn layout(
 
 fn lay_out(
     spec: &NodeSpec,
-    source: &Source,
+    source: &CachedImage,
     disk: Geometry,
     ephemeral: Option<ImageFile>,
+    seed: &Seed,
     url: Option<&Secret>,
 ) -> Result<Layout, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
     let config_drive = drive(spec, disk.block_bytes, url).map_err(of_drive)?;
-    let mut ids = random_ids()?;
+    let mut ids = seed.ids("table");
     let layout = match &spec.image.kind {
         ImageKind::Disk => whole_disk(&source.image, disk, config_drive, &mut ids),
         ImageKind::Partition(partitions) => {
@@ -140,9 +186,9 @@ fn swap(partitions: &Partitions, uuid: [u8; 16]) -> Result<Option<Bytes>, DriveE
     partitions.swap_bytes.map(make).transpose()
 }
 
-/// The EFI system partition of a machine that boots from its disk when hostler makes its
-/// partitions. Only UEFI needs no boot loader outside of a file system.
-fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Content>, Fault> {
+/// Makes the EFI system partition of a machine with a partition image that boots from its disk. A
+/// BIOS is refused, because it needs a boot loader outside of every file system.
+fn esp(spec: &NodeSpec, source: &CachedImage, block_bytes: u32) -> Result<Option<Content>, Fault> {
     match (spec.image.netboot.is_some(), spec.boot.firmware) {
         (true, _) => Ok(None),
         (false, Firmware::Bios) => Err(Fault::lasting(
@@ -162,7 +208,7 @@ fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Cont
     }
 }
 
-/// Bytes that need not stay in memory, as a file without a name; zeros take no space in it.
+/// Moves bytes from memory into an unnamed sparse file.
 fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
     let write = || {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -180,16 +226,7 @@ fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
         .and_then(|file| made(file, dir))
 }
 
-/// A file made here, as what can be written to a disk.
+/// Wraps a file that was made here as an image.
 fn made(file: File, dir: &Path) -> Result<ImageFile, DriveError> {
     ImageFile::new(Arc::new(file), dir).map_err(|source| DriveError::Read { source })
-}
-
-/// Identifiers for tables and file systems.
-fn random_ids() -> Result<impl FnMut() -> [u8; 16], Fault> {
-    // A partition table has a handful of partitions.
-    let mut pool = [[0; 16]; IDS_MAX];
-    getrandom::fill(pool.as_flattened_mut()).map_err(faults::no_randomness)?;
-    let mut ids = pool.into_iter().cycle();
-    Ok(move || ids.next().unwrap_or_default())
 }

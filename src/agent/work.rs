@@ -1,7 +1,7 @@
-//! Carrying out the core's operations: power, image and disk. Each operation is a task; it reports
-//! exactly once.
+//! Performs the core's operations: power, image and disk. Each operation is a task, which must
+//! report exactly once.
 //!
-//! Started by the driver. Nothing here decides what comes next.
+//! Started by `effects.rs`. Nothing here may decide what comes next.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -19,23 +19,25 @@ use crate::{
     },
     port_probe::{self, PortAnswer},
     progress::{Cancel, Meter, stopped},
+    store::Checkpoints,
 };
 
 use super::{
-    bmc_names::BmcNames, boot_files::DeployFiles, faults, install::ImagingGoal, mark::Standing,
+    bmc_names::BmcNames, boot_files::DeployFiles, faults, install::DiskWrite, mark::Standing,
     power::Bmcs,
 };
 
-/// An event of a node that an operation or another task of the agent reports to the driver.
-pub(super) type Report = (NodeName, Event);
+/// An event of a node from an operation or another task of the agent, for the driver.
+pub(super) type NodeEvent = (NodeName, Event);
 
-/// Everything operations need.
+/// The resources of all operations.
 #[derive(Debug)]
 pub(super) struct Operations {
     pub(super) library: Library,
+    pub(super) checkpoints: Checkpoints,
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
-    /// Bytes a second that a disk must take or give; 0: any.
+    /// The least rate of a disk in bytes a second; 0: any.
     pub(super) imaging_rate_min: u64,
     pub(super) standing: Standing,
     pub(super) bmc_names: BmcNames,
@@ -44,10 +46,16 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    pub(super) fn new(config: &Config, standing: Standing, boot_calls_at: SocketAddr) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        standing: Standing,
+        checkpoints: Checkpoints,
+        boot_calls_at: SocketAddr,
+    ) -> Self {
         Self {
             imaging_rate_min: config.limits.imaging_rate_min,
             standing,
+            checkpoints,
             boot_calls_at,
             bmc_names: BmcNames::default(),
             library: library(config),
@@ -56,7 +64,8 @@ impl Operations {
         }
     }
 
-    /// Does it. When `cancel` says so it stops, and returns only when it has really stopped.
+    /// Performs an operation. After `cancel`, it returns only once the operation has really
+    /// stopped.
     pub(super) async fn perform(
         &self,
         operation: Operation,
@@ -73,7 +82,7 @@ impl Operations {
         match operation {
             Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
             Operation::ConfirmPower => {
-                // The last moment: from the next operation on, a clean-up would use the BMC.
+                // The last check: from the next operation on, a clean-up uses the BMC.
                 self.bmc_names.check(Step::Preflight, spec).await?;
                 self.bmcs.confirm(spec, cancel).await.map(Outcome::Power)
             }
@@ -87,10 +96,11 @@ impl Operations {
                 Ok(Outcome::PoweredOn)
             }
             Operation::Image { image, target, size, boot_token } => {
-                let boot_token = boot_token.as_ref();
-                let goal = ImagingGoal { target: &target, size, boot_token };
-                // Large, and few: what all the others are must be small.
-                Box::pin(self.image(spec, &image, goal, meter, cancel)).await
+                // Boxed, because this future is large, and all others, which are many, must stay
+                // small.
+                let (image, target, boot_token) = (&image, &target, boot_token.as_ref());
+                let wanted = DiskWrite { spec, image, target, size, boot_token };
+                Box::pin(self.image(wanted, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
                 tokio::select! {
@@ -131,7 +141,7 @@ impl Operations {
     }
 }
 
-/// The image library of this configuration; the agent's, or that of a command.
+/// Makes the image library of a configuration, for the agent or a command.
 pub(crate) fn library(config: &Config) -> Library {
     let images = config.images.clone();
     Library::new(image::LibraryOptions {
@@ -144,7 +154,7 @@ pub(crate) fn library(config: &Config) -> Library {
     })
 }
 
-/// A new cancel signal: the sender's end for the driver.
+/// Makes a cancel signal.
 pub(super) fn cancel_signal() -> (watch::Sender<bool>, Cancel) {
     watch::channel(false)
 }

@@ -47,10 +47,13 @@ pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCod
         Err(error) => (Some("nobody knows whether an agent runs".to_owned()), Some(error)),
     };
     let doubt = doubt.or_else(|| files.check_written(&place.node).err()).or(mark_doubt);
-    let console = Some(files.console_path(&place.node)).filter(|path| path.exists());
+    let there = |path: PathBuf| path.exists().then_some(path);
+    let console = there(files.console_path(&place.node));
+    let ramdisk_log = there(files.ramdisk_log_path(&place.node));
     let (file, defaults) = place.spec()?;
     let spec = file.exists().then(|| spec_dir::read_file(&file, defaults.as_ref()));
-    Story { status: &status, agent, spec, console, now: Timestamp::now() }.tell(out)?;
+    let now = Timestamp::now();
+    Story { status: &status, agent, spec, console, ramdisk_log, now }.tell(out)?;
     // At the end, where it is seen: what was told may be wrong.
     doubt.map_or(Ok(ExitCode::SUCCESS), |doubt| Err(doubt.into()))
 }
@@ -62,6 +65,8 @@ struct Story<'a> {
     spec: SpecNow,
     /// The machine's console, if it was kept.
     console: Option<PathBuf>,
+    /// The log of its deploy ramdisk, if one came.
+    ramdisk_log: Option<PathBuf>,
     now: Timestamp,
 }
 
@@ -70,6 +75,7 @@ impl Story<'_> {
         self.head(out)?;
         self.history(out)?;
         self.seen(out)?;
+        self.logged(out)?;
         self.last_error(out)?;
         self.conditions(out)?;
         self.next(out)
@@ -220,6 +226,12 @@ impl Story<'_> {
             writeln!(out, "  refused  {} calls, the last because: {why}", seen.refused)?;
         }
         Ok(())
+    }
+
+    /// Beside what was seen, whether anything went wrong or not.
+    fn logged(&self, out: &mut impl Write) -> io::Result<()> {
+        let Some(path) = &self.ramdisk_log else { return Ok(()) };
+        writeln!(out, "  logged   what its deploy ramdisk logged is in {}", path.display())
     }
 
     fn last_error(&self, out: &mut impl Write) -> io::Result<()> {

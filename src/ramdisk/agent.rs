@@ -1,4 +1,4 @@
-//! The agent, as the ramdisk sees it: four questions over HTTPS.
+//! The agent, as the ramdisk sees it: four questions over HTTPS, and the log of this machine.
 //!
 //! Called by the boot sequence. Every question is repeated until it is answered or the attempt is
 //! over; the agent, not the ramdisk, holds the deadline. But it never asks for ever: a disk is on
@@ -17,12 +17,13 @@ use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::TcpStream,
+    task::spawn_blocking,
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::pin;
+use super::{log::Log, pin};
 use crate::model::{
     boot::RamdiskArgs,
     callback::{Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply},
@@ -32,6 +33,8 @@ use crate::model::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// One question: the agent may hold `deploy_state` for 30 s.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// Sending the log, with all that belongs to it. Nobody waits longer for that.
+const LOG_LIMIT: Duration = Duration::from_secs(3);
 /// How long the agent is asked for.
 const PATIENCE: Patience = Patience {
     pause_first: Duration::from_millis(500),
@@ -113,19 +116,21 @@ pub(super) struct Agent {
     args: RamdiskArgs,
     tls: TlsConnector,
     patience: Patience,
+    log: Log,
 }
 
 impl Agent {
-    pub(super) fn new(args: RamdiskArgs) -> Result<Self, rustls::Error> {
-        Self::with_patience(args, PATIENCE)
+    pub(super) fn new(args: RamdiskArgs, log: Log) -> Result<Self, rustls::Error> {
+        Self::with_patience(args, log, PATIENCE)
     }
 
     pub(super) fn with_patience(
         args: RamdiskArgs,
+        log: Log,
         patience: Patience,
     ) -> Result<Self, rustls::Error> {
         let tls = TlsConnector::from(Arc::new(pin::client_config(&args.pin)?));
-        Ok(Self { args, tls, patience })
+        Ok(Self { args, tls, patience, log })
     }
 
     /// Which disk to export, and as what.
@@ -156,6 +161,22 @@ impl Agent {
     /// The target is stopped. An attempt the agent no longer knows has been completed.
     pub(super) async fn completed(&self, notice: &Completed) -> Result<(), AgentError> {
         self.post::<Ignored>("completed", notice).await.map(drop)
+    }
+
+    /// Sends what this machine has logged since its boot, once. Whatever becomes of that, the boot
+    /// sequence goes on.
+    pub(super) async fn send_log(&self) {
+        let sending = async {
+            let log = self.log.clone();
+            let body = spawn_blocking(move || log.body()).await.unwrap_or_default();
+            self.call::<Ignored>(Method::POST, "log", body.into()).await
+        };
+        match timeout(LOG_LIMIT, sending).await {
+            Ok(Ok(Ok(Ignored))) => {}
+            Ok(Ok(Err(Refusal { error, .. }))) => info!(error, "the agent does not take the log"),
+            Ok(Err(error)) => info!(%error, "the log was not sent"),
+            Err(_) => info!("the log was not sent within {} s", LOG_LIMIT.as_secs()),
+        }
     }
 
     async fn post<T: DeserializeOwned>(

@@ -15,10 +15,13 @@ use tracing::{error, info};
 
 use super::{
     agent::{Agent, AgentError},
-    disks, machine,
+    disks,
+    log::Log,
+    machine,
     modules::{Modules, NoModules},
     mounts::{self, MountError},
     network::{self, NetworkError},
+    send_log,
     target::{self, Chap, Target},
     verify::verify,
 };
@@ -62,10 +65,9 @@ pub(super) enum Trouble {
 
 /// From the first mount to the last word. `Ok`: the agent knows all, and has said how to leave the
 /// machine.
-pub(super) async fn tell() -> Result<Then, Trouble> {
+pub(super) async fn tell(log: &Log) -> Result<Then, Trouble> {
     mounts::basic()?;
-    let command_line = fs::read_to_string("/proc/cmdline")
-        .map_err(|error| Trouble::CommandLine(error.to_string()))?;
+    let command_line = command_line()?;
     let args = RamdiskArgs::from_command_line(&command_line).map_err(Trouble::CommandLine)?;
     info!(node = %args.node, agent = %args.api, version = env!("CARGO_PKG_VERSION"), "hostler");
 
@@ -84,16 +86,33 @@ pub(super) async fn tell() -> Result<Then, Trouble> {
         info!(%disk, "found");
     }
 
-    let agent = Agent::new(args)?;
+    let agent = Agent::new(args, log.clone())?;
+    // A machine that is switched off at the next answer, or hangs, has told of its boot.
+    agent.send_log().await;
     let look = async |known: &[Disk], pause| disks::changed(sys, known, pause).await;
     match look_up(&agent, &mut disks, look).await {
         Ok(reply) => serve(&agent, address, &disks, &reply).await,
         Err(AgentError::Refused(reason)) => {
             error!(reason, "the agent chose no disk");
+            agent.send_log().await;
             wait_for_the_end(&agent, PAUSE_DEFAULT).await
         }
         Err(over) => Err(over.into()),
     }
+}
+
+/// The boot sequence has ended where it does not go on: tells the agent why, if it can be reached.
+pub(super) async fn send_last_log(log: &Log) {
+    let args = command_line().map(|line| RamdiskArgs::from_command_line(&line));
+    if let Ok(Ok(args)) = args
+        && let Err(error) = send_log(args, log.clone()).await
+    {
+        error!(%error, "TLS");
+    }
+}
+
+fn command_line() -> Result<String, Trouble> {
+    fs::read_to_string("/proc/cmdline").map_err(|error| Trouble::CommandLine(error.to_string()))
 }
 
 /// Has the agent choose a disk. While the root device is not there, says again which disks are,
@@ -131,6 +150,7 @@ async fn serve(
         Ok(exported) => exported,
         Err(reason) => {
             error!(reason, "no target");
+            agent.send_log().await;
             accepted(agent.pass_deploy_info(&deploy_info(address, reply, None, reason)).await)?;
             return wait_for_the_end(agent, pause).await;
         }
@@ -141,7 +161,6 @@ async fn serve(
     if answer.state == DeployState::Release {
         return complete(agent, stopped, disk, answer).await;
     }
-    info!("the agent has ended this attempt");
     Ok(answer.then)
 }
 
@@ -157,7 +176,16 @@ async fn offer<E: ToString + Send + 'static>(
         Ok(()) => agent.wait_until_done(pause).await,
         Err(over) => Err(over),
     };
-    let stopped = blocking(TARGET_LIMIT, "stopping the target", stop).await;
+    let is_over = !matches!(&answer, Ok(reply) if reply.state == DeployState::Release);
+    let last_words = async {
+        if is_over {
+            info!(over = ?answer.as_ref().map(|reply| reply.state), "the target is wanted no more");
+            // Its machine may be switched off before the target is stopped.
+            agent.send_log().await;
+        }
+    };
+    let stopping = blocking(TARGET_LIMIT, "stopping the target", stop);
+    let (stopped, ()) = tokio::join!(stopping, last_words);
     match &stopped {
         Ok(()) => info!("the target is stopped"),
         Err(reason) => error!(reason, "the target did not stop"),
@@ -224,6 +252,7 @@ async fn complete(
         Ok(()) if ranges.is_empty() => Completed::default(),
         Ok(()) => compare(&disk, ranges).await,
     };
+    agent.send_log().await;
     leave(then, &notice.error, accepted(agent.completed(&notice).await))
 }
 
@@ -312,14 +341,18 @@ mod tests {
     const RELEASE: &str = r#"{"state":"release"}"#;
     const ABORT: &str = r#"{"state":"abort"}"#;
 
+    fn info() -> DeployInfo {
+        let reply = LookupReply { disk: "vda".into(), iqn: "iqn.x".into(), poll_after: 0 };
+        deploy_info([127, 0, 0, 1].into(), &reply, None, String::new())
+    }
+
     /// Offers a target to an agent that answers like this; how the offer ends, and whether the
     /// target is stopped by then.
     async fn offered(
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
     ) -> (Result<DeployState, AgentError>, bool) {
         let agent = Pretended::start(answer).await;
-        let reply = LookupReply { disk: "vda".into(), iqn: "iqn.x".into(), poll_after: 0 };
-        let info = deploy_info([127, 0, 0, 1].into(), &reply, None, String::new());
+        let info = info();
         let (stopping, stopped) = std::sync::mpsc::channel();
         let stop = move || stopping.send(()).map_err(|error| error.to_string());
         let ramdisk = agent.seen_by_a_ramdisk();
@@ -360,6 +393,47 @@ mod tests {
         };
         let (ended, stopped) = offered(refused).await;
         assert!(stopped && matches!(ended, Ok(DeployState::Abort)), "{ended:?}");
+    }
+
+    /// Invariant (ramdisk): The log is sent before the call, or beside the work, after which a
+    /// machine may be switched off.
+    #[tokio::test]
+    async fn the_log_is_sent_before_completed_and_when_the_agent_has_ended_the_attempt() {
+        let answer = |last: Answer| {
+            move |name: &str, _| match name {
+                "deploy_state" => last,
+                _ => Some((202, "{}")),
+            }
+        };
+        let abort = Some((200, ABORT));
+        let release = Some((200, RELEASE));
+        for (last, requested) in [
+            (abort, &["pass_deploy_info", "deploy_state", "log"][..]),
+            (release, &["pass_deploy_info", "deploy_state"]),
+        ] {
+            let agent = Pretended::start(answer(last)).await;
+            let (ramdisk, info) = (agent.seen_by_a_ramdisk(), info());
+            // A disk that does not let go of its target keeps no log back.
+            let (sent, waits) = std::sync::mpsc::channel::<()>();
+            let stop = move || waits.recv().map_err(|error| error.to_string());
+            let offered = offer(&ramdisk, &info, Duration::ZERO, stop);
+            let logged = async {
+                let until = Instant::now() + PATIENCE.silence;
+                while agent.requested() != requested && Instant::now() < until {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                sent.send(()).unwrap();
+            };
+            let ((ended, stopped), ()) = tokio::join!(offered, logged);
+            assert!(ended.is_ok() && stopped.is_ok(), "{ended:?} {stopped:?}");
+            assert_eq!(agent.requested(), requested);
+        }
+        let agent = Pretended::start(answer(release)).await;
+        let released = DeployState::Release.into();
+        let failed = Err("the target did not stop".to_owned());
+        let ramdisk = agent.seen_by_a_ramdisk();
+        complete(&ramdisk, failed, Disk::default(), released).await.unwrap();
+        assert_eq!(agent.requested(), ["log", "completed"]);
     }
 
     /// Invariant (ramdisk): A late root device is waited for; its node is given up only after a

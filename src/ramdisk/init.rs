@@ -5,7 +5,7 @@
 
 use std::{
     fmt, io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -14,9 +14,12 @@ use std::{
 use rustix::system::{RebootCommand, reboot};
 use tokio::runtime::Builder;
 use tracing::{error, info};
-use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
+use tracing_subscriber::fmt::{format::Writer, time::FormatTime, writer::MakeWriterExt as _};
 
-use super::boot_sequence::{self, Trouble};
+use super::{
+    boot_sequence::{self, Trouble},
+    log::Log,
+};
 use crate::model::callback::Then;
 
 /// How long the machine stays on for whoever reads its console, when the agent's BMC does not
@@ -26,11 +29,13 @@ const LINGER: Duration = Duration::from_secs(600);
 /// Runs the deploy ramdisk. Returns only when this is not PID 1: on an administrator's machine it
 /// does nothing.
 pub fn init() -> ExitCode {
+    let log = Log::default();
+    let kept = log.clone();
     tracing_subscriber::fmt()
         .with_timer(SinceStart(Instant::now()))
         .with_target(false)
         .with_ansi(false)
-        .with_writer(io::stderr)
+        .with_writer(io::stderr.and(move || kept.clone()))
         // A console that cannot be written to must not stop the boot sequence.
         .log_internal_errors(false)
         .init();
@@ -38,22 +43,27 @@ pub fn init() -> ExitCode {
         error!("hostler-ramdisk is the init of the deploy ramdisk and runs only as process 1");
         return ExitCode::from(2);
     }
+    panic::set_hook(Box::new(|panicked| error!("{panicked}")));
     // Kept to the end: the lease is renewed for as long as the machine is on.
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let mut then = Then::Wait;
     match &runtime {
         Ok(runtime) => {
-            match catch_unwind(AssertUnwindSafe(|| runtime.block_on(boot_sequence::tell()))) {
+            match catch_unwind(AssertUnwindSafe(|| runtime.block_on(boot_sequence::tell(&log)))) {
                 Ok(Ok(reported)) => then = reported,
                 Ok(Err(trouble)) => {
                     error!("{trouble}");
+                    runtime.block_on(boot_sequence::send_last_log(&log));
                     // The agent has been asked for long enough.
                     if matches!(trouble, Trouble::Agent(_)) {
                         then = Then::PowerOff;
                     }
                 }
-                // The panic hook has printed where.
-                Err(_) => error!("the deploy ramdisk has a defect; see the message above"),
+                // The panic hook has logged where.
+                Err(_) => {
+                    error!("the deploy ramdisk has a defect; see the message above");
+                    runtime.block_on(boot_sequence::send_last_log(&log));
+                }
             }
         }
         Err(error) => error!(%error, "no threads"),

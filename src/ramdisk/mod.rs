@@ -3,10 +3,13 @@
 //!
 //! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`]. The part in
 //! between is [`boot_sequence`]: mounts, modules, network, disks, lookup, target, deploy state,
-//! flush, verify, completed.
+//! flush, verify, completed. The log is sent at three of these: before the lookup, before the
+//! ramdisk says that something failed or completed, and when the agent has ended the attempt.
 //!
 //! It must never write to a disk itself, export a disk the agent did not choose, or leave the
 //! console without a reason.
+
+use crate::model::boot::RamdiskArgs;
 
 pub mod build;
 pub mod dhcp;
@@ -16,6 +19,7 @@ mod boot_sequence;
 mod by_path;
 mod disks;
 mod init;
+mod log;
 mod machine;
 mod module_list;
 mod modules;
@@ -27,6 +31,13 @@ mod target;
 mod verify;
 
 pub use init::init;
+pub use log::Log;
+
+/// Sends this log and the kernel's to the agent, as the boot sequence does, within a short limit.
+pub async fn send_log(args: RamdiskArgs, log: Log) -> Result<(), rustls::Error> {
+    agent::Agent::new(args, log)?.send_log().await;
+    Ok(())
+}
 
 /// The way in for the fuzz target: whatever a DHCP server answers.
 #[cfg(fuzzing)]

@@ -1,60 +1,60 @@
-//! `<name>.console.log`, beside the status file: what a machine printed on its serial line during
-//! the attempt that failed last.
+//! `<name>.console.log`, beside the status file: a machine's serial console during the attempt that
+//! failed last.
 //!
-//! Written by the agent's driver when the attempt is over. The machine may be hostile: nothing in
-//! the file may do anything to the terminal of whoever reads it. The file is for the agent's user
-//! and group only, and the attempt's key, which a kernel prints with its command line, is not in
-//! it.
+//! Written by the agent's publisher when the attempt is over. The machine may be hostile:
+//! `untrusted.rs` makes what it printed fit to be read.
 
-use std::{fmt::Write as _, iter::Peekable, ops::RangeInclusive, path::PathBuf, str::Chars};
+use std::{fmt::Write as _, path::PathBuf};
 
 use jiff::Timestamp;
 
-use super::{StatusFileError, StatusFiles};
+use super::{
+    StatusFileError, StatusFiles,
+    untrusted::{MODE, clean, last_lines, without_key},
+};
 use crate::{
     atomic_file,
-    model::{ids::NodeName, printable::is_escaped, secret::AttemptKey},
+    model::{ids::NodeName, secret::AttemptKey},
 };
 
-/// Most of a console that is kept, in bytes: the end, which says why. A whole boot of the deploy
-/// ramdisk has some 20 KiB at its loudest.
+/// Longest part of a console that is kept, in bytes: its end, where the failure is. The most
+/// verbose boot of the deploy ramdisk prints about 20 KiB.
 pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
 const SUFFIX: &str = ".console.log";
-const MODE: u32 = 0o640;
 
 /// The console output of a machine during one attempt.
 #[derive(Debug)]
 pub struct ConsoleLog {
     /// The node.
     pub node: NodeName,
-    /// Which attempt.
+    /// The attempt's number.
     pub attempt: u32,
-    /// Since when the machine was to be listened to.
+    /// The start of the recording.
     pub from: Timestamp,
-    /// Until when.
+    /// The end of the recording.
     pub to: Timestamp,
-    /// The last of what it printed, as it came, at most [`CONSOLE_BYTES_MAX`].
+    /// The end of the output, unfiltered, at most [`CONSOLE_BYTES_MAX`].
     pub said: Vec<u8>,
-    /// Why it could not be listened to, or not all the time.
+    /// The reason for gaps in the recording.
     pub trouble: Option<String>,
-    /// The attempt's key, to be made unreadable.
+    /// The attempt's key, which is replaced in the file.
     pub key: AttemptKey,
 }
 
 impl StatusFiles {
-    /// Where a node's console is kept.
+    /// The path of a node's console log.
     pub fn console_path(&self, node: &NodeName) -> PathBuf {
         self.dir.join(format!("{node}{SUFFIX}"))
     }
 
-    /// Replaces what is kept of a node's console; the directory must exist.
+    /// Replaces a node's console log; the directory must exist.
     pub fn write_console(&self, log: &ConsoleLog) -> Result<(), StatusFileError> {
         let path = self.console_path(&log.node);
         atomic_file::replace(&path, MODE, render(log).as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// Removes what is kept of a node's console; that there is nothing is no error.
+    /// Removes a node's console log. A missing file is no error.
     pub fn remove_console(&self, node: &NodeName) -> Result<(), StatusFileError> {
         let path = self.console_path(node);
         atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
@@ -73,61 +73,13 @@ fn render(log: &ConsoleLog) -> String {
             ttyS0, has the deploy ramdisk print there\n",
         );
     }
-    let clean = clean(said).replace(key.expose(), "<key>");
+    let clean = without_key(&clean(said), key);
     let is_cut = said.len() >= CONSOLE_BYTES_MAX || clean.len() > CONSOLE_BYTES_MAX;
-    text.push_str(if is_cut { last_lines(&clean) } else { &clean });
+    text.push_str(if is_cut { last_lines(&clean, CONSOLE_BYTES_MAX) } else { &clean });
     if !text.ends_with('\n') {
         text.push('\n');
     }
     text
-}
-
-/// The whole lines at the end of a text whose beginning is lost or too long: half a line may be
-/// half an escape sequence, or half a key.
-fn last_lines(text: &str) -> &str {
-    let earliest = text.len().saturating_sub(CONSOLE_BYTES_MAX);
-    let end = (earliest..text.len()).find_map(|at| text.get(at..)).unwrap_or_default();
-    end.split_once('\n').map_or(end, |(_, lines)| lines)
-}
-
-/// Text that a terminal shows and does nothing else with: no control characters but line breaks and
-/// tabs, no escape sequences (ECMA-48), and nothing that turns the direction of writing or is not
-/// seen.
-fn clean(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let mut clean = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        match char {
-            '\u{1b}' => skip_escape(&mut chars),
-            '\n' | '\t' => clean.push(char),
-            unprintable if is_escaped(unprintable) => {}
-            plain => clean.push(plain),
-        }
-    }
-    clean
-}
-
-/// The rest of an escape sequence (ECMA-48 §5.3 to §5.6). One without an end ends with its line.
-fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
-    fn skip(chars: &mut Peekable<Chars<'_>>, range: RangeInclusive<char>) {
-        while chars.next_if(|char| range.contains(char)).is_some() {}
-    }
-    match chars.peek() {
-        Some('[') => {
-            chars.next();
-            skip(chars, ' '..='?');
-            chars.next_if(|end| ('@'..='~').contains(end));
-        }
-        // A string. BEL ends it, or an escape sequence by itself.
-        Some(']' | 'P' | 'X' | '^' | '_') => {
-            while chars.next_if(|char| !matches!(char, '\n' | '\u{7}' | '\u{1b}')).is_some() {}
-        }
-        _ => {
-            skip(chars, ' '..='/');
-            chars.next_if(|end| ('0'..='~').contains(end));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -135,7 +87,6 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use expect_test::expect;
-    use proptest::prelude::*;
 
     use super::*;
 
@@ -151,7 +102,7 @@ mod tests {
         }
     }
 
-    /// The text under the header.
+    /// The text after the header.
     fn body(said: &[u8]) -> String {
         render(&log(said)).split_once('\n').unwrap().1.to_owned()
     }
@@ -186,8 +137,8 @@ mod tests {
         assert_eq!(text.lines().nth(1), Some("# bmc 192.0.2.20:623: no answer "));
     }
 
-    /// Invariant (secrets): A kept console has neither the attempt's key nor anything that a
-    /// terminal acts on.
+    /// Invariant (secrets): A kept console or ramdisk's log has neither the attempt's key nor
+    /// anything that a terminal acts on.
     #[test]
     fn nothing_in_it_does_anything_to_a_terminal() {
         for (said, shown) in [
@@ -204,8 +155,8 @@ mod tests {
         }
     }
 
-    /// Invariant (secrets): A kept console has neither the attempt's key nor anything that a
-    /// terminal acts on.
+    /// Invariant (secrets): A kept console or ramdisk's log has neither the attempt's key nor
+    /// anything that a terminal acts on.
     #[test]
     fn the_attempts_key_is_not_in_it_however_it_was_printed() {
         let key = "ab".repeat(32);
@@ -233,14 +184,5 @@ mod tests {
         let text = body(&[&b"\xff".repeat(CONSOLE_BYTES_MAX - 6)[..], &b"\nlast\n"[..]].concat());
         assert_eq!(text, "last\n");
         assert!(body(&vec![0xff; CONSOLE_BYTES_MAX]).len() <= CONSOLE_BYTES_MAX + 1);
-    }
-
-    proptest! {
-        #[test]
-        fn cleaning_never_panics_on_any_bytes_and_leaves_nothing_to_clean(bytes: Vec<u8>) {
-            let once = clean(&bytes);
-            prop_assert!(!once.contains(|c: char| c.is_control() && c != '\n' && c != '\t'));
-            prop_assert_eq!(clean(once.as_bytes()), once);
-        }
     }
 }

@@ -51,8 +51,24 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
         assert_eq!(error.attempt, attempts);
         assert!(!site.rack.machine(&machine.name).is_on);
         assert_eq!(machine.times_switched_on(), usize::try_from(attempts).unwrap());
+        tells_of_its_boot(&site.ramdisk_log(&machine.name), machine, attempts);
     }
     before.iter().for_each(Before::assert_untouched);
+}
+
+/// The deploy ramdisk's log has come, from before there was a network on, and nothing secret is in
+/// it.
+fn tells_of_its_boot(log: &str, machine: &Machine, attempt: u32) {
+    let header = format!("# {}, attempt {attempt}: its deploy ramdisk's log, ", machine.name);
+    assert!(log.starts_with(&header), "{log:.200}");
+    for said in ["] Linux version ", "hostler.key=<key>", "\n# the deploy ramdisk\n", "found disk="]
+    {
+        assert!(log.contains(said), "{said:?}: {log}");
+    }
+    let long_hex = |word: &str| word.len() >= 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    let words = log.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| long_hex(word));
+    let pin = log.split("hostler.pin=").nth(1).and_then(|rest| rest.get(..64)).unwrap();
+    assert_eq!(words.filter(|word| *word != pin).count(), 0, "{log}");
 }
 
 /// As a RAID controller does that shows its volumes long after its driver is ready.

@@ -201,6 +201,11 @@ impl Site {
         self.file(&format!("nodes/{node}.status.toml"))
     }
 
+    /// What the node's deploy ramdisk logged.
+    pub(crate) fn ramdisk_log(&self, node: &str) -> String {
+        fs::read_to_string(self.file(&format!("nodes/{node}.ramdisk.log"))).unwrap()
+    }
+
     /// None while there is no file. There is never half a file.
     pub(crate) fn status(&self, node: &str) -> Option<Status> {
         let text = fs::read_to_string(self.status_path(node)).ok()?;

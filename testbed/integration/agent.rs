@@ -26,6 +26,7 @@ mod mounts;
 mod netboot;
 mod orders;
 mod program;
+mod ramdisk_log;
 mod restarts;
 mod seccomp;
 mod silent;

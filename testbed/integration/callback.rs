@@ -12,7 +12,7 @@ use std::{
 
 use hostler::{
     boot_call::BootCalls,
-    callback::{CallbackLimits, CallbackRequest, Identity, Server},
+    callback::{CallbackLimits, CallbackRequest, Server, TlsIdentity},
     model::{
         callback::{Call, DeployState, LookupReply, Reply},
         secret::AttemptKey,
@@ -37,16 +37,18 @@ use tokio_rustls::{
 };
 
 const LOOKUP: &str = r#"{"macs":["52:54:00:00:00:01"],"disks":[{"name":"vda","size":8589934592}]}"#;
+const LOG: &str = r#"{"kernel":"hunter2","ramdisk":""}"#;
 const DEPLOY_INFO: &str =
     r#"{"address":"127.0.0.1","iqn":"iqn.x","chap_username":"u","chap_password":"hunter2"}"#;
 
 #[tokio::test]
-async fn a_ramdisk_gets_through_its_four_calls() {
+async fn a_ramdisk_gets_through_its_five_calls() {
     let agent = Agent::judging(CallbackLimits::default()).await;
     for (method, call, body, status, answer) in [
         ("POST", "lookup", LOOKUP, 200, r#"{"disk":"vda","iqn":"iqn.edge-07","poll_after":1}"#),
         ("POST", "pass_deploy_info", DEPLOY_INFO, 202, "{}"),
         ("GET", "deploy_state", "", 200, r#"{"state":"release"}"#),
+        ("POST", "log", LOG, 202, "{}"),
         ("POST", "completed", r#"{"verified":true}"#, 202, "{}"),
         ("POST", "completed", r#"{"error":"no disk"}"#, 409, r#"{"error":"heard: no disk"}"#),
     ] {
@@ -206,10 +208,11 @@ async fn no_key_and_no_body_reaches_the_log_at_any_level() {
         for body in [DEPLOY_INFO, r#"{"address":"hunter2"}"#, r#"{"port":"hunter2"}"#] {
             agent.curl("POST", &path(node, "pass_deploy_info"), Some(&key()), body).await;
         }
+        agent.curl("POST", &path(node, "log"), Some(&key()), LOG).await;
     }
     let text = std::fs::read_to_string(&log).unwrap();
     let of_node: Vec<&str> = text.lines().filter(|line| line.contains("quiet-node")).collect();
-    assert_eq!(of_node.len(), 3, "{text}");
+    assert_eq!(of_node.len(), 4, "{text}");
     assert!(!text.contains("hunter2") && !text.contains(&"5a".repeat(32)), "{text}");
 }
 
@@ -266,6 +269,7 @@ fn judge(request: &CallbackRequest) -> Reply {
         }
         Call::PassDeployInfo(_)
         | Call::Completed(_)
+        | Call::Log(_)
         | Call::IronicDeployInfo(_)
         | Call::IronicBootloader(_) => Reply::Accepted,
     }
@@ -301,7 +305,7 @@ impl Agent {
         driver: impl Fn(&CallbackRequest) -> Option<Reply> + Send + 'static,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_create(dir.path()).unwrap();
+        let identity = TlsIdentity::load_or_create(dir.path()).unwrap();
         let pin = identity.pin().to_owned();
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, limits).await.unwrap();
         let addr = server.local_addr().unwrap();
@@ -322,8 +326,8 @@ impl Agent {
         });
         let server = tokio::spawn(async move {
             let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
-            let (calls, _nobody) = mpsc::channel(1);
-            server.serve(requests, BootCalls::new(calls), ticks, stopped).await;
+            let (calls, _nobody) = BootCalls::channel(1);
+            server.serve(requests, calls, ticks, stopped).await;
         });
         Self { addr, pin, dir, changed, requested, shutdown, server }
     }

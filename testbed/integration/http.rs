@@ -77,8 +77,7 @@ impl BootServer {
         let server = runtime.block_on(bind).unwrap();
         let http = server.local_addr().unwrap();
         let (shut_down, ended) = oneshot::channel();
-        let (calls, _nobody) = tokio::sync::mpsc::channel(1);
-        let calls = BootCalls::new(calls);
+        let (calls, _nobody) = BootCalls::channel(1);
         runtime.spawn(server.serve(running.catalog(), calls, async { drop(ended.await) }));
         let shut_down = Some(shut_down);
         Self { tftp, http, table, fetched, dir, shut_down, _running: running, runtime }

@@ -92,7 +92,7 @@ const BARE_OPENS: [&str; 9] = [
 ];
 
 /// Who may, and why.
-const MAY_OPEN: [(&str, &str); 11] = [
+const MAY_OPEN: [(&str, &str); 12] = [
     ("regular_file.rs", "it is the helper"),
     ("regular_file/beneath.rs", "it is the helper"),
     ("atomic_file.rs", "a directory, and files it makes itself"),
@@ -102,6 +102,7 @@ const MAY_OPEN: [(&str, &str); 11] = [
     ("image/library/cache.rs", "locks and files it makes itself, never waiting"),
     ("ramdisk/modules.rs", "the initramfs, where nobody else is"),
     ("ramdisk/boot_sequence.rs", "/proc, in the initramfs"),
+    ("ramdisk/log.rs", "/dev/kmsg, without waiting, in the initramfs"),
     ("ramdisk/sysfs.rs", "/sys, in the initramfs"),
     ("ramdisk/target.rs", "/dev and configfs, in the initramfs"),
 ];

@@ -26,10 +26,10 @@ fn a_key_is_taken_from_one_well_formed_bearer_header_only() {
 }
 
 #[test]
-fn only_the_four_calls_exist_and_only_with_their_method() {
+fn only_the_five_calls_exist_and_only_with_their_method() {
     let is_call =
         |method: &Method, node: &str, name: &str| parse(method, node, name, b"{}").is_some();
-    for name in ["lookup", "pass_deploy_info", "completed", "deploy_state"] {
+    for name in ["lookup", "pass_deploy_info", "completed", "log", "deploy_state"] {
         let (right, wrong) = match name {
             "deploy_state" => (Method::GET, Method::POST),
             _ => (Method::POST, Method::GET),
@@ -43,7 +43,7 @@ fn only_the_four_calls_exist_and_only_with_their_method() {
     }
 }
 
-/// Reads a body of this call.
+/// Parses a body of this call.
 fn read_body(name: &str, body: &str) -> Result<Call, serde_json::Error> {
     parse(&Method::POST, "edge-07", name, body.as_bytes()).unwrap().1
 }
@@ -97,7 +97,7 @@ proptest! {
     #[test]
     fn never_panics_on_any_bytes(
         node in ".{0,20}",
-        name in "lookup|pass_deploy_info|completed|.{0,9}",
+        name in "lookup|pass_deploy_info|completed|log|.{0,9}",
         body in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         parse(&Method::POST, &node, &name, &body);
@@ -105,7 +105,7 @@ proptest! {
 
     #[test]
     fn never_panics_on_any_json(json in r#"[\[\]{}":,a-z0-9\\-]{0,80}"#) {
-        for name in ["lookup", "pass_deploy_info", "completed"] {
+        for name in ["lookup", "pass_deploy_info", "completed", "log"] {
             prop_assert!(parse(&Method::POST, "a", name, json.as_bytes()).is_some());
         }
     }

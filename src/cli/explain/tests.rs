@@ -15,11 +15,15 @@ fn status(lines: &str) -> Status {
         .unwrap_or_else(|error| panic!("{error}:\n{text}"))
 }
 
+/// With nothing kept beside the status.
+fn story(status: &Status, spec: SpecNow) -> Story<'_> {
+    let now = NOW.parse().unwrap();
+    Story { status, agent: None, spec, console: None, ramdisk_log: None, now }
+}
+
 fn check(status: &Status, spec: SpecNow, expected: &Expect) {
     let mut reported = Vec::new();
-    Story { status, agent: None, spec, console: None, now: NOW.parse().unwrap() }
-        .tell(&mut reported)
-        .unwrap();
+    story(status, spec).tell(&mut reported).unwrap();
     expected.assert_eq(&String::from_utf8(reported).unwrap());
 }
 
@@ -82,9 +86,7 @@ message = "the machine is on; waiting for it to netboot"
     // Long after the agent died.
     let overdue = Status { deadline: Some("2026-11-22T12:05:00Z".parse().unwrap()), ..status };
     let mut reported = Vec::new();
-    Story { status: &overdue, agent: None, spec: None, console: None, now: NOW.parse().unwrap() }
-        .next(&mut reported)
-        .unwrap();
+    story(&overdue, None).next(&mut reported).unwrap();
     expect![[r#"
 
         What comes next
@@ -274,8 +276,7 @@ fn only_where_the_agent_says_so_is_switching_a_held_machine_off_no_consent_to_wi
              reason = \"PoweredOn\"\n"
         );
         let status = status(&lines);
-        Story { status: &status, agent: None, spec: None, console: None, now: NOW.parse().unwrap() }
-            .ways()
+        story(&status, None).ways()
     };
     let node = "edge-07".parse().unwrap();
     let kept_off = consent::keep_off(&node);
@@ -354,7 +355,7 @@ fn a_spec_that_broke_after_the_agent_had_taken_it_up() {
         r#"
 phase = "pending"
 ready = false
-message = "nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts"
+message = "nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts"
 spec_valid = false
 spec_digest = "DIGEST"
 since = "2026-11-22T12:00:00Z"
@@ -371,7 +372,7 @@ message = "`gone` is not one of deployed, unmanaged"
         None,
         &expect![[r#"
         edge-07 is pending for 10m0s
-          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts
 
         Spec
           in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
@@ -389,22 +390,51 @@ message = "`gone` is not one of deployed, unmanaged"
     let status = Status { spec_valid: true, problems: Vec::new(), ..status };
     let broken = vec![Problem::of_file("nodes/edge-07.toml", "empty")];
     let mut reported = Vec::new();
-    Story {
-        status: &status,
-        agent: None,
-        spec: Some(Err(broken)),
-        console: None,
-        now: NOW.parse().unwrap(),
-    }
-    .head(&mut reported)
-    .unwrap();
+    story(&status, Some(Err(broken))).head(&mut reported).unwrap();
     expect![[r#"
         edge-07 is pending for 10m0s
-          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts
 
         Spec
           in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
           installed  nothing by hostler
           problem    nodes/edge-07.toml: empty
     "#]].assert_eq(&String::from_utf8(reported).unwrap());
+}
+
+#[test]
+fn the_files_with_what_the_machine_printed_and_logged_are_named() {
+    let status = status(
+        r#"
+phase = "failed"
+ready = false
+message = "given up"
+spec_valid = true
+since = "2026-11-22T12:00:00Z"
+attempt = 0
+[last_error]
+at = "2026-11-22T12:00:00Z"
+attempt = 1
+step = "ramdisk"
+code = "NoRootDevice"
+message = "no disk"
+hint = "give hints"
+retry = "never"
+"#,
+    );
+    let (console, log) = ("nodes/edge-07.console.log", "nodes/edge-07.ramdisk.log");
+    let mut reported = Vec::new();
+    let kept = Story {
+        console: Some(console.into()),
+        ramdisk_log: Some(log.into()),
+        ..story(&status, None)
+    };
+    kept.tell(&mut reported).unwrap();
+    let reported = String::from_utf8(reported).unwrap();
+    for line in [
+        "  logged   what its deploy ramdisk logged is in nodes/edge-07.ramdisk.log\n",
+        "  what the machine printed is in nodes/edge-07.console.log\n",
+    ] {
+        assert!(reported.contains(line), "{reported}");
+    }
 }

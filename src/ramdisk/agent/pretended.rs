@@ -22,7 +22,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Agent, Patience};
-use crate::model::{boot::RamdiskArgs, ids::hex, secret::AttemptKey};
+use crate::{
+    model::{boot::RamdiskArgs, ids::hex, secret::AttemptKey},
+    ramdisk::log::Log,
+};
 
 /// Short enough for tests.
 pub(in crate::ramdisk) const PATIENCE: Patience = Patience {
@@ -99,7 +102,7 @@ impl Pretended {
             key: AttemptKey::from_bytes(&[0x5a; 32]),
             pin: hex(&Sha256::digest(&self.certificate)),
         };
-        Agent::with_patience(args, PATIENCE).unwrap()
+        Agent::with_patience(args, Log::default(), PATIENCE).unwrap()
     }
 
     /// The names of the calls, in order.

@@ -90,6 +90,36 @@ async fn an_answer_without_an_end_is_cut_off() {
     assert!(matches!(refused, Err(AgentError::Refused(why)) if why == "no"));
 }
 
+/// Invariant (ramdisk): Sending the log never holds up the boot sequence.
+#[tokio::test]
+async fn the_log_is_sent_once_whatever_the_agent_says_and_nobody_waits_long_for_one_that_is_silent()
+{
+    let answers: [Answer; 6] = [
+        Some((202, "{}")),
+        UNKNOWN,
+        Some((409, r#"{"error":"no"}"#)),
+        Some((413, "")),
+        Some((429, "")),
+        None,
+    ];
+    for answer in answers {
+        let agent = Pretended::start(move |_, _| answer).await;
+        let began = Instant::now();
+        agent.seen_by_a_ramdisk().send_log().await;
+        assert_eq!(agent.requested(), ["log"], "{answer:?}");
+        assert!(began.elapsed() < LOG_LIMIT, "{answer:?}");
+    }
+    // It accepts the connection and says nothing.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let agent = Pretended::start(|_, _| None).await;
+    let mut ramdisk = agent.seen_by_a_ramdisk();
+    ramdisk.args.api = listener.local_addr().unwrap();
+    tokio::time::pause();
+    let began = Instant::now();
+    ramdisk.send_log().await;
+    assert!((LOG_LIMIT..LOG_LIMIT * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+}
+
 #[test]
 fn the_longest_list_to_compare_fits_into_an_answer() {
     let digest = Digest::from_bytes(DigestAlgorithm::Sha512, &[0xff; 64]);

@@ -53,7 +53,7 @@ impl Machine {
         Self { node: node.to_owned(), mac, bmc: pyghmi(arguments), disk }
     }
 
-    fn demanding_chap(self) -> Self {
+    pub(super) fn demanding_chap(self) -> Self {
         self.disk.demand_chap(CHAP_USER, CHAP_SECRET);
         self
     }
@@ -207,20 +207,32 @@ impl Ramdisk {
 
     /// One call: status and answer, or 0 when nobody answers.
     pub(super) fn call(&self, method: &str, call: &str, body: &Value) -> (u16, Value) {
+        let output = self.curl(&["--write-out", "\n%{http_code}"], method, call, body);
+        let (answer, code) = output.rsplit_once('\n').unwrap();
+        (code.parse().unwrap(), serde_json::from_str(answer).unwrap_or_default())
+    }
+
+    /// The statuses of one call, made so many times over one connection.
+    pub(super) fn post_often(&self, call: &str, body: &Value, times: usize) -> Vec<u16> {
+        let statuses = ["--output", "/dev/null", "--write-out", "%{http_code}\n"];
+        let output = self.curl(&statuses, "POST", &format!("{call}?[1-{times}]"), body);
+        output.lines().map(|status| status.parse().unwrap()).collect()
+    }
+
+    fn curl(&self, options: &[&str], method: &str, call: &str, body: &Value) -> String {
         let (port, node) = (self.args.api.port(), &self.args.node);
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--max-time", "60", "--request", method, "--noproxy", "*"])
             .args(["--resolve", &format!("hostler:{port}:127.0.0.1"), "--cacert"])
             .arg(self.certificate.path())
             .args(["-H", &format!("Authorization: Bearer {}", self.args.key.expose())])
-            .args(["-H", "Content-Type: application/json", "--write-out", "\n%{http_code}"])
+            .args(["-H", "Content-Type: application/json"])
+            .args(options)
             .args(["--data-binary", "@-"])
             .arg(format!("https://hostler:{port}/v1/nodes/{node}/vendor_passthru/{call}"));
         let mut curl = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         curl.stdin.take().unwrap().write_all(body.to_string().as_bytes()).unwrap();
-        let output = String::from_utf8(curl.wait_with_output().unwrap().stdout).unwrap();
-        let (answer, code) = output.rsplit_once('\n').unwrap();
-        (code.parse().unwrap(), serde_json::from_str(answer).unwrap_or_default())
+        String::from_utf8(curl.wait_with_output().unwrap().stdout).unwrap()
     }
 
     pub(super) fn post(&self, call: &str, body: &Value) -> (u16, Value) {
@@ -267,6 +279,10 @@ impl Ramdisk {
     pub(super) fn finish(&self) {
         self.wait_for("release");
         self.complete();
+    }
+
+    pub(super) fn args(&self) -> &RamdiskArgs {
+        &self.args
     }
 
     pub(super) fn key(&self) -> &str {

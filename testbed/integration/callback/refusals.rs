@@ -10,7 +10,7 @@ use hostler::{
     model::callback::{Call, Reply},
 };
 
-use super::{Agent, DEPLOY_INFO, LOOKUP, judge, key, path};
+use super::{Agent, DEPLOY_INFO, LOG, LOOKUP, judge, key, path};
 
 /// Invariant (ramdisk): A key counts in one attempt, from one address, and all refusals look alike.
 #[tokio::test]
@@ -94,6 +94,7 @@ async fn an_unknown_node_a_wrong_key_and_a_wrong_phase_are_told_the_same_in_ever
         ("POST", "pass_deploy_info", DEPLOY_INFO),
         ("GET", "deploy_state", ""),
         ("POST", "completed", r#"{"error":"no disk"}"#),
+        ("POST", "log", LOG),
     ] {
         for (node, key) in [("edge-08", &good), ("edge-07", &wrong), ("edge-07", &good)] {
             let got = agent.curl(method, &path(node, call), Some(key), body).await;

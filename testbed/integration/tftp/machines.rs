@@ -292,8 +292,8 @@ impl Site {
         let bind = http::Server::bind(address, http::HttpLimits::default());
         let server = runtime.block_on(bind).unwrap();
         let catalog = site.boot_server.running.as_ref().unwrap().catalog();
-        let (calls, _nobody) = tokio::sync::mpsc::channel(1);
-        runtime.spawn(server.serve(catalog, BootCalls::new(calls), std::future::pending()));
+        let (calls, _nobody) = BootCalls::channel(1);
+        runtime.spawn(server.serve(catalog, calls, std::future::pending()));
         site.http = Some(runtime);
         site
     }

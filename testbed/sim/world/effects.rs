@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use hostler::{
-    lifecycle::{Effects, Node, Operation, Record, UnclaimedInstalls},
+    lifecycle::{Effects, Node, Operation, ReceivedLog, Record, UnclaimedInstalls},
     model::{
         callback::Reply,
         ids::{NodeName, OpId},
@@ -50,7 +50,7 @@ impl Effects for Site {
         Ok(())
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         if !self.lives_to_call() {
             return Ok(());
         }
@@ -104,6 +104,10 @@ impl Effects for Site {
             }
             Some(_) => {}
         }
+    }
+
+    fn keep_log(&mut self, _: &NodeName, _: ReceivedLog) {
+        self.lives_to_call();
     }
 
     fn wake_ramdisks(&mut self) {

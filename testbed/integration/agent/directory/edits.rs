@@ -158,7 +158,7 @@ fn a_half_written_spec_consents_to_nothing_until_it_is_whole() {
     assert_eq!((status.phase, status.spec_digest), (Phase::Held, before.spec_digest));
     let line = consent[..torn].lines().count();
     assert!(status.message.contains(&format!("edge-07.toml:{line}:")), "{}", status.message);
-    assert!(status.message.contains("last good spec stays in force"), "{}", status.message);
+    assert!(status.message.contains("last good spec stays effective"), "{}", status.message);
     site.until_phase("edge-08", Phase::Invalid);
     // The directory was read again after that, and nothing came of it.
     site.write("z", &observed(1, "after"));
@@ -223,7 +223,7 @@ fn a_change_of_defaults_reaches_every_node_and_broken_defaults_none() {
     fs::remove_file(site.path("nodes/_defaults.toml")).unwrap();
     is_effective_with(&site, "whole", &whole, &Defaults::default());
     let status = site.until("part", "incomplete", |status| !status.spec_valid);
-    assert!(status.message.contains("last good spec stays in force"), "{}", status.message);
+    assert!(status.message.contains("last good spec stays effective"), "{}", status.message);
     fs::remove_file(site.path("nodes/part.toml")).unwrap();
     forgotten(&site, "part");
 }
