@@ -46,21 +46,21 @@ pub struct AdminRequest {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum PendingQuestion {
-    /// [`Question::Order`](crate::model::admin::Question::Order)
+    /// The question [`Question::Order`](crate::model::admin::Question::Order).
     Order { order: Order, reply: oneshot::Sender<Vec<Answer>> },
-    /// [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines)
+    /// The question [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines).
     ApproveNewMachines {
         /// Whether the approval changed anything, or the reason why it failed.
         reply: oneshot::Sender<Result<bool, String>>,
     },
-    /// [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot)
+    /// The question [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot).
     ShowBoot {
         mac: MacAddr,
         /// Whether the menus include the attempt's key.
         secrets: bool,
         reply: oneshot::Sender<Option<NicBoot>>,
     },
-    /// [`Question::Bmc`](crate::model::admin::Question::Bmc)
+    /// The question [`Question::Bmc`](crate::model::admin::Question::Bmc).
     Bmc {
         node: NodeName,
         command: BmcCommand,

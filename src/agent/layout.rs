@@ -49,14 +49,13 @@ impl CachedImage {
     }
 }
 
-/// The part of a layout that neither spec nor image nor disk decides: the same seed makes the same
-/// layout.
+/// The random part of a layout: the same seed gives the same layout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Seed {
-    /// 64 random hex digits, from which identifiers are made.
+    /// 64 random hex digits, from which identifiers are derived.
     ids: String,
-    /// The time at which file systems were made.
+    /// The time of creation in file systems.
     made_at: Timestamp,
 }
 
@@ -67,7 +66,7 @@ impl Seed {
         Ok(Self { ids: hex(&random), made_at: now() })
     }
 
-    /// Identifiers for tables and file systems, one after the other.
+    /// Derives identifiers for tables and file systems.
     fn ids(&self, purpose: &str) -> impl FnMut() -> [u8; 16] {
         let mut numbers = 0_u64..;
         let text = format!("{} {purpose}", self.ids);
@@ -79,7 +78,7 @@ impl Seed {
     }
 }
 
-/// A layout, and the fingerprint of what it puts on the disk.
+/// A layout with the fingerprint of its content.
 pub(super) struct LaidOut {
     pub(super) layout: Layout,
     pub(super) fingerprint: Option<Digest>,
@@ -136,7 +135,7 @@ pub(super) async fn layout(
     };
     let laying_out = move || {
         let layout = lay_out(&spec, &source, disk, ephemeral, &seed)?;
-        // The image is known by its digest, and read only once.
+        // The image's digest stands for its content, so that the image is read only once.
         let fingerprint = layout.fingerprint(|file| file.path() == source.image.path());
         let fingerprint = fingerprint.map_err(|error| Fault::of(Step::Imaging, &error))?;
         Ok(LaidOut { layout, fingerprint })

@@ -91,6 +91,7 @@ const OVERTAKEN: &str = "another agent has taken over: this one stops its operat
 
 /// The reason why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StartError {
     /// The configuration's `[defaults]` are invalid.
     #[error("[defaults]: {0}")]
@@ -103,12 +104,7 @@ pub enum StartError {
     TlsIdentity(#[from] callback::TlsIdentityError),
     /// A listener or thread cannot be started.
     #[error("{what}: {source}{}", way_out(source))]
-    Listen {
-        /// The listener.
-        what: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    Listen { what: String, source: io::Error },
 }
 
 /// The advice for a failed listener.
@@ -255,13 +251,9 @@ impl Agent {
             .with_cached(cached)
             .start(table, evidence)
             .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
-        let ended = || {
-            let mut closed = closed.clone();
-            async move { drop(closed.wait_for(|closed| *closed).await) }
-        };
-        let http = tokio::spawn(http.serve(tftp.catalog(), ended()));
-        let callback = tokio::spawn(callback.serve(requests, updates, ended()));
-        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
+        let http = tokio::spawn(http.serve(tftp.catalog(), ended(closed.clone())));
+        let callback = tokio::spawn(callback.serve(requests, updates, ended(closed.clone())));
+        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended(closed.clone()))));
 
         let (watcher, wakes) =
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
@@ -299,6 +291,11 @@ impl Agent {
         standing.stop().await;
         Ok(end)
     }
+}
+
+/// Waits until the listeners must end.
+async fn ended(mut closed: watch::Receiver<bool>) {
+    drop(closed.wait_for(|closed| *closed).await);
 }
 
 async fn await_all(listeners: impl IntoIterator<Item = JoinHandle<()>>) {

@@ -32,7 +32,7 @@ impl Driver {
             PendingQuestion::Order { order, reply } => self.obey(&order, peer, reply),
             PendingQuestion::ApproveNewMachines { reply } => self.approve_new_machines(peer, reply),
             PendingQuestion::Bmc { node, command, reply } => {
-                self.use_bmc(&node, command, peer, reply)
+                self.use_bmc(&node, command, peer, reply);
             }
             PendingQuestion::ShowBoot { mac, secrets, reply } => {
                 info!(%mac, uid = peer.uid, pid = peer.pid, secrets, "operator reads boot menus");
