@@ -46,21 +46,21 @@ pub struct AdminRequest {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum PendingQuestion {
-    /// The question [`Question::Order`](crate::model::admin::Question::Order).
+    /// An order for nodes.
     Order { order: Order, reply: oneshot::Sender<Vec<Answer>> },
-    /// The question [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines).
+    /// The approval of new machines.
     ApproveNewMachines {
         /// Whether the approval changed anything, or the reason why it failed.
         reply: oneshot::Sender<Result<bool, String>>,
     },
-    /// The question [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot).
+    /// A request for the boot menus of a network interface.
     ShowBoot {
         mac: MacAddr,
         /// Whether the menus include the attempt's key.
         secrets: bool,
         reply: oneshot::Sender<Option<NicBoot>>,
     },
-    /// The question [`Question::Bmc`](crate::model::admin::Question::Bmc).
+    /// A command for a node's BMC.
     Bmc {
         node: NodeName,
         command: BmcCommand,
