@@ -30,6 +30,7 @@ pub mod imaging;
 pub mod iscsi;
 pub mod lifecycle;
 pub mod netboot;
+pub mod port_probe;
 pub mod spec_dir;
 pub mod status_file;
 pub mod store;

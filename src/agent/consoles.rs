@@ -80,6 +80,10 @@ impl Consoles {
         agent: &mpsc::Sender<Report>,
     ) {
         let (name, record) = (node.name(), node.record());
+        if record.phase == Phase::Booting {
+            // The installed system prints, too; whether that is kept is known when it is up.
+            return;
+        }
         let attempt = record.state.attempt().filter(|_| record.phase.is_busy());
         if self.attempts.get(name).map(|followed| &followed.key) == attempt.map(|new| &new.key) {
             return;

@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
-    lifecycle::{Effects, Event, Node, Operation, Outcome, ReceivedLog, Record, UnclaimedInstalls},
+    lifecycle::{
+        Effects, Event, NO_ANSWER, Node, Operation, Outcome, ReceivedLog, Record, UnclaimedInstalls,
+    },
     model::{
         admin::{BmcCommand, NicBoot},
         callback::Reply,
@@ -328,9 +330,10 @@ fn tell_failure(node: &NodeName, fault: &Fault) {
     warn!(%node, ?step, %code, error = message, "operation failed");
 }
 
-/// Whether the operation was told to stop: that it did not succeed then is no news.
+/// Whether the operation was told to stop, or asked a system that is not up yet: that it did not
+/// succeed then is no news.
 fn is_called_off(fault: &Fault) -> bool {
-    [CANCELLED, faults::POLL_CUT].contains(&fault.code.as_ref())
+    [CANCELLED, faults::POLL_CUT, NO_ANSWER].contains(&fault.code.as_ref())
 }
 
 /// Waits for the work, passing on its progress now and then. A panic in it is a fault like any

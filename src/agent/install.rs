@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::{
     image::Entry,
-    imaging::{self, Geometry, ImageFile, ImagingOrder, Layout, LeastRate, Written},
+    imaging::{self, Geometry, ImageFile, ImagingError, ImagingOrder, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
@@ -23,14 +23,25 @@ use crate::{
 };
 
 use super::{
+    checkpoint::Begun,
     faults,
-    layout::{self, Needs, Source},
+    layout::{self, LaidOut, Needs, Seed, Source},
     volume::TargetDisk,
     work::Operations,
 };
 
 /// Time over which a disk's lowest rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
+
+/// The write of a spec's image to the disk that a ramdisk exports.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DiskWrite<'a> {
+    pub(super) spec: &'a Arc<NodeSpec>,
+    /// The digest of the image as published.
+    pub(super) image: &'a Digest,
+    pub(super) target: &'a Target,
+    pub(super) size: DiskSize,
+}
 
 /// Times that an image may decay in one operation: more often the cache's disk fails.
 const DECAYED_MAX: usize = 3;
@@ -113,22 +124,20 @@ impl Operations {
     }
 
     /// Writes the image to the disk. If it turns out to have decayed in the cache, the operation
-    /// fetches it again and writes from the start.
+    /// fetches it again.
     pub(super) async fn image(
         &self,
-        spec: &Arc<NodeSpec>,
-        digest: &Digest,
-        target: &Target,
-        size: DiskSize,
+        wanted: DiskWrite<'_>,
         meter: &Meter,
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
+        let DiskWrite { spec, image, .. } = wanted;
         let watch = Watch { cancel: cancel.clone(), stall: spec.timeouts.imaging_stall, meter };
         let mut decayed = Vec::new();
         loop {
-            let source = self.source(spec, digest, &decayed, &watch).await?;
+            let source = self.source(spec, image, &decayed, &watch).await?;
             let entry = source.entry.clone();
-            match self.write(spec, source, target, size, meter, cancel.clone()).await {
+            match self.write(wanted, source, meter, cancel.clone()).await {
                 Err(fault) => decayed.push(self.discard_decayed(entry, fault).await?),
                 imaged => return imaged,
             }
@@ -137,57 +146,61 @@ impl Operations {
 
     async fn write(
         &self,
-        spec: &Arc<NodeSpec>,
+        wanted: DiskWrite<'_>,
         source: Source,
-        target: &Target,
-        size: DiskSize,
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
+        let DiskWrite { spec, image, target, .. } = wanted;
         let target_disk = TargetDisk::new(target);
         let disk = imaging::open(&target_disk, cancel.clone()).await;
         let disk = disk.map_err(|error| faults::of_opening(&error))?;
         let geometry = disk.geometry();
-        let layout = tokio::select! {
-            layout = lay_out(spec, source, geometry, target, size) => layout,
-            () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
+        let begun = Begun::new(&self.checkpoints, &spec.name, image, target, geometry);
+        let laid_out = match &begun {
+            Ok(begun) => tokio::select! {
+                laid_out = lay_out(wanted, source, geometry, begun.seed().clone()) => laid_out,
+                () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
+            },
+            Err(fault) => Err(fault.clone()),
         };
-        let layout = match layout {
-            Ok(layout) => layout,
-            Err(fault) => {
+        let (begun, LaidOut { layout, fingerprint }) = match (begun, laid_out) {
+            (Ok(begun), Ok(laid_out)) => (begun, laid_out),
+            (Err(fault), _) | (_, Err(fault)) => {
                 disk.close().await;
                 return Err(fault);
             }
         };
         let root_partuuid = layout.root_partuuid().map(str::to_owned);
+        let (checkpoint, followed) = begun.follow(fingerprint);
         let order = ImagingOrder {
             layout,
             verify: spec.image.verify,
             stall: spec.timeouts.imaging_stall,
             least_rate: LeastRate { bytes_per_s: self.imaging_rate_min, over: RATE_WINDOW },
+            checkpoint,
         };
-        let disk_bytes = geometry.bytes;
-        let written = disk
-            .write(&order, meter, cancel)
-            .await
-            .map_err(|error| Fault::of(Step::Imaging, &error))?;
-        let Written { bytes, writing, verifying, .. } = written;
+        let written = disk.write(&order, meter, cancel).await;
+        drop(order);
+        // An agent that stops cancels the write, and the next one goes on with it.
+        followed.end(matches!(written, Err(ImagingError::Cancelled))).await;
+        let Written { bytes, writing, verifying, ranges } =
+            written.map_err(|error| Fault::of(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes, ?writing, ?verifying, "image written");
-        let stages = meter.durations();
-        Ok(Outcome::Imaged { verify: written.ranges, disk_bytes, root_partuuid, stages })
+        let (stages, disk_bytes) = (meter.durations(), geometry.bytes);
+        Ok(Outcome::Imaged { verify: ranges, disk_bytes, root_partuuid, stages })
     }
 }
 
 /// Lays out the target's disk, if it is the one that was asked for.
 async fn lay_out(
-    spec: &Arc<NodeSpec>,
+    DiskWrite { spec, target, size, .. }: DiskWrite<'_>,
     source: Source,
     disk: Geometry,
-    target: &Target,
-    size: DiskSize,
-) -> Result<Layout, Fault> {
+    seed: Seed,
+) -> Result<LaidOut, Fault> {
     check_size(target, disk.bytes, size)?;
-    layout::layout(Arc::clone(spec), source, disk).await
+    layout::layout(Arc::clone(spec), source, disk, seed).await
 }
 
 /// Refuses a disk of another size than the one meant.

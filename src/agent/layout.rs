@@ -7,7 +7,9 @@
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     drive::{self, DriveError},
@@ -19,19 +21,18 @@ use crate::{
     model::{
         boot::Firmware,
         fault::{Fault, Step},
+        ids::{Digest, hex},
         spec::{ImageKind, NodeSpec, Partitions},
     },
 };
 
-use super::faults;
+use super::{clock::now, faults};
 
 /// The blocks most disks have; before the disk is known, things are tried with these.
 const USUAL_BLOCK_BYTES: u32 = 512;
 const SWAP_LABEL: &str = "swap";
 /// Bytes searched for zeros at once.
 const SPOOL_BYTES: usize = 64 << 10;
-/// Identifiers of one disk: more than a table of hostler's own takes.
-const IDS_MAX: usize = 16;
 
 /// An image in the cache.
 #[derive(Clone, Debug)]
@@ -46,6 +47,42 @@ impl Source {
     fn scratch(&self) -> &Path {
         self.entry.path.parent().unwrap_or(Path::new("."))
     }
+}
+
+/// The part of a layout that neither spec nor image nor disk decides: the same seed makes the same
+/// layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Seed {
+    /// 64 random hex digits, from which identifiers are made.
+    ids: String,
+    /// The time at which file systems were made.
+    made_at: Timestamp,
+}
+
+impl Seed {
+    pub(super) fn random() -> Result<Self, Fault> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+        Ok(Self { ids: hex(&random), made_at: now() })
+    }
+
+    /// Identifiers for tables and file systems, one after the other.
+    fn ids(&self, purpose: &str) -> impl FnMut() -> [u8; 16] {
+        let mut numbers = 0_u64..;
+        let text = format!("{} {purpose}", self.ids);
+        move || {
+            let number = numbers.next().unwrap_or_default();
+            let digest = Digest::of(format!("{text} {number}").as_bytes());
+            digest.bytes().first_chunk().copied().unwrap_or_default()
+        }
+    }
+}
+
+/// A layout, and the fingerprint of what it puts on the disk.
+pub(super) struct LaidOut {
+    pub(super) layout: Layout,
+    pub(super) fingerprint: Option<Digest>,
 }
 
 /// Demands of an installation on its disk.
@@ -84,10 +121,12 @@ pub(super) async fn layout(
     spec: Arc<NodeSpec>,
     source: Source,
     disk: Geometry,
-) -> Result<Layout, Fault> {
+    seed: Seed,
+) -> Result<LaidOut, Fault> {
     let ephemeral = match &spec.image.kind {
         ImageKind::Partition(Partitions { ephemeral_bytes: Some(bytes), .. }) => {
-            let file = drive::ephemeral(*bytes, source.scratch()).await;
+            let (uuid, made_at) = (seed.ids("ephemeral")(), seed.made_at);
+            let file = drive::ephemeral(*bytes, source.scratch(), uuid, made_at).await;
             Some(
                 file.and_then(|file| made(file, source.scratch()))
                     .map_err(|error| Fault::of(Step::Image, &error))?,
@@ -95,7 +134,13 @@ pub(super) async fn layout(
         }
         _ => None,
     };
-    let laying_out = move || lay_out(&spec, &source, disk, ephemeral);
+    let laying_out = move || {
+        let layout = lay_out(&spec, &source, disk, ephemeral, &seed)?;
+        // The image is known by its digest, and read only once.
+        let fingerprint = layout.fingerprint(|file| file.path() == source.image.path());
+        let fingerprint = fingerprint.map_err(|error| Fault::of(Step::Imaging, &error))?;
+        Ok(LaidOut { layout, fingerprint })
+    };
     tokio::task::spawn_blocking(laying_out)
         .await
         .unwrap_or_else(|error| Err(faults::internal(&error)))
@@ -106,10 +151,11 @@ fn lay_out(
     source: &Source,
     disk: Geometry,
     ephemeral: Option<ImageFile>,
+    seed: &Seed,
 ) -> Result<Layout, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
     let config_drive = drive(spec, disk.block_bytes).map_err(of_drive)?;
-    let mut ids = random_ids()?;
+    let mut ids = seed.ids("table");
     let layout = match &spec.image.kind {
         ImageKind::Disk => whole_disk(&source.image, disk, config_drive, &mut ids),
         ImageKind::Partition(partitions) => {
@@ -176,13 +222,4 @@ fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
 /// A file made here, as what can be written to a disk.
 fn made(file: File, dir: &Path) -> Result<ImageFile, DriveError> {
     ImageFile::new(Arc::new(file), dir).map_err(|source| DriveError::Read { source })
-}
-
-/// Identifiers for tables and file systems.
-fn random_ids() -> Result<impl FnMut() -> [u8; 16], Fault> {
-    // A partition table has a handful of partitions.
-    let mut pool = [[0; 16]; IDS_MAX];
-    getrandom::fill(pool.as_flattened_mut()).map_err(faults::no_randomness)?;
-    let mut ids = pool.into_iter().cycle();
-    Ok(move || ids.next().unwrap_or_default())
 }

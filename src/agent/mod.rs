@@ -19,6 +19,7 @@
 mod bmc_commands;
 mod bmc_names;
 mod boot_files;
+mod checkpoint;
 mod clock;
 mod consoles;
 mod driver;
@@ -242,7 +243,7 @@ impl Agent {
         let menus = MenuWriter::new(table.clone(), api, pin, ironic);
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
-        let operations = Operations::new(&config, standing.clone());
+        let operations = Operations::new(&config, standing.clone(), store.checkpoints());
         let cached = netboot_files::cached(operations.library.clone(), reporting.downgrade());
         let bmc_names = operations.bmc_names.clone();
         let mut adapters = Adapters::new(store, menus, publisher, operations, changed, reporting);

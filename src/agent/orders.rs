@@ -194,6 +194,7 @@ fn other_order(node: &Node) -> Option<String> {
     match node.phase() {
         Phase::Held if keep_off => Some(consent::keep_off(node.name())),
         Phase::Held => Some(consent::approve(node.name())),
+        Phase::Failed if node.boot_missed() => Some(consent::retry_boot(node.name())),
         Phase::Failed if !node.owes_restart() => Some(consent::retry(node.name())),
         _ => None,
     }
@@ -208,6 +209,9 @@ fn outcome(order: &Order, node: &Node) -> Option<String> {
         (Order::Approve(_), _) => None,
         (Order::Retry(_), _) if node.is_at_rest() && node.owes_restart() => {
             Some("will be restarted; its disk stays as it is".to_owned())
+        }
+        (Order::Retry(_), Phase::Failed) if node.boot_missed() => {
+            Some("its first boot will be waited for again; its disk stays as it is".to_owned())
         }
         (Order::Retry(_), Phase::Failed | Phase::Pending) => Some("will be tried again".to_owned()),
         (Order::Retry(_), _) if node.is_at_rest() && node.has_bmc_trouble() => {

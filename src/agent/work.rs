@@ -11,16 +11,21 @@ use crate::{
     callback,
     config::Config,
     image::{self, Library},
-    lifecycle::{Event, Operation, Outcome},
+    lifecycle::{Event, NO_ANSWER, Operation, Outcome},
     model::{
         fault::{Fault, Step},
         ids::NodeName,
-        spec::NodeSpec,
+        spec::{NodeSpec, SSH_PORT},
     },
+    port_probe::{self, PortAnswer},
     progress::{Cancel, Meter, stopped},
+    store::Checkpoints,
 };
 
-use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
+use super::{
+    bmc_names::BmcNames, boot_files::DeployFiles, faults, install::DiskWrite, mark::Standing,
+    power::Bmcs,
+};
 
 /// An event of a node that an operation or another task of the agent reports to the driver.
 pub(super) type Report = (NodeName, Event);
@@ -29,6 +34,7 @@ pub(super) type Report = (NodeName, Event);
 #[derive(Debug)]
 pub(super) struct Operations {
     pub(super) library: Library,
+    pub(super) checkpoints: Checkpoints,
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
     /// Bytes a second that a disk must take or give; 0: any.
@@ -38,10 +44,11 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    pub(super) fn new(config: &Config, standing: Standing) -> Self {
+    pub(super) fn new(config: &Config, standing: Standing, checkpoints: Checkpoints) -> Self {
         Self {
             imaging_rate_min: config.limits.imaging_rate_min,
             standing,
+            checkpoints,
             bmc_names: BmcNames::default(),
             library: library(config),
             deploy_files: DeployFiles::new(config),
@@ -81,7 +88,8 @@ impl Operations {
             }
             Operation::Image { image, target, size } => {
                 // Large, and few: what all the others are must be small.
-                Box::pin(self.image(spec, &image, &target, size, meter, cancel)).await
+                let wanted = DiskWrite { spec, image: &image, target: &target, size };
+                Box::pin(self.image(wanted, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
                 tokio::select! {
@@ -92,6 +100,19 @@ impl Operations {
             Operation::Restart { wanted: leave } => {
                 self.bmcs.restart(spec, leave, cancel).await?;
                 Ok(Outcome::Restarted(leave))
+            }
+            Operation::ProbePort { address, port } => {
+                let ssh = port == SSH_PORT;
+                let answer = tokio::select! {
+                    answer = port_probe::probe(&address, port, ssh) => answer,
+                    () = stopped(&mut cancel) => return Err(faults::cancelled(Step::FirstBoot)),
+                };
+                answer
+                    .map(|PortAnswer { address, ssh_banner }| Outcome::PortAnswered {
+                        address,
+                        ssh_banner,
+                    })
+                    .map_err(|why| Fault::passing(Step::FirstBoot, NO_ANSWER, why, ""))
             }
             Operation::SetPower(wanted) => {
                 self.bmc_names.check(Step::Power, spec).await?;

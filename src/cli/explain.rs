@@ -16,7 +16,7 @@ use crate::{
         consent,
         problem::Problem,
         spec::NodeSpec,
-        status::{LastSeen, Phase, Status},
+        status::{Booted, Installed, LastSeen, Phase, Status},
     },
     spec_dir,
     status_file::{self, StatusFiles},
@@ -108,6 +108,7 @@ impl Story<'_> {
             Some(installed) => {
                 writeln!(out, "  installed  {}", installed.digest)?;
                 writeln!(out, "             on {}, {}", installed.disk, clock(installed.at))?;
+                self.first_boot(installed, out)?;
                 let machine = installed.machine.as_ref();
                 if let Some(machine) = machine.filter(|one| Some(*one) != status.machine.as_ref()) {
                     writeln!(out, "             when the machine was {machine}")?;
@@ -115,6 +116,27 @@ impl Story<'_> {
             }
         }
         self.problems(out)
+    }
+
+    /// Whether the installed system came up, and as what.
+    fn first_boot(&self, installed: &Installed, out: &mut impl Write) -> io::Result<()> {
+        let booted = match (installed.booted, installed.booted_at) {
+            (None | Some(Booted::Unchecked), _) => "not checked ([boot_check])".to_owned(),
+            (Some(Booted::Waiting), _) => "its system has yet to show that it is up".to_owned(),
+            (Some(Booted::Missed), _) => "its system did not show in time that it is up".to_owned(),
+            (Some(Booted::Up), at) => {
+                let at = at.map(|at| format!(", {}", self.ago(at))).unwrap_or_default();
+                format!("its system came up{at}")
+            }
+        };
+        writeln!(out, "  first boot {booted}")?;
+        let Some(system) = &installed.system else { return Ok(()) };
+        let address = system.address.map(|address| format!("at {address}"));
+        let shown = address.into_iter().chain(system.ssh_banner.clone()).collect::<Vec<_>>();
+        if shown.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "             {}", shown.join(", "))
     }
 
     /// The problem that the agent found, or else the one there is by now.
@@ -188,6 +210,10 @@ impl Story<'_> {
             for mac in &seen.unknown_macs {
                 writeln!(out, "  refused  a boot menu, asked for by {mac}, which no spec names")?;
             }
+        }
+        if let Some(at) = seen.netbooted_at {
+            let ago = self.ago(at);
+            writeln!(out, "  netboot  after it was restarted into its own system, {ago}")?;
         }
         match (&seen.callback, seen.callback_at) {
             (Some(call), Some(at)) => writeln!(out, "  called   {call}{from}, {}", self.ago(at))?,
@@ -284,7 +310,12 @@ impl Story<'_> {
                 let is_good = self.status.installed_digest.is_some()
                     && self.status.installed_digest == self.status.spec_digest;
                 let restart = || format!("run `hostler retry {node}`, to have it restarted");
-                let retry = if is_good { restart() } else { consent::retry(node) };
+                let booted = self.status.installed.as_ref().and_then(|it| it.booted);
+                let retry = match booted {
+                    Some(Booted::Missed) => consent::retry_boot(node),
+                    _ if is_good => restart(),
+                    _ => consent::retry(node),
+                };
                 vec![
                     format!("repair what the last error names, then {retry}"),
                     "change its spec".to_owned(),
@@ -299,7 +330,8 @@ impl Story<'_> {
             phase if phase.is_busy() => {
                 let hand = condition("WaitingForPerson").map(|one| one.message.clone());
                 let stop = "set `paused = true` in its spec, to stop this";
-                let off = if hand.is_some() || self.powered_manually() {
+                let keeps_on = phase == Phase::Booting;
+                let off = if hand.is_some() || keeps_on || self.powered_manually() {
                     ""
                 } else {
                     ", and have the machine switched off"

@@ -12,10 +12,11 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::{process::Command, time::timeout};
 
-use super::DriveError;
+use super::{DriveError, hyphenated};
 
 /// Time limit: a second for most disks, and a file system of a disk's size is
 /// made of holes.
@@ -26,6 +27,9 @@ const PLACES: [&str; 2] = ["/usr/sbin", "/sbin"];
 const BYTES_MIN: u64 = 8 << 20;
 /// Most of what it says that gets into a message, in characters.
 const SAID_MAX: usize = 200;
+const EXTENDED_OPTIONS: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
+/// The environment variable that gives mke2fs the time.
+const FAKE_TIME: &str = "E2FSPROGS_FAKE_TIME";
 /// Its label, by which the installed system finds it.
 pub const EPHEMERAL_LABEL: &str = "ephemeral0";
 
@@ -35,8 +39,13 @@ pub fn mke2fs_is_there() -> bool {
 }
 
 /// An empty ext4 file system of so many bytes, at least 8 MiB, labelled `ephemeral0`, in a sparse
-/// file without a name in `dir`.
-pub async fn ephemeral(bytes: u64, dir: &Path) -> Result<File, DriveError> {
+/// file without a name in `dir`. The same UUID and time make the same bytes.
+pub async fn ephemeral(
+    bytes: u64,
+    dir: &Path,
+    uuid: [u8; 16],
+    made_at: Timestamp,
+) -> Result<File, DriveError> {
     let failed = |source| DriveError::Make { what: "the ephemeral file system", source };
     if bytes < BYTES_MIN {
         let what = "an ephemeral file system";
@@ -48,13 +57,15 @@ pub async fn ephemeral(bytes: u64, dir: &Path) -> Result<File, DriveError> {
         .map_err(|errno| failed(io::Error::from(errno)))?;
     let file = File::from(file);
     file.set_len(bytes).map_err(failed)?;
+    let uuid = hyphenated(uuid);
     let mut command = Command::new(program);
     command
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", EPHEMERAL_LABEL])
         // Ranges of zeros become holes.
-        .args(["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"])
+        .args(["-U", &uuid, "-E", &format!("{EXTENDED_OPTIONS},hash_seed={uuid}")])
         .arg("/proc/self/fd/0")
         .env_clear()
+        .env(FAKE_TIME, made_at.as_second().to_string())
         .stdin(file.try_clone().map_err(failed)?)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

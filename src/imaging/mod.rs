@@ -16,7 +16,8 @@
 //!
 //! When a connection breaks, the write replaces it and all others. Flushed bytes are on the disk;
 //! bytes that were only acknowledged may be lost, and are written again. So the write flushes
-//! often, beside its other commands.
+//! often, beside its other commands. A write that was killed with its agent goes on from its last
+//! flush in the same way: see [`Checkpoint`].
 
 mod advice;
 mod buffer_pool;
@@ -52,7 +53,7 @@ pub use self::{
     },
     least_rate::{LeastRate, MeasuredRate},
     open::{OpenedDisk, open},
-    write::{ImagingOrder, Written},
+    write::{Checkpoint, ImagingOrder, Written},
 };
 use crate::model::{size::show_bytes, status::ImagingStage};
 

@@ -6,7 +6,7 @@
 
 use std::{ops::Range, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Connector, ImagingError, Layout, Volume,
@@ -52,6 +52,17 @@ pub struct ImagingOrder {
     pub stall: Duration,
     /// Lowest rate of a disk that is the bottleneck.
     pub least_rate: LeastRate,
+    /// How far an earlier write of the same layout to the same disk came.
+    pub checkpoint: Checkpoint,
+}
+
+/// How far a write has come, for the next one should this one be killed.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// Offset in bytes up to which the disk holds the layout's body, flushed; 0: nothing of it.
+    pub resumes_at: u64,
+    /// Receives that offset whenever more of the body is flushed.
+    pub flushed: watch::Sender<u64>,
 }
 
 /// A disk that holds its layout.
@@ -112,6 +123,7 @@ struct Writing<'a> {
     flush_bytes: u64,
     scale_up: ScaleUp,
     rate: RateWatch,
+    checkpoint: &'a Checkpoint,
     /// Whether the disk is read back.
     compares: bool,
     digests: Option<Digests>,
@@ -123,7 +135,7 @@ struct Writing<'a> {
 impl<'a> Writing<'a> {
     fn new(
         plan: Plan,
-        order: &ImagingOrder,
+        order: &'a ImagingOrder,
         watch: &'a Watch<'a>,
         thresholds: WriteThresholds,
     ) -> Self {
@@ -143,6 +155,7 @@ impl<'a> Writing<'a> {
             flush_bytes: thresholds.flush_bytes,
             scale_up: ScaleUp::new(thresholds.scale_up),
             rate: RateWatch::new(order.least_rate, order.stall),
+            checkpoint: &order.checkpoint,
             compares,
             digests,
             edges: Vec::new(),
@@ -164,7 +177,7 @@ impl<'a> Writing<'a> {
                 ImagingStep::Wipe => {
                     in_flight.begin(disk.clone().wipe());
                     self.next_completed(in_flight).await?;
-                    ImagingStep::Body(self.plan.body().start)
+                    ImagingStep::Body(self.resume().await?)
                 }
                 ImagingStep::Body(from) => {
                     self.body(pool, in_flight, from).await?;
@@ -191,6 +204,19 @@ impl<'a> Writing<'a> {
                 ImagingStep::Done => return Ok(()),
             };
         }
+    }
+
+    /// Where the body begins that is still to be written. The machine compares the part before
+    /// it, too, so that this part is hashed.
+    async fn resume(&mut self) -> Result<u64, ImagingError> {
+        let body = self.plan.body();
+        let from = self.checkpoint.resumes_at.clamp(body.start, body.end);
+        if let Some(digests) = self.digests.as_ref().filter(|_| from > body.start) {
+            let purpose = Purpose::Write(Some(digests.sender()));
+            let mut pieces = read_ahead(self.plan.clone(), body.start..from, purpose);
+            while watched(self.watch, pieces.next()).await?.is_some() {}
+        }
+        Ok(from)
     }
 
     /// Writes one end of the disk as a whole and flushes.
@@ -254,6 +280,7 @@ impl<'a> Writing<'a> {
                 Event::Completed(Completed::Flush(covers)) => {
                     flushed = covers;
                     self.step = ImagingStep::Body(covers);
+                    self.checkpoint.flushed.send_replace(covers);
                 }
                 Event::PoolUpdate(PoolUpdate::Opened(opened)) => {
                     pool.take(opened, &mut self.scale_up);

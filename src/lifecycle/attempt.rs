@@ -22,11 +22,12 @@ use super::{
     backoff,
     boot_evidence::ramdisk_timeout,
     event::{Action, Outcome, Stages},
+    first_boot::booted,
     limits::{CANCEL_PATIENCE, CLEANUP_TRIES_MAX, POWER_TRIES_MAX, RESTART_TRIES_MAX, after},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
     ramdisk_log::{READ_ITS_LOG, RamdiskLogs},
-    state::{Attempt, PreparedImage, Purpose, State},
+    state::{Attempt, FirstBoot, PreparedImage, Purpose, State},
     text::plain,
     transitions::Cause,
 };
@@ -110,6 +111,16 @@ impl Node {
             Outcome::Restarted(left_in) if matches!(state, State::Restarting { .. }) => {
                 self.restarted(now, left_in);
             }
+            Outcome::Restarted(PowerState::On)
+                if *state == (State::Booting { boot: FirstBoot::Restarting }) =>
+            {
+                self.boot_restarted(now);
+            }
+            Outcome::PortAnswered { address, ssh_banner }
+                if matches!(state, State::Booting { .. }) =>
+            {
+                self.boot_seen(now, address, ssh_banner.as_deref());
+            }
             Outcome::CleanedUp => self.cleaned_up(now, spec.bmc_address()),
             // An answer to a question that was not asked: the agent's mistake, and no reason to
             // move.
@@ -120,6 +131,7 @@ impl Node {
             | Outcome::PoweredOn
             | Outcome::Imaged { .. }
             | Outcome::Released
+            | Outcome::PortAnswered { .. }
             | Outcome::NetbootFiles(_) => {}
         }
     }
@@ -164,8 +176,8 @@ impl Node {
             return;
         };
         let restarts_itself = attempt.power_control().restarts_itself();
-        let (image, disk) = (attempt.image.clone(), disk.clone());
-        self.note_installed(now, image, disk);
+        let (attempt, disk) = (attempt.clone(), disk.clone());
+        self.note_installed(now, attempt, disk);
         self.record.awaits_restart = !restarts_itself;
         if restarts_itself {
             self.succeed(now, Cause::LetGo);
@@ -200,25 +212,36 @@ impl Node {
         if let State::Restarting { attempt, disk } = &self.record.state
             && !self.record.awaits_restart
         {
-            let (image, disk) = (attempt.image.clone(), disk.clone());
-            self.note_installed(now, image, disk);
+            let (attempt, disk) = (attempt.clone(), disk.clone());
+            self.note_installed(now, attempt, disk);
         }
     }
 
-    fn note_installed(&mut self, now: Timestamp, image: PreparedImage, disk: Disk) {
+    fn note_installed(&mut self, now: Timestamp, attempt: Attempt, disk: Disk) {
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
+        let PreparedImage { digest: image, root_uuid, root_partuuid, netboot, .. } = attempt.image;
         self.netboot = NetbootUpdate::default();
-        self.record.installed = wanted.map(|(spec, digest)| Installed {
-            digest,
-            image: image.digest,
-            disk,
-            at: now,
-            written_digest: self.written.clone(),
-            root_uuid: image.root_uuid,
-            root_partuuid: image.root_partuuid,
-            netboot: image.netboot,
-            redeploy: spec.redeploy.clone(),
-            machine: Some(Machine::named_by(spec)),
+        self.boot_trouble = None;
+        self.record.restarted_again = false;
+        self.record.installed = wanted.map(|(spec, digest)| {
+            let mut installed = Installed {
+                digest,
+                image,
+                disk,
+                at: now,
+                booted: None,
+                booted_at: None,
+                address: attempt.peer,
+                written_digest: self.written.clone(),
+                root_uuid,
+                root_partuuid,
+                netboot,
+                redeploy: spec.redeploy.clone(),
+                machine: Some(Machine::named_by(spec)),
+                system: None,
+            };
+            installed.booted = Some(booted(spec, &installed));
+            installed
         });
     }
 
@@ -282,7 +305,9 @@ impl Node {
                 self.pause(now, fault);
             }
             State::SettingPower { .. } => self.power_not_set(now, fault),
-            State::Restarting { .. } if may_pass && self.may_try_again(RESTART_TRIES_MAX) => {
+            State::Restarting { .. } | State::Booting { boot: FirstBoot::Restarting }
+                if may_pass && self.may_try_again(RESTART_TRIES_MAX) =>
+            {
                 self.pause(now, fault);
             }
             State::CleaningUp { .. } if may_pass && self.may_try_again(CLEANUP_TRIES_MAX) => {
@@ -293,6 +318,8 @@ impl Node {
                 let purpose = *purpose;
                 self.end_uncleaned(now, purpose, fault);
             }
+            State::Booting { boot: FirstBoot::Restarting } => self.boot_not_restarted(now, &fault),
+            State::Booting { .. } => self.boot_probe_failed(now, fault),
             State::Preparing { .. }
             | State::PoweringOn { .. }
             | State::WaitingRamdisk { .. }
@@ -398,7 +425,7 @@ impl Node {
     }
 
     /// Tells the operation under way to stop, after its state was given up for one at rest.
-    fn stop_at_rest(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+    pub(super) fn stop_at_rest(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if let Some(running) = &mut self.running {
             running.patience_until = after(now, CANCEL_PATIENCE);
         }
@@ -408,6 +435,7 @@ impl Node {
     pub(super) fn miss_deadline(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let fault = match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => return,
+            State::Booting { .. } => return self.miss_boot(now, actions),
             State::SettingPower { wanted } => {
                 let message = format!("the machine was not switched {} in time", wanted.as_str());
                 let hint = "look at the BMC, or raise timeouts.power";
@@ -481,6 +509,7 @@ impl Node {
     /// more. So it is switched off and on, in the same attempt.
     pub(super) fn boot_again_if_cut_off(&mut self, now: Timestamp) {
         use BootStage::{Kernel, Loader, Menu};
+        self.give_boot_time_if_cut_off(now);
         if let State::WaitingRamdisk { attempt } = &self.record.state
             && attempt.peer.is_none()
             && attempt.power_control().can_switch()

@@ -22,6 +22,9 @@ impl Node {
     /// what waits for an operator.
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
+            if fetch.stage == BootStage::Menu && fetch.complete && fetch.unknown_mac.is_none() {
+                self.note_netboot(now, fetch.peer);
+            }
             return;
         }
         if let Some(attempt) = self.record.state.attempt_mut()

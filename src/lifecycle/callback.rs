@@ -147,7 +147,8 @@ impl Node {
             | State::Imaging { .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
-            | State::Restarting { .. } => return Err("no lookup is expected in this phase"),
+            | State::Restarting { .. }
+            | State::Booting { .. } => return Err("no lookup is expected in this phase"),
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
@@ -259,6 +260,7 @@ impl Node {
             | State::SettingPower { .. }
             | State::Preparing { .. }
             | State::Imaging { .. }
+            | State::Booting { .. }
             | State::CleaningUp { .. } => Err("no target is expected in this phase"),
         }
     }
@@ -316,6 +318,7 @@ impl Node {
             | State::Failed
             | State::SettingPower { .. }
             | State::Preparing { .. }
+            | State::Booting { .. }
             | State::CleaningUp { .. } => DeployState::Abort,
         };
         match self.record.state.attempt() {
@@ -368,6 +371,7 @@ impl Node {
             | State::Imaging { .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
+            | State::Booting { .. }
             | State::CleaningUp { .. } => Err("no completed notice is expected in this phase"),
         }
     }

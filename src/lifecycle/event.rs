@@ -147,6 +147,13 @@ pub enum Outcome {
     Released,
     /// [`Operation::Restart`]: the machine was off, and is as it was to be left.
     Restarted(PowerState),
+    /// [`Operation::ProbePort`]: the port answers.
+    PortAnswered {
+        /// The address that answered.
+        address: IpAddr,
+        /// The banner, where it is SSH's.
+        ssh_banner: Option<String>,
+    },
     /// [`Operation::SetPower`]: the machine is in this state.
     PowerSet(PowerState),
     /// [`Operation::CleanUp`]: boot device disk, machine off.
@@ -169,9 +176,11 @@ impl Operation {
             | Self::Restart { .. }
             | Self::SetPower(_)
             | Self::CleanUp => true,
-            Self::Prepare | Self::Image { .. } | Self::Release(_) | Self::NetbootFiles { .. } => {
-                false
-            }
+            Self::Prepare
+            | Self::Image { .. }
+            | Self::Release(_)
+            | Self::ProbePort { .. }
+            | Self::NetbootFiles { .. } => false,
         }
     }
 }
@@ -234,6 +243,8 @@ pub enum Operation {
     /// Switch the machine off, set the boot device of the installed system for good, and switch it
     /// on or leave it off.
     Restart { wanted: PowerState },
+    /// Ask for a while whether something answers at this port of the installed system.
+    ProbePort { address: String, port: u16 },
     /// Switch the machine on, from the boot device of the installed system, or shut it down.
     SetPower(PowerState),
     /// Set the boot device to disk for good, and switch the machine off.

@@ -59,6 +59,7 @@ pub(super) fn patience(operation: &Operation, timeouts: &Timeouts) -> Duration {
         | Operation::Image { .. }
         | Operation::Release(_)
         | Operation::Restart { .. }
+        | Operation::ProbePort { .. }
         | Operation::SetPower(_)
         | Operation::CleanUp => return power_limit(timeouts),
     };

@@ -61,7 +61,7 @@ impl Node {
                 self.record.not_before = Some(until);
                 self.bmc_trouble = Some(fault);
             }
-            State::SettingPower { .. } | State::Restarting { .. } => {
+            State::SettingPower { .. } | State::Restarting { .. } | State::Booting { .. } => {
                 self.record.deadline =
                     self.limit().map(|limit| after(now, limit.saturating_add(pause)));
                 self.record.not_before = Some(until);

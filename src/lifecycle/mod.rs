@@ -24,11 +24,12 @@
 //!  powering-on ──▶ waiting-ramdisk ──▶ imaging ──▶ switching ──▶ waiting-completed
 //!                  (lookup, then       (write,     (boot files     │ the target is stopped
 //!                   the target)         verify)     of the disk)   ▼
-//!                                     deployed ◀── restarting (boot device disk, off, on)
+//!                      deployed ◀── booting ◀── restarting (boot device disk, off, on)
+//!                     (its own system is up)
 //! ```
 //!
 //! While cleaning up a node shows `pending`. A restart that fails is tried a few times within its
-//! deadline: the disk is good by then. A clean-up that fails is too; when it cannot be done, the
+//! deadline: the disk is good by then. Without a `[boot_check]` the node is `deployed` after it. A clean-up that fails is too; when it cannot be done, the
 //! node is `failed` and no attempt follows. In `imaging` a node may have to wait for another
 //! permit. Switching an installed machine on or off as its spec says shows as the phase it is in
 //! anyway.
@@ -61,6 +62,7 @@ mod breaker;
 mod callback;
 mod event;
 mod executor;
+mod first_boot;
 mod fleet;
 pub mod format_1;
 mod history;
@@ -94,10 +96,11 @@ mod wake_ups;
 
 pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, ReceivedLog, Stages};
 pub use executor::{Effects, Executor};
+pub use first_boot::NO_ANSWER;
 pub use fleet::{Fleet, Specs};
 pub use limits::{POLL_LIMIT, Policy};
 pub use node::Node;
 pub use plan::{PlannedAction, PlannedChange, Planner};
 pub use power_control::PowerControl;
-pub use state::{Attempt, Hold, PreparedImage, Purpose, Record, State, Target};
+pub use state::{Attempt, FirstBoot, Hold, PreparedImage, Purpose, Record, State, Target};
 pub use unclaimed::{Known, UnclaimedInstalls};

@@ -59,6 +59,8 @@ pub struct Node {
     pub(super) power: Option<Power>,
     /// The fault of the BMC's last answer, if there was none or one of no use.
     pub(super) bmc_trouble: Option<Fault>,
+    /// Why the installed system did not answer when it was last asked whether it is up.
+    pub(super) boot_trouble: Option<String>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
     /// The root device that the ramdisk does not have yet, if it is waited for. Not on record:
@@ -130,6 +132,7 @@ impl Node {
             progress: None,
             power: None,
             bmc_trouble: None,
+            boot_trouble: None,
             refused: 0,
             refused_reason: None,
             missing_disk: None,
@@ -166,6 +169,7 @@ impl Node {
             | State::Failed
             | State::SettingPower { .. }
             | State::Preparing { .. }
+            | State::Booting { .. }
             | State::CleaningUp { .. } => match &self.record.installed {
                 Some(installed) => {
                     own_menu(installed.netboot.as_ref(), installed.root().as_deref())
@@ -214,7 +218,9 @@ impl Node {
             Event::SpecClash(problems) => self.take_clash(now, problems, &mut actions),
             Event::SpecGone => {
                 self.gone = true;
-                if self.record.state.at_rest() {
+                if self.record.state.at_rest() || matches!(self.record.state, State::Booting { .. })
+                {
+                    // A first boot ends where everything settles.
                     self.cancel(&mut actions);
                 } else {
                     self.abandon(now, Purpose::StartOver, &mut actions);
@@ -368,6 +374,10 @@ impl Node {
         if let Some(installed) = &mut self.record.installed {
             carry_over(spec, installed);
         }
+        if let Some(old) = &old {
+            self.reconsider_boot(old, spec);
+            self.restart_boot_check(old, spec, actions);
+        }
         let stand_still = spec.paused || spec.goal != Goal::Deployed;
         if other_install || other_machine || stand_still {
             self.record.consented = false;
@@ -380,6 +390,8 @@ impl Node {
         match &self.record.state {
             State::Held { .. } => self.consider_hold(now, spec, old.is_none()),
             State::Idle | State::Failed => self.start_afresh(now),
+            // It ends where everything settles.
+            State::Booting { .. } => {}
             State::CleaningUp { .. } | State::SettingPower { .. } => {
                 self.abandon(now, Purpose::StartOver, actions);
             }
@@ -422,7 +434,9 @@ impl Node {
         // found to miss.
         let has_trouble = self.bmc_trouble.is_some();
         let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
-        if is_order || self.owes_restart() {
+        // To wait for a system again is no order to switch its machine.
+        let waits_again = self.retry_boot();
+        if is_order && !waits_again || self.owes_restart() {
             self.record.power_ordered = true;
         }
         match &self.record.state {
@@ -437,7 +451,8 @@ impl Node {
             | State::Imaging { .. }
             | State::Switching { .. }
             | State::WaitingCompleted { .. }
-            | State::Restarting { .. } => {}
+            | State::Restarting { .. }
+            | State::Booting { .. } => {}
         }
     }
 
@@ -524,6 +539,7 @@ impl Node {
             State::Restarting { .. } => {
                 due.then_some(Operation::Restart { wanted: self.power_after_install() })
             }
+            State::Booting { boot } => self.boot_operation(*boot).filter(|_| due),
             State::CleaningUp { .. } => due.then_some(Operation::CleanUp),
             State::WaitingRamdisk { .. }
             | State::Imaging { granted: false, .. }

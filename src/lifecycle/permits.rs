@@ -139,6 +139,7 @@ impl State {
             | Self::Switching { .. }
             | Self::WaitingCompleted { .. }
             | Self::Restarting { .. }
+            | Self::Booting { .. }
             | Self::CleaningUp { .. } => None,
         }
     }

@@ -19,7 +19,7 @@ use crate::model::{
     power::PowerState,
     problem::Problem,
     spec::{Bmc, BmcDriver, Checksum, Goal, MachineId, NodeSpec, Privilege},
-    status::{Installed, Phase, Status},
+    status::{Booted, Installed, Phase, Status},
 };
 
 use super::{
@@ -289,6 +289,7 @@ fn effective_spec(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<
         | Phase::Switching
         | Phase::WaitingCompleted
         | Phase::Restarting
+        | Phase::Booting
         | Phase::Deployed
         | Phase::Failed => Goal::Deployed,
     };
@@ -326,6 +327,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
     };
     let hold = Hold::ALL.into_iter().find(is_shown);
     let state = match (status.phase, hold) {
+        (Phase::Failed, _) if is_installed_unseen(status) => State::Idle,
         (Phase::Failed, _) => State::Failed,
         (Phase::Held, Some(reason @ Hold::PoweredOn)) => {
             let redeploy = spec.as_ref().and_then(|spec| spec.redeploy.clone());
@@ -348,16 +350,23 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
     }
 }
 
+/// Whether nothing is left to do but to see whether its system is up.
+fn is_installed_unseen(status: &Status) -> bool {
+    let booted = status.installed.as_ref().and_then(|installed| installed.booted);
+    booted == Some(Booted::Missed)
+}
+
 /// A machine in an attempt is hostler's own, on or off: whatever ends the attempt switches it off.
+/// A first boot switches nothing off.
 fn last_power(status: &Status) -> Option<PowerState> {
-    if status.phase.is_busy() {
+    if status.phase.is_busy() && status.phase != Phase::Booting {
         return Some(PowerState::Off);
     }
     status.power.map(|power| power.observed)
 }
 
 fn is_written(phase: Phase) -> bool {
-    matches!(phase, Phase::Switching | Phase::WaitingCompleted | Phase::Restarting)
+    matches!(phase, Phase::Switching | Phase::WaitingCompleted | Phase::Restarting | Phase::Booting)
 }
 
 fn poll_request(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {

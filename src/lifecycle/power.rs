@@ -85,7 +85,7 @@ impl Node {
 
     /// Whether the BMC is the one by which the machine was installed. Behind another address may be
     /// another machine, which nobody switches without an order.
-    fn answers_where_installed(&self) -> bool {
+    pub(super) fn answers_where_installed(&self) -> bool {
         let machine =
             self.record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
         let spec = self.record.spec.as_ref();

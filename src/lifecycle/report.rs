@@ -10,14 +10,14 @@ use crate::model::{
     machine::{Machine, MachineChange},
     power::PowerState,
     spec::Goal,
-    status::{Condition, LastSeen, Phase, RECORD_LOST, STATUS_VERSION, Status},
+    status::{Booted, Condition, Installed, LastSeen, Phase, RECORD_LOST, STATUS_VERSION, Status},
 };
 
 use super::{
     boot_evidence,
     limits::{POWER_TRIES_MAX, RESTART_TRIES_MAX},
     node::Node,
-    state::{Attempt, Hold, Purpose, State},
+    state::{Attempt, FirstBoot, Hold, Purpose, State},
     text::plain,
 };
 
@@ -35,6 +35,7 @@ impl Node {
             State::Switching { .. } => Phase::Switching,
             State::WaitingCompleted { .. } => Phase::WaitingCompleted,
             State::Restarting { .. } => Phase::Restarting,
+            State::Booting { .. } => Phase::Booting,
             State::CleaningUp { .. } => Phase::Pending,
         }
     }
@@ -48,7 +49,8 @@ impl Node {
             _ if spec.paused => Phase::Paused,
             _ if self.held_for().is_some() => Phase::Held,
             (_, Goal::Available) => Phase::Available,
-            _ if self.owes_restart() => Phase::Failed,
+            _ if self.owes_restart() || self.boot_missed() => Phase::Failed,
+            _ if self.awaits_boot() => Phase::Booting,
             _ if !self.wants_install() => Phase::Deployed,
             (State::Failed, Goal::Deployed) => Phase::Failed,
             (_, Goal::Deployed) => Phase::Pending,
@@ -82,7 +84,7 @@ impl Node {
             progress: self.progress,
             machine: record.spec.as_deref().map(Machine::named_by),
             power: self.power,
-            installed: record.installed.clone(),
+            installed: record.installed.clone().map(with_booted),
             last_error: record.last_error.clone(),
             last_seen: self.last_seen(),
             durations: record.durations.clone(),
@@ -185,6 +187,7 @@ impl Node {
                     PowerState::Off => format!("the BMC switches the machine off{again}"),
                 }
             }
+            State::Booting { boot } => self.boot_message(*boot),
             State::CleaningUp { attempt: None, .. } => "stopping the attempt".to_owned(),
             State::CleaningUp { purpose: Purpose::StartOver, .. } if self.gone => {
                 "the spec is gone: switching the machine off and forgetting it".to_owned()
@@ -221,7 +224,7 @@ impl Node {
     }
 
     /// The words for the second and each further try of the BMC.
-    fn again(&self, tries_max: u32) -> String {
+    pub(super) fn again(&self, tries_max: u32) -> String {
         let tries = self.record.tries;
         self.bmc_trouble.as_ref().filter(|_| tries > 0).map_or_else(String::new, |trouble| {
             format!("; try {} of {tries_max} after: {}", tries.saturating_add(1), trouble.message)
@@ -238,6 +241,8 @@ impl Node {
                 "installed, but the machine was not restarted, and its disk is not written again \
                  for that: {last_error}"
             ),
+            Phase::Failed if self.boot_missed() => format!("installed, but {last_error}"),
+            Phase::Booting => self.boot_message(FirstBoot::Waiting),
             Phase::Failed => format!("gave up after attempt {}: {last_error}", self.record.attempt),
             Phase::Deployed => self.message_deployed() + &self.message_changed_machine(),
             Phase::Available if differs && self.bmc_trouble.is_none() => {
@@ -296,9 +301,16 @@ impl Node {
             format!("installed; its power is not known: {}", trouble.message)
         } else if self.power_differs() {
             format!("installed; the machine is {is}, and its spec wants it {wanted}")
+        } else if self.was_seen_up() {
+            "installed, and its system came up".to_owned()
         } else {
             "installed".to_owned()
         }
+    }
+
+    fn was_seen_up(&self) -> bool {
+        let booted = self.record.installed.as_ref().and_then(|installed| installed.booted);
+        booted == Some(Booted::Up)
     }
 
     /// The machine as it was named when it was installed, if the spec names it differently now.
@@ -317,6 +329,9 @@ impl Node {
 
     /// The message of an installed machine without a BMC that could say more.
     fn message_unseen(&self) -> &'static str {
+        if self.was_seen_up() {
+            return "installed, and its system came up";
+        }
         match self.power_after_install() {
             PowerState::On => {
                 "installed; without a BMC nobody has seen whether the machine came up"
@@ -431,6 +446,12 @@ impl Node {
         }
         conditions
     }
+}
+
+/// The installation as it is shown: a version that did not ask has not checked it.
+fn with_booted(mut installed: Installed) -> Installed {
+    installed.booted.get_or_insert(Booted::Unchecked);
+    installed
 }
 
 /// A disk that no ramdisk has reported is named only: how large it is the target says later.

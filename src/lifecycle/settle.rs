@@ -23,6 +23,9 @@ impl Node {
         // A node is held as `RecordLost` exactly while its disk is to be written, nobody knows what
         // is on it, and nobody has consented.
         self.hold_lost_record(now);
+        // A node is `Booting` exactly while its installed system has yet to show that it is up and
+        // is wanted to run. (`first_boot.rs`)
+        self.await_boot(now, actions);
         // A machine without a BMC is never held for being on, and never waits for a poll.
         // (`manual_power.rs`)
         self.advance_manual_power(now);

@@ -59,6 +59,10 @@ pub struct Record {
     /// deploy ramdisk. What is installed is known by then, whatever becomes of the restart.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub awaits_restart: bool,
+    /// Whether the BMC was asked to restart the machine once more, because its own system did not
+    /// show that it was up. It is not asked a second time for one installation.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub restarted_again: bool,
     /// The installation that hostler put on the disk.
     pub installed: Option<Installed>,
     /// Disks that were in the machine at its last lookup and hold what hostler installed on them
@@ -93,6 +97,7 @@ impl Record {
             power_ordered: false,
             power_forced_at: None,
             awaits_restart: false,
+            restarted_again: false,
             installed: None,
             other_disks: Vec::new(),
             last_error: None,
@@ -131,7 +136,8 @@ impl Record {
 
     /// Takes over what is known of the machine's disk from elsewhere. `None`: nobody knows.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
-        self.awaits_restart = false;
+        // Nobody knows any more how often it was restarted, so that it is not.
+        (self.awaits_restart, self.restarted_again) = (false, true);
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -221,6 +227,9 @@ pub enum State {
         /// The written disk.
         disk: Disk,
     },
+    /// The machine boots its own system, which has yet to show that it is up. Whatever becomes of
+    /// that, the disk stays as it is, and so does the power, but for one restart by the BMC.
+    Booting { boot: FirstBoot },
     /// The attempt is over. The operation under way is stopped, and then the machine is switched
     /// off, by its BMC or by its ramdisk. Shows as `pending`.
     CleaningUp {
@@ -228,6 +237,18 @@ pub enum State {
         attempt: Option<Attempt>,
         purpose: Purpose,
     },
+}
+
+/// How far a first boot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstBoot {
+    /// Its system has its time.
+    Waiting,
+    /// The agent was gone when that time was up, so that its system has a little longer.
+    Overdue,
+    /// The BMC restarts it, because its system did not come up.
+    Restarting,
 }
 
 /// The reason why an operator must consent.
@@ -337,7 +358,8 @@ impl State {
             | Self::Held { .. }
             | Self::Failed
             | Self::SettingPower { .. }
-            | Self::Preparing { .. } => None,
+            | Self::Preparing { .. }
+            | Self::Booting { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }
@@ -354,7 +376,8 @@ impl State {
             | Self::Held { .. }
             | Self::Failed
             | Self::SettingPower { .. }
-            | Self::Preparing { .. } => None,
+            | Self::Preparing { .. }
+            | Self::Booting { .. } => None,
             Self::PoweringOn { attempt, .. }
             | Self::WaitingRamdisk { attempt, .. }
             | Self::Imaging { attempt, .. }

@@ -9,9 +9,9 @@
 use crate::model::{callback::DiskRange, disk::Disk, power::PowerState};
 
 use super::state::{
-    Attempt, Hold, Purpose,
+    Attempt, FirstBoot, Hold, Purpose,
     State::{
-        self, CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting,
+        self, Booting, CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting,
         SettingPower, Switching, WaitingCompleted, WaitingRamdisk,
     },
     Target,
@@ -44,7 +44,8 @@ pub(super) enum Cause {
     PoweredOn,
     /// The machine was seen booting, as an operator had it do (`manual_power.rs`).
     SeenBooting,
-    /// The agent was gone while the machine fetched its boot files (`attempt.rs`).
+    /// The agent was gone while the machine fetched its boot files, or when the time of its first
+    /// boot was up (`attempt.rs`, `first_boot.rs`).
     CutOff,
     /// The ramdisk exports its disk (`callback.rs`).
     TargetOffered { disk: Disk, target: Target },
@@ -58,6 +59,12 @@ pub(super) enum Cause {
     Restarted,
     /// The BMC has failed to do so in all tries, or in time (`attempt.rs`).
     NotRestarted,
+    /// The installed system has yet to show that it is up (`first_boot.rs`).
+    BootAwaited(FirstBoot),
+    /// It did not do so in time, and its machine is restarted once (`first_boot.rs`).
+    BootRepeated,
+    /// It has shown that it is up, or has not done so in time (`first_boot.rs`).
+    BootJudged,
     /// A file is missing on the agent's own machine; the node's was not touched (`missing.rs`).
     FileMissing,
     /// The attempt failed, or the spec wants something else (`attempt.rs`).
@@ -102,7 +109,9 @@ pub(super) fn next(from: State, cause: Cause) -> Next {
         (Idle | Preparing { ready: Some(_) }, Cause::ConsentMissing { redeploy, reason }) => {
             (Held { redeploy, reason }, &[])
         }
-        (Idle | Held { .. } | Failed, Cause::StartedAfresh) => (Idle, &[AttemptsForgotten]),
+        (Idle | Held { .. } | Failed | Booting { .. }, Cause::StartedAfresh) => {
+            (Idle, &[AttemptsForgotten])
+        }
 
         (Held { reason: Hold::PoweredOn, .. }, Cause::NotSeenOn) => (Idle, &[]),
         (Held { reason: Hold::RecordLost, .. }, Cause::DiskKnown) => (Idle, &[]),
@@ -156,6 +165,18 @@ pub(super) fn next(from: State, cause: Cause) -> Next {
             (Restarting { attempt, disk }, &[])
         }
         (Restarting { .. }, Cause::Restarted | Cause::NotRestarted) => (Idle, &[ConsentEnds]),
+
+        (Idle, Cause::BootAwaited(boot)) => (Booting { boot }, &[]),
+        (Booting { boot: FirstBoot::Waiting }, Cause::CutOff) => {
+            (Booting { boot: FirstBoot::Overdue }, &[])
+        }
+        (Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue }, Cause::BootRepeated) => {
+            (Booting { boot: FirstBoot::Restarting }, &[])
+        }
+        (Booting { boot: FirstBoot::Restarting }, Cause::Restarted) => {
+            (Booting { boot: FirstBoot::Waiting }, &[])
+        }
+        (Booting { .. }, Cause::BootJudged) => (Idle, &[ConsentEnds]),
 
         (
             PoweringOn { attempt }

@@ -13,9 +13,10 @@ use crate::model::spec::Timeouts;
 use super::{
     backoff,
     event::Action,
+    first_boot::OVERDUE_WAIT,
     limits::{CANCEL_PATIENCE, POWER_TRIES_MAX, RESTART_TRIES_MAX, after, power_limit},
     node::Node,
-    state::State,
+    state::{FirstBoot, State},
 };
 
 impl Node {
@@ -34,6 +35,9 @@ impl Node {
             }
             (State::SettingPower { .. }, Some(at), None) => {
                 Some((at, "the next try to switch the power"))
+            }
+            (State::Booting { .. }, Some(at), None) => {
+                Some((at, "the next look whether its own system is up"))
             }
             (State::Restarting { .. }, Some(at), None) => Some((at, "the next try to restart")),
             (State::CleaningUp { .. }, Some(at), None) => Some((at, "the next try to clean up")),
@@ -71,7 +75,10 @@ impl Node {
             State::Imaging { .. } => "the disk to be written",
             State::Switching { .. } => "the ramdisk to hear that it may let go",
             State::WaitingCompleted { .. } => "the ramdisk's completed notice",
-            State::Restarting { .. } => "the machine to restart",
+            State::Restarting { .. } | State::Booting { boot: FirstBoot::Restarting } => {
+                "the machine to restart"
+            }
+            State::Booting { .. } => "its own system to show that it is up",
             State::CleaningUp { .. } if self.running.is_none() && self.ramdisk_cleans_up() => {
                 "the deploy ramdisk to hear that the attempt is over"
             }
@@ -100,7 +107,11 @@ impl Node {
             State::CleaningUp { .. } => Some(power_limit(&self.timeouts_of_bmc(timeouts))),
             State::PoweringOn { .. } => Some(power_limit(timeouts)),
             State::SettingPower { .. } => Some(self.limit_of_tries(timeouts, POWER_TRIES_MAX)),
-            State::Restarting { .. } => Some(self.limit_of_tries(timeouts, RESTART_TRIES_MAX)),
+            State::Restarting { .. } | State::Booting { boot: FirstBoot::Restarting } => {
+                Some(self.limit_of_tries(timeouts, RESTART_TRIES_MAX))
+            }
+            State::Booting { boot: FirstBoot::Waiting } => Some(timeouts.first_boot),
+            State::Booting { boot: FirstBoot::Overdue } => Some(OVERDUE_WAIT),
         }
     }
 

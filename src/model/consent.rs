@@ -30,6 +30,11 @@ pub fn retry(node: &NodeName) -> String {
     format!("run `hostler retry {node}`, to WIPE and install it")
 }
 
+/// `hostler retry` of an installed node whose system did not show that it is up. It writes nothing.
+pub fn retry_boot(node: &NodeName) -> String {
+    format!("run `hostler retry {node}`, to have its first boot waited for again")
+}
+
 /// The ways to have a machine off that hostler does not know, and whose spec wants it kept off.
 pub fn keep_off(node: &NodeName) -> String {
     format!(

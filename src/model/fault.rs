@@ -39,6 +39,8 @@ pub enum Step {
     Completed,
     /// Restarting the machine by its BMC.
     Restart,
+    /// Waiting for the installed system to come up.
+    FirstBoot,
     /// Putting things back after a failure.
     Cleanup,
     /// Switching a machine on or off as its spec says, outside of an attempt.

@@ -204,7 +204,8 @@ impl Digest {
         }
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// The digest itself.
+    pub fn bytes(&self) -> &[u8] {
         match &self.0 {
             HashBytes::Sha256(hash) => hash,
             HashBytes::Sha512(hash) => &**hash,

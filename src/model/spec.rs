@@ -18,7 +18,12 @@ use super::{
     netboot::Netboot,
 };
 
+mod boot_check;
 mod example;
+mod timeouts;
+
+pub use boot_check::{BootCheck, SSH_PORT};
+pub use timeouts::{FIRST_BOOT_WAIT, ROOT_DEVICE_WAIT, Timeouts};
 
 /// The wanted state of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +51,10 @@ pub struct NodeSpec {
     /// The data for the installed system at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<Box<ConfigDrive>>,
+    /// How its system shows that it is up. Records leave the default out, so that those of an
+    /// earlier version read the same.
+    #[serde(default, skip_serializing_if = "BootCheck::is_none")]
+    pub boot_check: BootCheck,
     /// How long each step may take.
     pub timeouts: Timeouts,
     /// How often a failed attempt is repeated.
@@ -536,37 +545,6 @@ impl fmt::Debug for Attachment {
         let bytes = self.content.as_bytes().len();
         f.debug_struct("Attachment").field("path", &self.path).field("bytes", &bytes).finish()
     }
-}
-
-/// `[timeouts]`: how long each wait may last, each at least one second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timeouts {
-    /// From power on to the ramdisk's iSCSI target.
-    pub ramdisk: Duration,
-    /// From the deploy ramdisk's first lookup to the appearance of the root device.
-    #[serde(default = "root_device_wait", skip_serializing_if = "is_root_device_wait")]
-    pub root_device: Duration,
-    /// Without any byte of progress while imaging.
-    pub imaging_stall: Duration,
-    /// The whole imaging.
-    pub imaging: Duration,
-    /// From the release of the target to the ramdisk's Completed notice.
-    pub completed: Duration,
-    /// For the BMC to answer and for a power state to be reached; without a BMC, for somebody to
-    /// have the machine boot from the network.
-    pub power: Duration,
-}
-
-/// How long the root device is waited for unless the spec says otherwise. Records leave it out, so
-/// that those of an earlier version read the same.
-pub const ROOT_DEVICE_WAIT: Duration = Duration::from_secs(60);
-
-const fn root_device_wait() -> Duration {
-    ROOT_DEVICE_WAIT
-}
-
-fn is_root_device_wait(wait: &Duration) -> bool {
-    *wait == ROOT_DEVICE_WAIT
 }
 
 /// `[retry]`

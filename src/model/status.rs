@@ -47,6 +47,8 @@ pub enum Phase {
     WaitingCompleted,
     /// The BMC restarts the machine into its own system.
     Restarting,
+    /// Its own system boots, and has yet to show that it is up.
+    Booting,
     /// The machine is installed.
     Deployed,
     /// Given up until the spec changes or an operator says retry.
@@ -61,7 +63,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Invalid,
         Self::Held,
         Self::Pending,
@@ -72,6 +74,7 @@ impl Phase {
         Self::Switching,
         Self::WaitingCompleted,
         Self::Restarting,
+        Self::Booting,
         Self::Deployed,
         Self::Failed,
         Self::Available,
@@ -88,7 +91,8 @@ impl Phase {
             | Self::Imaging
             | Self::Switching
             | Self::WaitingCompleted
-            | Self::Restarting => true,
+            | Self::Restarting
+            | Self::Booting => true,
             Self::Invalid
             | Self::Held
             | Self::Pending
@@ -113,6 +117,7 @@ impl Phase {
             Self::Switching => "switching",
             Self::WaitingCompleted => "waiting-completed",
             Self::Restarting => "restarting",
+            Self::Booting => "booting",
             Self::Deployed => "deployed",
             Self::Failed => "failed",
             Self::Available => "available",
@@ -265,6 +270,16 @@ pub struct Installed {
     pub disk: Disk,
     /// When the machine was restarted into it.
     pub at: Timestamp,
+    /// Whether its system has shown that it is up. `None`, of a version that did not ask: it was
+    /// not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted: Option<Booted>,
+    /// When it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted_at: Option<Timestamp>,
+    /// The address that the deploy ramdisk had, where its system may answer, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
     /// Identity of what was written to the disk: `digest` without what it boots over the network.
     /// `None`: a version of hostler installed it that had another identity, and its spec has not
     /// been seen since.
@@ -287,6 +302,34 @@ pub struct Installed {
     /// down yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// The system as it showed itself when it was up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<InstalledSystem>,
+}
+
+/// Whether an installed system has shown that it is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Booted {
+    /// Nobody asked: its spec has no `[boot_check]`, or wants the machine off.
+    Unchecked,
+    /// It has time to do so.
+    Waiting,
+    /// It has not done so in time.
+    Missed,
+    /// It has.
+    Up,
+}
+
+/// `[installed.system]`: what an installed system showed of itself. Untrusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstalledSystem {
+    /// Where it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The banner of its SSH server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_banner: Option<String>,
 }
 
 impl Installed {
@@ -346,6 +389,9 @@ pub struct LastSeen {
     /// The time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_at: Option<Timestamp>,
+    /// When the machine netbooted after it was restarted into its own system, at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netbooted_at: Option<Timestamp>,
     /// Callbacks refused in this attempt.
     #[serde(default)]
     pub refused: u32,

@@ -18,6 +18,7 @@ use crate::model::{
 
 mod attachments;
 mod bmc;
+mod boot_check;
 mod clash;
 mod directory;
 mod schema;

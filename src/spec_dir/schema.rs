@@ -21,7 +21,7 @@ use crate::model::{
 use super::{
     ReadAttachment,
     bmc::{self, Control},
-    values,
+    boot_check, values,
 };
 
 /// Primary partitions of a master boot record.
@@ -68,6 +68,8 @@ pub(super) fn node(
             refuse_what_ironics_ramdisk_cannot(spec, bmc.as_ref(), &root_device, image);
         }
     }
+    let boot_check =
+        spec.key("boot_check").table(|check| boot_check::read(check, config_drive.as_ref()));
     let has_bmc = !matches!(bmc, Some(Control::Manual));
     let timeouts = spec.key("timeouts").table(|timeouts| self::timeouts(timeouts, has_bmc));
     let retry = spec.key("retry").table(retry);
@@ -85,6 +87,7 @@ pub(super) fn node(
         root_device,
         image: image?,
         config_drive: config_drive.map(Box::new),
+        boot_check: boot_check?,
         timeouts: timeouts?,
         retry: retry?,
     })
@@ -359,6 +362,7 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
     let completed = wait("completed", "5m");
     // A week: an operator may have to travel.
     let power = wait("power", if has_bmc { "2m" } else { "168h" });
+    let first_boot = wait("first_boot", "20m");
     Some(Timeouts {
         ramdisk: ramdisk?,
         root_device: root_device?,
@@ -366,6 +370,7 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
         imaging: imaging?,
         completed: completed?,
         power: power?,
+        first_boot: first_boot?,
     })
 }
 

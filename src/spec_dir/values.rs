@@ -128,15 +128,7 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
         // A host with a colon in it is an IPv6 address gone wrong, and no host name below.
         text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
     };
-    let host = match host.parse::<IpAddr>() {
-        Ok(ip) if is_no_machines(ip.to_canonical()) => {
-            return Err(format!("{ip} is not one machine's address"));
-        }
-        // An IPv4 address has one spelling, also within IPv6 (RFC 4291 section 2.5.5.2).
-        Ok(ip) => ip.to_canonical().to_string(),
-        Err(_) if is_host_name(host) => host.to_ascii_lowercase(),
-        Err(_) => return Err(wrong()),
-    };
+    let host = self::host(host)?.ok_or_else(wrong)?;
     let port = match port {
         None => RMCP_PORT,
         Some(port) => port
@@ -146,6 +138,33 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
             .ok_or_else(|| format!("`{port}` is not a port, 1 to 65535"))?,
     };
     Ok(BmcAddress::at(host, port))
+}
+
+/// A host name or address in its one spelling; `None` if it is neither.
+fn host(text: &str) -> Result<Option<String>, String> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) if is_no_machines(ip.to_canonical()) => {
+            Err(format!("{ip} is not one machine's address"))
+        }
+        // An IPv4 address has one spelling, also within IPv6 (RFC 4291 section 2.5.5.2).
+        Ok(ip) => Ok(Some(ip.to_canonical().to_string())),
+        Err(_) => Ok(is_host_name(text).then(|| text.to_ascii_lowercase())),
+    }
+}
+
+/// Where an installed system answers, without a port.
+pub(super) fn system_address(text: &str) -> Result<String, String> {
+    let wrong =
+        || format!("`{text}` is no host name and no IP address; the port is boot_check.port");
+    host(text)?.ok_or_else(wrong)
+}
+
+/// A TCP port.
+pub(super) fn port(number: i64) -> Result<u16, String> {
+    u16::try_from(number)
+        .ok()
+        .filter(|port| *port > 0)
+        .ok_or_else(|| format!("{number} is not a port, 1 to 65535"))
 }
 
 fn is_no_machines(ip: IpAddr) -> bool {

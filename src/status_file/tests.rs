@@ -18,8 +18,8 @@ use crate::model::{
     problem::Problem,
     spec::BmcAddress,
     status::{
-        Condition, HistoryEntry, ImagingStage, Installed, LastError, LastSeen, Phase, Power,
-        Progress, STATUS_VERSION,
+        Booted, Condition, HistoryEntry, ImagingStage, Installed, InstalledSystem, LastError,
+        LastSeen, Phase, Power, Progress, STATUS_VERSION,
     },
 };
 
@@ -143,6 +143,9 @@ fn installed() -> Installed {
             ..Disk::default()
         },
         at: at(3),
+        booted: Some(Booted::Up),
+        booted_at: Some(at(4)),
+        address: Some("192.0.2.51".parse().unwrap()),
         written_digest: Some(digest(4)),
         root_uuid: None,
         root_partuuid: None,
@@ -155,6 +158,10 @@ fn installed() -> Installed {
         }),
         redeploy: Some("2026-11-22-a".to_owned()),
         machine: Some(machine()),
+        system: Some(InstalledSystem {
+            address: Some("192.0.2.51".parse().unwrap()),
+            ssh_banner: Some("SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u7".to_owned()),
+        }),
     }
 }
 

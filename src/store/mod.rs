@@ -28,10 +28,11 @@ use crate::{
 
 use self::format::Found;
 
+mod checkpoints;
 mod format;
 mod identity;
 
-pub use self::identity::AnotherAgent;
+pub use self::{checkpoints::Checkpoints, identity::AnotherAgent};
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
@@ -238,9 +239,10 @@ impl Store {
         atomic_file::keep_aside(&self.path(node))
     }
 
-    /// Removes a node's record; that there is none is no error.
+    /// Removes a node's record and checkpoint; that there is none is no error.
     pub fn remove(&self, node: &NodeName) -> Result<(), StoreError> {
         self.check_still_ours()?;
+        checkpoints::remove(&self.dir, node)?;
         let path = self.path(node);
         atomic_file::remove_if_there(&path)
             .and_then(|()| atomic_file::sync_dir(&self.dir))

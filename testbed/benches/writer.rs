@@ -5,7 +5,9 @@ use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use hostler::{
     image::{DecodeLimits, decode},
-    imaging::{self, Connector, ImageFile, ImagingOrder, Layout, LeastRate, VolumeError},
+    imaging::{
+        self, Checkpoint, Connector, ImageFile, ImagingOrder, Layout, LeastRate, VolumeError,
+    },
     iscsi::{IscsiOptions, Lun, TargetAddress},
     model::spec::{ImageFormat, Verify},
     progress::Meter,
@@ -39,6 +41,7 @@ async fn write_one(disk: Vec<String>) {
         verify: Verify::None,
         stall: Duration::from_secs(60),
         least_rate: LeastRate::ANY,
+        checkpoint: Checkpoint::default(),
     };
     let (_stop, cancel) = watch::channel(false);
     let disk = imaging::open(&target, cancel.clone()).await.unwrap();

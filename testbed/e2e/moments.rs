@@ -101,7 +101,7 @@ impl Place {
             }
             State::Switching { .. } => Self::Switching,
             State::WaitingCompleted { .. } => Self::WaitingCompleted,
-            State::Restarting { .. } => Self::Restarting,
+            State::Restarting { .. } | State::Booting { .. } => Self::Restarting,
         }
     }
 

@@ -15,6 +15,7 @@ mod directory;
 mod disk_faults;
 mod faults;
 mod fifos;
+mod first_boot;
 mod flood;
 mod identity;
 mod ironic;

@@ -13,8 +13,8 @@ use std::{
 
 use hostler::{
     imaging::{
-        self, Connector, Content, ImageFile, ImagingError, ImagingOrder, Layout, LeastRate,
-        Segment, VolumeError, Written,
+        self, Checkpoint, Connector, Content, ImageFile, ImagingError, ImagingOrder, Layout,
+        LeastRate, Segment, VolumeError, Written,
     },
     iscsi::{IscsiOptions, Lun, TargetAddress},
     model::spec::Verify,
@@ -82,6 +82,7 @@ impl Image {
             verify,
             stall: STALL,
             least_rate: LeastRate::ANY,
+            checkpoint: Checkpoint::default(),
         }
     }
 }
@@ -248,6 +249,7 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
         verify: Verify::Full,
         stall: STALL,
         least_rate: LeastRate::ANY,
+        checkpoint: Checkpoint::default(),
     };
     let relay = Relay::start(tgtd.portal, Trouble::CutAfter(16_000_000)).await;
     let (_keep, cancel) = watch::channel(false);

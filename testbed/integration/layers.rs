@@ -10,7 +10,7 @@ use std::{
 const LINES_MAX: usize = 600;
 
 /// The adapters: one for each outside party.
-const ADAPTERS: [&str; 13] = [
+const ADAPTERS: [&str; 14] = [
     "spec_dir",
     "config",
     "watch",
@@ -24,6 +24,7 @@ const ADAPTERS: [&str; 13] = [
     "drive",
     "callback",
     "admin",
+    "port_probe",
 ];
 
 /// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing

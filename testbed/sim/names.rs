@@ -1,12 +1,12 @@
 //! Short names of states and operations, for the trace and for violations.
 
-use hostler::lifecycle::{Operation, Record};
+use hostler::lifecycle::{FirstBoot, Operation, Record};
 
 /// A state without what it carries.
 pub(crate) fn state_name(record: &Record) -> &'static str {
     use hostler::lifecycle::State::{
-        CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting, SettingPower,
-        Switching, WaitingCompleted, WaitingRamdisk,
+        Booting, CleaningUp, Failed, Held, Idle, Imaging, PoweringOn, Preparing, Restarting,
+        SettingPower, Switching, WaitingCompleted, WaitingRamdisk,
     };
     match &record.state {
         Idle => "idle",
@@ -21,6 +21,9 @@ pub(crate) fn state_name(record: &Record) -> &'static str {
         Switching { .. } => "switching",
         WaitingCompleted { .. } => "waiting-completed",
         Restarting { .. } => "restarting",
+        Booting { boot: FirstBoot::Waiting } => "booting",
+        Booting { boot: FirstBoot::Overdue } => "booting-overdue",
+        Booting { boot: FirstBoot::Restarting } => "booting-restarting",
         CleaningUp { .. } => "cleaning-up",
     }
 }
@@ -34,6 +37,7 @@ pub(crate) fn operation_name(operation: &Operation) -> &'static str {
         Operation::Image { .. } => "image",
         Operation::Release(_) => "release",
         Operation::Restart { .. } => "restart",
+        Operation::ProbePort { .. } => "probe-port",
         Operation::SetPower(_) => "set-power",
         Operation::CleanUp => "clean-up",
         Operation::NetbootFiles { .. } => "netboot-files",

@@ -60,6 +60,8 @@ pub(crate) struct Watch {
     pub(crate) running: BTreeMap<NodeName, OpId>,
     pub(crate) touched: BTreeSet<NodeName>,
     pub(crate) waits: BTreeMap<NodeName, Wait>,
+    /// The installation for whose first boot each machine was restarted last.
+    pub(crate) restarted_again: BTreeMap<NodeName, Timestamp>,
     pub(crate) shares: BTreeMap<NodeName, Share>,
     pub(crate) queue: BTreeMap<NodeName, QueuePlace>,
     /// Reinstalls that were begun without a word of consent, with when they came up.

@@ -332,6 +332,7 @@ reason = "SpecChanged"
               in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
               installed  sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
                          on vda (447.1 GiB, serial S6PUNX0T), 2026-11-22T11:00:00Z
+              first boot not checked ([boot_check])
 
             What was seen
               power    not seen since the agent started

@@ -7,6 +7,7 @@
 mod blocks;
 mod drive;
 mod error;
+mod fingerprint;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod image_table;

@@ -209,6 +209,11 @@ impl FileDisk {
         self.wrote.lock().unwrap().clone()
     }
 
+    /// Calls that have begun.
+    pub(super) fn calls(&self) -> usize {
+        *self.calls.borrow()
+    }
+
     /// Waits until so many calls have begun.
     pub(super) async fn wait_for_calls(&self, count: usize) {
         self.calls.subscribe().wait_for(|calls| *calls >= count).await.unwrap();

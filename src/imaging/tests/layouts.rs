@@ -9,7 +9,7 @@ use crate::model::callback::{DiskRange, VERIFY_RANGES_MAX};
 
 /// A segment to be made: blocks left free before it, its bytes, and what they are.
 #[derive(Clone, Debug)]
-struct Part {
+pub(super) struct Part {
     gap_blocks: u64,
     bytes: u64,
     kind: Kind,
@@ -34,7 +34,7 @@ enum Stretch {
     Data(u64),
 }
 
-fn parts() -> impl Strategy<Value = Vec<Part>> {
+pub(super) fn parts() -> impl Strategy<Value = Vec<Part>> {
     let bytes = prop_oneof![1..2000_u64, 60_000..200_000_u64, 1..3 * MIB];
     let stretch = prop_oneof![
         (1..400_000_u64).prop_map(Stretch::Hole),
@@ -77,7 +77,7 @@ fn file_of(stretches: &[Stretch], offset: u64, bytes: u64) -> (ImageFile, Vec<u8
 }
 
 /// The layout of the parts, and what it puts on the disk, segment by segment.
-fn layout_of(parts: &[Part], block: u64) -> (Layout, Vec<(u64, Vec<u8>)>) {
+pub(super) fn layout_of(parts: &[Part], block: u64) -> (Layout, Vec<(u64, Vec<u8>)>) {
     let (mut segments, mut contents, mut at) = (Vec::new(), Vec::new(), 0);
     for part in parts {
         at += part.gap_blocks * block;
@@ -110,7 +110,7 @@ pub(super) fn expected(contents: &[(u64, Vec<u8>)], disk_bytes: u64, block: u64)
 }
 
 /// The ranges are few, in order, disjoint, true, and cover everything that was asked for.
-fn check_ranges(ranges: &[DiskRange], content: &[u8], wanted: &[(u64, Vec<u8>)]) {
+pub(super) fn check_ranges(ranges: &[DiskRange], content: &[u8], wanted: &[(u64, Vec<u8>)]) {
     assert!(ranges.len() <= VERIFY_RANGES_MAX);
     assert!(ranges.windows(2).all(|two| two[0].from + two[0].bytes <= two[1].from), "{ranges:?}");
     let mut covered = vec![false; content.len()];
@@ -144,7 +144,7 @@ proptest! {
         let quirk = breaks.map_or(Quirk::None, |calls| Quirk::Breaks { calls, times: 4 });
         let disk = FileDisk::new(capacity, u32::try_from(block).unwrap(), quirk);
         let mut bench = Bench::new(1);
-        bench.order = ImagingOrder { layout, verify, stall: STALL, least_rate: LeastRate::ANY };
+        bench.order = ImagingOrder { layout, verify, ..bench.order };
         let written = block_on(bench.write(&disk)).unwrap();
         let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
         prop_assert_eq!(written.bytes, bytes);
@@ -208,12 +208,8 @@ async fn a_layout_in_too_many_parts_for_the_node_is_read_back_instead() {
     let lie = 3 * MIB..3 * MIB + 4096;
     let disk = FileDisk::new(16 * MIB, 512, Quirk::DropsWrites(lie));
     let mut bench = Bench::new(1);
-    bench.order = ImagingOrder {
-        layout: Layout::new(segments),
-        verify: Verify::Node,
-        stall: STALL,
-        least_rate: LeastRate::ANY,
-    };
+    bench.order =
+        ImagingOrder { layout: Layout::new(segments), verify: Verify::Node, ..bench.order };
     let error = bench.write(&disk).await.unwrap_err();
     assert!(matches!(error, ImagingError::Differs { from, .. } if from == 3 * MIB), "{error}");
 }

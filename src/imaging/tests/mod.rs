@@ -1,5 +1,6 @@
 //! The promises of the pipeline, on real files and on disks that misbehave.
 
+mod checkpoints;
 mod connection_pool;
 mod disks;
 mod layouts;
@@ -49,6 +50,7 @@ impl Bench {
             verify: Verify::Full,
             stall: STALL,
             least_rate: LeastRate::ANY,
+            checkpoint: Checkpoint::default(),
         };
         let thresholds = WriteThresholds {
             reconnect: Backoff::doubling(Duration::from_millis(1), Duration::from_millis(20)),
@@ -141,12 +143,7 @@ fn a_block_that_has_decayed_stops_the_write_and_leaves_a_wiped_disk() {
         let mut bench = Bench::new(6 * MIB);
         let disk = FileDisk::new(8 * MIB, 512, Quirk::None);
         let image = decayed(&bench, block);
-        bench.order = ImagingOrder {
-            layout: Layout::of_file(image),
-            verify,
-            stall: STALL,
-            least_rate: LeastRate::ANY,
-        };
+        bench.order = ImagingOrder { layout: Layout::of_file(image), verify, ..bench.order };
         let error = block_on(bench.write(&disk)).unwrap_err().to_string();
         let at = format!("the block at byte {} is not what was verified", block << 16);
         assert!(error.contains(&at), "{error}");

@@ -19,7 +19,7 @@ fn whole_disk() -> (Layout, Vec<(u64, Vec<u8>)>) {
 fn bench(verify: Verify) -> (Bench, Vec<u8>) {
     let (layout, contents) = whole_disk();
     let mut bench = Bench::new(1);
-    bench.order = ImagingOrder { layout, verify, stall: STALL, least_rate: LeastRate::ANY };
+    bench.order = ImagingOrder { layout, verify, ..bench.order };
     (bench, expected(&contents, DISK_BYTES, 512))
 }
 

@@ -20,7 +20,7 @@ use crate::{
         boot::{BootStage, Fetch},
         callback::Call,
         problem::Problem,
-        spec::{DeployRamdisk, Goal, WantedPower},
+        spec::{BootCheck, DeployRamdisk, Goal, WantedPower},
         status::Phase,
     },
 };
@@ -52,6 +52,10 @@ fn call(site: &mut Site) {
         _ => Call::DeployState,
     };
     site.call(body);
+}
+
+fn port(port: u16) -> BootCheck {
+    BootCheck::Tcp { port, address: None }
 }
 
 fn operator(site: &mut Site) {
@@ -98,6 +102,11 @@ fn operator(site: &mut Site) {
             site.change(|spec| {
                 spec.timeouts.ramdisk = std::time::Duration::from_secs(60 * minutes);
             });
+        }
+        18 => {
+            let ports = [BootCheck::None, port(22), port(80)];
+            let check = site.dice.pick(&ports).clone();
+            site.change(|spec| spec.boot_check = check);
         }
         16 => {
             let powers = [WantedPower::On, WantedPower::Off, WantedPower::Ignore];

@@ -8,6 +8,7 @@ mod callback;
 mod consent;
 mod deadlines;
 mod executor;
+mod first_boot;
 mod histories;
 mod identity;
 mod ironic;

@@ -213,9 +213,10 @@ impl World {
             Operation::PowerOn => switch(PowerState::On),
             Operation::CleanUp => switch(PowerState::Off),
             Operation::Restart { wanted: state } | Operation::SetPower(state) => switch(*state),
-            Operation::Image { .. } | Operation::Release(_) | Operation::NetbootFiles { .. } => {
-                true
-            }
+            Operation::Image { .. }
+            | Operation::Release(_)
+            | Operation::ProbePort { .. }
+            | Operation::NetbootFiles { .. } => true,
         };
         Ok(good_outcome(&job.operation))
     }

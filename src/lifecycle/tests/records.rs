@@ -30,6 +30,10 @@ fn the_fuzz_target_begins_with_a_good_record_of_every_state() {
         keep(phase.as_str(), bench.node.record());
     }
     bench.change(|spec| spec.redeploy = Some("again".into()));
+    bench.change(check_port);
+    bench.go_to(Phase::Booting);
+    keep("booting", bench.node.record());
+    bench.change(|spec| spec.redeploy = Some("and again".into()));
     bench.go_to(Phase::Imaging);
     bench.done(Err(lasting()));
     keep("cleaning-up", bench.node.record());
@@ -56,6 +60,7 @@ fn the_largest_numbers_in_a_record_overflow_nothing() {
             imaging: endless,
             completed: endless,
             power: endless,
+            first_boot: endless,
         };
         spec.retry.backoff = endless;
         record.spec = Some(spec.into());

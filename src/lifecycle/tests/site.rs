@@ -269,7 +269,8 @@ impl Site {
             Operation::PollPower | Operation::ConfirmPower | Operation::Prepare
         );
         let by_order = matches!(self.node.record().state, State::SettingPower { .. });
-        if !polls && !by_order {
+        let boots = matches!(self.node.record().state, State::Booting { .. });
+        if !polls && !by_order && !boots {
             let begun = self.begun.as_ref().expect("the machine is touched without an attempt");
             assert_eq!(begun.bmc, bmc, "{operation:?} of another machine than the attempt's");
             assert!(
@@ -290,6 +291,11 @@ impl Site {
                 };
                 assert_eq!((target.address, *size), (RAMDISK, wanted));
             }
+            Operation::Restart { wanted } if boots => {
+                assert_eq!(*wanted, PowerState::On);
+                assert!(self.consent.installed_under.is_some(), "nothing was installed");
+                assert!(!spec.paused && spec.goal == Goal::Deployed, "restarted in a pause");
+            }
             Operation::Restart { wanted } => {
                 assert_eq!(
                     *wanted,
@@ -307,6 +313,7 @@ impl Site {
             Operation::PollPower
             | Operation::ConfirmPower
             | Operation::Prepare
+            | Operation::ProbePort { .. }
             | Operation::NetbootFiles { .. }
             | Operation::PowerOn => {}
         }
@@ -438,7 +445,9 @@ impl Site {
             }
             Operation::Image { .. } => imaged(),
             Operation::Release(_) => Outcome::Released,
-            Operation::NetbootFiles { .. } => good_outcome(&job.operation),
+            Operation::NetbootFiles { .. } | Operation::ProbePort { .. } => {
+                good_outcome(&job.operation)
+            }
             Operation::PowerOn => {
                 *on = true;
                 Outcome::PoweredOn

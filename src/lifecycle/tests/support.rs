@@ -17,7 +17,7 @@ use crate::{
         ids::{NodeName, OpId},
         power::PowerState,
         secret::{AttemptKey, Secret},
-        spec::NodeSpec,
+        spec::{BootCheck, NodeSpec},
         status::Phase,
     },
 };
@@ -37,6 +37,11 @@ pub(super) fn spec() -> NodeSpec {
     let mut spec = NodeSpec::example();
     spec.image.checksum = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     spec
+}
+
+/// Its system has to answer at port 22.
+pub(super) fn check_port(spec: &mut NodeSpec) {
+    spec.boot_check = BootCheck::Tcp { port: 22, address: None };
 }
 
 /// An image that was prepared without a stage worth telling.
@@ -342,6 +347,7 @@ pub(super) fn good_outcome(operation: &Operation) -> Outcome {
         Operation::Image { .. } => imaged(),
         Operation::Release(_) => Outcome::Released,
         Operation::Restart { wanted } => Outcome::Restarted(*wanted),
+        Operation::ProbePort { .. } => Outcome::PortAnswered { address: RAMDISK, ssh_banner: None },
         Operation::SetPower(wanted) => Outcome::PowerSet(*wanted),
         Operation::CleanUp => Outcome::CleanedUp,
         Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served.clone()),

@@ -12,7 +12,7 @@ use crate::{
         ids::OpId,
         power::PowerState,
         problem::Problem,
-        spec::{Goal, WantedPower},
+        spec::{BootCheck, Goal, WantedPower},
         status::{ImagingStage, Phase, Progress},
     },
 };
@@ -52,6 +52,10 @@ pub(super) fn bench_in(place: &str) -> Bench {
             bench.go_to(Phase::Preparing);
             bench.done(Err(lasting()));
         }
+        Phase::Booting => {
+            bench.change(check_port);
+            bench.go_to(phase);
+        }
         Phase::Unmanaged => bench.change(|spec| spec.goal = Goal::Unmanaged),
         Phase::Paused => bench.change(|spec| spec.paused = true),
         _ => bench.go_to(phase),
@@ -62,7 +66,7 @@ pub(super) fn bench_in(place: &str) -> Bench {
 /// An event: its name, what happens, and how.
 pub(super) type Act = (&'static str, &'static str, fn(&mut Bench));
 
-pub(super) const EVENTS: [Act; 31] = [
+pub(super) const EVENTS: [Act; 32] = [
     ("done-ok", "the operation under way ends well", |bench| {
         if let Some((_, operation)) = bench.running.clone() {
             bench.done(Ok(good_outcome(&operation)));
@@ -149,6 +153,11 @@ pub(super) const EVENTS: [Act; 31] = [
     ("spec-timeouts", "a timeout is changed", |bench| {
         if bench.node.spec().is_some() {
             bench.change(|spec| spec.timeouts.completed *= 2);
+        }
+    }),
+    ("spec-unchecked", "`boot_check.by = \"none\"`", |bench| {
+        if bench.node.spec().is_some() {
+            bench.change(|spec| spec.boot_check = BootCheck::None);
         }
     }),
     ("other-bmc", "`bmc.address` is changed", |bench| {

@@ -7,7 +7,7 @@ use expect_test::expect_file;
 
 use crate::{
     lifecycle::{
-        Attempt, Event, Hold, Outcome, Purpose, Record, State, Target,
+        Attempt, Event, FirstBoot, Hold, Outcome, Purpose, Record, State, Target,
         transitions::{Cause, Effect, next},
     },
     model::{
@@ -16,7 +16,7 @@ use crate::{
         fault::{Fault, Step},
         power::PowerState,
         secret::Secret,
-        spec::{DeployRamdisk, Goal, WantedPower},
+        spec::{BootCheck, DeployRamdisk, Goal, WantedPower},
         status::Phase,
     },
 };
@@ -73,6 +73,9 @@ fn states(has_bmc: bool) -> Vec<State> {
         State::Switching { attempt: attempt.clone(), disk: disk.clone() },
         State::WaitingCompleted { attempt: attempt.clone(), disk: disk.clone() },
         State::Restarting { attempt: attempt.clone(), disk },
+        State::Booting { boot: FirstBoot::Waiting },
+        State::Booting { boot: FirstBoot::Overdue },
+        State::Booting { boot: FirstBoot::Restarting },
         State::CleaningUp { attempt: Some(attempt), purpose: Purpose::Retry },
     ]
 }
@@ -99,6 +102,10 @@ fn causes(has_bmc: bool) -> Vec<Cause> {
         Cause::LetGo,
         Cause::Restarted,
         Cause::NotRestarted,
+        Cause::BootAwaited(FirstBoot::Waiting),
+        Cause::BootAwaited(FirstBoot::Restarting),
+        Cause::BootRepeated,
+        Cause::BootJudged,
         Cause::FileMissing,
         Cause::StartedAfresh,
         Cause::Abandoned(Purpose::Retry),
@@ -125,6 +132,9 @@ fn state_name(state: &State) -> String {
         State::Switching { .. } => ("switching", None),
         State::WaitingCompleted { .. } => ("waiting-completed", None),
         State::Restarting { .. } => ("restarting", None),
+        State::Booting { boot: FirstBoot::Waiting } => ("booting", Some("waiting")),
+        State::Booting { boot: FirstBoot::Overdue } => ("booting", Some("overdue")),
+        State::Booting { boot: FirstBoot::Restarting } => ("booting", Some("restarting")),
         State::CleaningUp { .. } => ("cleaning-up", None),
     };
     part.map_or_else(|| name.to_owned(), |part| format!("{name} ({part})"))
@@ -151,6 +161,10 @@ const fn cause_name(cause: &Cause) -> &'static str {
         Cause::LetGo => "LetGo",
         Cause::Restarted => "Restarted",
         Cause::NotRestarted => "NotRestarted",
+        Cause::BootAwaited(FirstBoot::Restarting) => "BootAwaited(Restarting)",
+        Cause::BootAwaited(_) => "BootAwaited(Waiting)",
+        Cause::BootRepeated => "BootRepeated",
+        Cause::BootJudged => "BootJudged",
         Cause::FileMissing => "FileMissing",
         Cause::StartedAfresh => "StartedAfresh",
         Cause::Abandoned(_) => "Abandoned",
@@ -352,6 +366,48 @@ fn attempt_in(phase: Phase, end: impl FnOnce(&mut Bench)) {
     end(&mut bench);
 }
 
+/// A first boot, whose wait was cut off or whose time was up, and how it ends.
+fn boot_to(place: FirstBoot, end: impl FnOnce(&mut Bench)) {
+    let mut bench = Bench::with_spec();
+    bench.change(check_port);
+    bench.go_to(Phase::Booting);
+    let spec = Arc::clone(bench.node.spec().unwrap());
+    match place {
+        FirstBoot::Waiting => {}
+        FirstBoot::Overdue => {
+            bench.restart();
+            bench.now = bench.now.checked_add(jiff::SignedDuration::from_hours(1)).unwrap();
+            bench.send(Event::Spec(spec));
+        }
+        FirstBoot::Restarting => {
+            bench.pass(86_400);
+            bench.done(Err(passing()));
+        }
+    }
+    assert_eq!(bench.node.record().state, State::Booting { boot: place });
+    end(&mut bench);
+}
+
+/// First boots that end in every way.
+fn take_first_boots() {
+    for place in [FirstBoot::Waiting, FirstBoot::Overdue, FirstBoot::Restarting] {
+        boot_to(place, |bench| bench.change(|spec| spec.boot_check = BootCheck::None));
+        boot_to(place, |bench| bench.pass(86_400));
+    }
+    boot_to(FirstBoot::Overdue, |bench| {
+        let good = good_outcome(&bench.running.clone().unwrap().1);
+        bench.done(Ok(good));
+    });
+    boot_to(FirstBoot::Restarting, |bench| bench.done(Ok(Outcome::Restarted(PowerState::On))));
+    // Paused, and switched off by somebody meanwhile.
+    boot_to(FirstBoot::Waiting, |bench| {
+        bench.change(|spec| spec.paused = true);
+        bench.done(Err(passing()));
+        bench.poll(PowerState::Off);
+        bench.change(|spec| spec.paused = false);
+    });
+}
+
 /// The transitions that the table of phases and events does not come to.
 fn take_rare_transitions() {
     let missing = || Fault::missing(Step::Image, "Test", "no such file", "put it there");
@@ -403,6 +459,7 @@ fn every_transition_is_taken() {
     TAKEN.with_borrow_mut(BTreeSet::clear);
     drop(table::every_phase_against_every_event());
     take_rare_transitions();
+    take_first_boots();
     let arrows = [arrows(true), arrows(false)].concat();
     let all = arrows.into_iter().map(|(from, cause, ..)| (from, cause));
     let missing: Vec<_> =

@@ -240,6 +240,7 @@ fn a_spec_that_is_unchanged_changes_nothing_and_costs_nothing() {
     for phase in Phase::ALL.into_iter().filter(|phase| phase.is_busy() || *phase == Phase::Deployed)
     {
         let mut bench = Bench::with_spec();
+        bench.change(check_port);
         bench.go_to(phase);
         let before = bench.node.record().clone();
         let spec = Arc::clone(bench.node.spec().unwrap());

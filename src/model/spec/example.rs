@@ -57,6 +57,7 @@ impl NodeSpec {
                 netboot: None,
             },
             config_drive: None,
+            boot_check: super::BootCheck::None,
             timeouts: Timeouts {
                 ramdisk: minutes(20),
                 root_device: ROOT_DEVICE_WAIT,
@@ -64,6 +65,7 @@ impl NodeSpec {
                 imaging: minutes(120),
                 completed: minutes(5),
                 power: minutes(2),
+                first_boot: super::FIRST_BOOT_WAIT,
             },
             retry: Retry { attempts: 3, backoff: minutes(1) },
         }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::model::{
     attached::MetaData,
-    spec::{Attachment, DriveFilesystem, DriveLabel},
+    spec::{Attachment, BootCheck, DriveFilesystem, DriveLabel},
 };
 
 const NETWORK: &str = r#"{"links": [], "networks": [], "services": []}"#;
@@ -203,4 +203,29 @@ fn an_msdos_table_takes_four_partitions() {
         nodes/edge-07.toml:10:1: partitions: an msdos table has 4 partitions at most, these are 5: ESP, swap, ephemeral, config drive, root; use table = "gpt"
     "#]],
     );
+}
+
+#[test]
+fn a_boot_check_takes_its_address_from_network_data_and_never_from_what_it_cannot_read() {
+    let check = |label: &str, networks: &str| {
+        let network = format!(r#"{{"links": [], "networks": [{networks}]}}"#);
+        let text = format!(
+            "{MINIMAL}[config_drive]\nlabel = \"{label}\"\nnetwork_config_file = \"n\"\n\
+             [boot_check]\nby = \"tcp\"\n"
+        );
+        let attachment = |_: &str| Ok(network.as_str().into());
+        let spec = super::super::parse(FILE, text.as_bytes(), &Defaults::default(), &attachment);
+        spec.map(|spec| spec.boot_check).map_err(|problems| lines(&problems))
+    };
+    let at = |address: Option<&str>| {
+        Ok(BootCheck::Tcp { port: 22, address: address.map(ToOwned::to_owned) })
+    };
+    let v6 = r#"{"type": "ipv6", "ip_address": "2001:db8::7"}"#;
+    let v4 = r#"{"type": "ipv4", "ip_address": "192.0.2.7", "netmask": "255.255.255.0"}"#;
+    assert_eq!(check("config-2", &format!("{v6}, {v4}")), at(Some("192.0.2.7")));
+    assert_eq!(check("config-2", v6), at(Some("2001:db8::7")));
+    assert_eq!(check("config-2", r#"{"type": "ipv4_dhcp"}"#), at(None));
+    expect![[r#"
+        nodes/edge-07.toml:13:6: boot_check.by: hostler does not read cloud-init's network configuration: write boot_check.address, where the installed system answers
+    "#]].assert_eq(&check("cidata", v4).unwrap_err());
 }

@@ -45,12 +45,14 @@ fn every_value_in_force_says_where_it_was_said() {
         image.format = "auto" # default
         image.kind = "disk" # default
         image.verify = "full" # default
+        boot_check.by = "none" # default
         timeouts.ramdisk = "20m" # default
         timeouts.root_device = "60s" # default
         timeouts.imaging_stall = "2m" # default
         timeouts.imaging = "2h" # default
         timeouts.completed = "5m" # default
         timeouts.power = "2m" # default
+        timeouts.first_boot = "20m" # default
         retry.attempts = 7 # _defaults.toml:3
         retry.backoff = "3m" # hostler.toml:6 [defaults]
     "#]].assert_eq(&text);

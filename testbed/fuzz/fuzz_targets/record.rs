@@ -140,6 +140,9 @@ fn outcome(operation: Operation, byte: u8) -> Outcome {
         Operation::Image { .. } => hostler_fuzz::imaged(),
         Operation::Release(_) => Outcome::Released,
         Operation::Restart { wanted } => Outcome::Restarted(wanted),
+        Operation::ProbePort { .. } => {
+            Outcome::PortAnswered { address: RAMDISK, ssh_banner: Some("SSH-2.0-x".to_owned()) }
+        }
         Operation::SetPower(wanted) => Outcome::PowerSet(wanted),
         Operation::CleanUp => Outcome::CleanedUp,
         Operation::NetbootFiles { served, .. } => Outcome::NetbootFiles(served),

@@ -53,7 +53,7 @@ impl Machine {
         Self { node: node.to_owned(), mac, bmc: pyghmi(arguments), disk }
     }
 
-    fn demanding_chap(self) -> Self {
+    pub(super) fn demanding_chap(self) -> Self {
         self.disk.demand_chap(CHAP_USER, CHAP_SECRET);
         self
     }

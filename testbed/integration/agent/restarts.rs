@@ -1,14 +1,22 @@
 //! The agent is killed and started again: it goes on from its record.
 
+use std::{env, fs::File, io::Read as _};
+
 use hostler::model::status::Phase;
 
 use super::{
     DEPLOYED, NODE,
     disk_faults::caught_in_the_middle,
     ends_deployed,
-    machine::Machine,
-    site::{Site, answer},
+    machine::{Machine, iqn},
+    site::{Site, allocated_bytes, answer},
 };
+use crate::iscsi::tgtd::Tgtd;
+
+/// Bytes of the disk that a kill costs at most: those between two flushes, twice.
+const LOST_BYTES_MAX: u64 = 48 << 20;
+/// Room for both ends of a disk, and for what is said on sockets.
+const SPARE_BYTES: u64 = 8 << 20;
 
 #[test]
 fn killed_while_it_waits_for_the_ramdisk() {
@@ -36,6 +44,45 @@ fn killed_while_it_writes() {
     ramdisk.finish();
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), DEPLOYED);
+}
+
+/// `WRITE_KILLS=20 WRITE_KILLS_MIB=4096` has the agent killed at 20 places of 4 GiB.
+///
+/// Invariant (attempt): A write is gone on with from its last flush, however often the agent is
+/// killed.
+#[test]
+fn killed_again_and_again_while_it_writes_it_does_not_begin_anew() {
+    let number = |name, default| env::var(name).map_or(default, |value| value.parse().unwrap());
+    let (kills, bytes) = (number("WRITE_KILLS", 3), number("WRITE_KILLS_MIB", 320) << 20);
+    let site = Site::with_image(usize::try_from(bytes).unwrap());
+    let disk = Tgtd::serve(&iqn(NODE), bytes + (64 << 20));
+    let machine = Machine::with_disk(&site, NODE, &[], disk).demanding_chap();
+    let mut agent = site.start();
+    site.write(NODE, &machine.spec(&site).with("image.verify", "none"));
+    let ramdisk = machine.boot(&site, 1);
+    let wrote_before = machine.disk.written_bytes();
+    ramdisk.export();
+    let file = machine.disk.disk_file();
+    for kill in 1..=kills {
+        let place = bytes / (kills + 1) * kill;
+        site.await_that("written so far", || allocated_bytes(&file) > place);
+        agent.kill();
+        agent = site.start();
+    }
+    ramdisk.finish();
+    ends_deployed(&site, &machine);
+    assert_eq!(machine.story(), DEPLOYED);
+    let wrote = machine.disk.written_bytes() - wrote_before;
+    assert!(
+        wrote < bytes + kills * LOST_BYTES_MAX + SPARE_BYTES,
+        "{wrote} bytes were written of an image of {bytes}, with {kills} kills"
+    );
+    let mut written = vec![0; site.image.len()];
+    File::open(&file).unwrap().read_exact(&mut written).unwrap();
+    assert!(written == site.image, "the disk does not hold the image");
+    assert!(!site.path("state/edge-07.checkpoint").exists());
+    let went_on = site.log().matches("goes on where it was flushed").count();
+    assert!(went_on > 0, "no write went on");
 }
 
 #[test]

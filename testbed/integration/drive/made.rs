@@ -10,6 +10,7 @@ use std::{
 };
 
 use hostler::drive::{EPHEMERAL_LABEL, ephemeral, mke2fs_is_there, swap_header};
+use jiff::Timestamp;
 
 use super::{Place, blkid, run, tag};
 
@@ -33,12 +34,35 @@ fn swap_space_is_known_to_blkid_and_swaplabel_as_if_mkswap_had_made_it() {
     assert_eq!(&fs::read(theirs.path("image")).unwrap()[..header.len()], &header[..]);
 }
 
+const UUID: [u8; 16] = [1, 2, 3, 4, 5, 6, 0x47, 8, 0x89, 10, 11, 12, 13, 14, 15, 16];
+
+fn made_at() -> Timestamp {
+    Timestamp::from_second(1_795_000_000).unwrap()
+}
+
+/// A write that was killed goes on with the same bytes.
+#[tokio::test]
+async fn the_same_uuid_and_time_make_the_same_ephemeral_file_system() {
+    let place = Place::with(&[]);
+    let mut made = Vec::new();
+    for _ in 0..2 {
+        let file = ephemeral(64 << 20, &place.path(""), UUID, made_at()).await.unwrap();
+        made.push(fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap());
+    }
+    let [one, other] = made.try_into().unwrap();
+    assert!(one == other, "they differ");
+    // The superblock's times of making and of the last write.
+    for at in [1024 + 0x108, 1024 + 0x30] {
+        assert_eq!(one[at..at + 4], 1_795_000_000_u32.to_le_bytes(), "the time at {at:#x}");
+    }
+}
+
 #[tokio::test]
 async fn an_ephemeral_file_system_is_clean_ext4_and_leaves_no_file_behind() {
     assert!(mke2fs_is_there());
     for bytes in [8 << 20, 5_000_000_000] {
         let place = Place::with(&[]);
-        let file = ephemeral(bytes, &place.path("")).await.unwrap();
+        let file = ephemeral(bytes, &place.path(""), UUID, made_at()).await.unwrap();
         assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 1);
         let metadata = file.metadata().unwrap();
         assert_eq!(metadata.len(), bytes);
@@ -47,6 +71,7 @@ async fn an_ephemeral_file_system_is_clean_ext4_and_leaves_no_file_behind() {
             .unwrap();
         let tags = run("blkid", &["-p", "-o", "export", place.text("made")]);
         assert_eq!((tag(&tags, "TYPE"), tag(&tags, "LABEL")), ("ext4", EPHEMERAL_LABEL));
+        assert_eq!(tag(&tags, "UUID"), "01020304-0506-4708-890a-0b0c0d0e0f10");
         run("e2fsck", &["-f", "-n", place.text("made")]);
     }
 }
@@ -54,8 +79,9 @@ async fn an_ephemeral_file_system_is_clean_ext4_and_leaves_no_file_behind() {
 #[tokio::test]
 async fn an_ephemeral_file_system_that_cannot_be_says_why() {
     let place = Place::with(&[]);
-    let error = ephemeral(4096, &place.path("")).await.unwrap_err().to_string();
+    let error = ephemeral(4096, &place.path(""), UUID, made_at()).await.unwrap_err().to_string();
     assert_eq!(error, "an ephemeral file system of 4.0 KiB, needs at least 8.0 MiB");
-    let error = ephemeral(8 << 20, &place.path("gone")).await.unwrap_err().to_string();
+    let error =
+        ephemeral(8 << 20, &place.path("gone"), UUID, made_at()).await.unwrap_err().to_string();
     assert!(error.starts_with("making the ephemeral file system: No such file"), "{error}");
 }

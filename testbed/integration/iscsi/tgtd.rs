@@ -149,6 +149,13 @@ impl Tgtd {
         std::fs::read(self.disk_file()).unwrap()
     }
 
+    /// Bytes that the daemon has written, to its disk and its sockets.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        let counts = std::fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
+        let written = counts.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+        written.parse().unwrap()
+    }
+
     /// Fills the disk's file with a byte.
     pub(crate) fn fill_disk(&self, byte: u8) {
         let file = std::fs::OpenOptions::new().write(true).open(self.disk_file()).unwrap();

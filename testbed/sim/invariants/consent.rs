@@ -236,8 +236,10 @@ impl Site {
         let record = self.records.get(node);
         let by_order =
             record.is_some_and(|record| matches!(record.state, State::SettingPower { .. }));
+        let is_booting = record.is_some_and(|record| matches!(record.state, State::Booting { .. }));
         match operation {
             Operation::Prepare => self.judge_beginning(node),
+            Operation::Restart { .. } if is_booting => self.judge_boot_restart(node, spec),
             // The restart of an installation that is over cuts the power of a machine that is on.
             Operation::Restart { wanted } if by_order => self.judge_switching(node, *wanted, spec),
             // Whether it may was judged when its record was written: one that goes on after a crash
@@ -250,6 +252,7 @@ impl Site {
             Operation::PollPower
             | Operation::ConfirmPower
             | Operation::CleanUp
+            | Operation::ProbePort { .. }
             | Operation::NetbootFiles { .. } => {}
         }
     }

@@ -5,6 +5,7 @@
 //! core's own records they say so.
 
 mod consent;
+mod first_boot;
 mod order;
 mod permits;
 mod settling;
@@ -30,7 +31,7 @@ use crate::{
 pub(crate) use self::settling::settling;
 
 /// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 21] = [
+pub(crate) const RULES: [&str; 23] = [
     "consent_is_for_one_machine",
     "never_writes_without_consent",
     "never_two_writers",
@@ -40,6 +41,8 @@ pub(crate) const RULES: [&str; 21] = [
     "half_written_never_boots",
     "never_switches_unasked",
     "installed_is_true",
+    "deployed_is_up",
+    "a_first_boot_switches_once",
     "settles",
     "turns_within_limits",
     "menu_only_for_the_present_attempt",

@@ -2,7 +2,7 @@
 //! moves.
 
 use hostler::{
-    lifecycle::{Menu, Node, Operation, Record, State},
+    lifecycle::{FirstBoot, Menu, Node, Operation, Record, State},
     model::{ids::NodeName, spec::NodeSpec},
 };
 use jiff::SignedDuration;
@@ -20,6 +20,7 @@ impl Site {
     /// A record becomes durable.
     pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
         self.deliver_update(node);
+        self.judge_first_boot(node, record);
         self.note_record(node, record);
         self.touch(node);
     }
@@ -104,7 +105,11 @@ impl Site {
             (Operation::Restart { wanted }, Some(state)) => {
                 let ordered = record.is_some_and(|record| record.awaits_restart)
                     && *state == State::SettingPower { wanted: *wanted };
-                ordered || matches!(state, State::Restarting { .. })
+                let again = State::Booting { boot: FirstBoot::Restarting };
+                ordered || matches!(state, State::Restarting { .. }) || *state == again
+            }
+            (Operation::ProbePort { .. }, Some(state)) => {
+                matches!(state, State::Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue })
             }
             (Operation::SetPower(power), Some(state)) => {
                 *state == State::SettingPower { wanted: *power }

@@ -12,7 +12,8 @@ pub(crate) fn settling(spec: &NodeSpec, nodes: usize, at_once: usize) -> Duratio
     let attempt = times.ramdisk.max(Duration::from_mins(40))
         + times.imaging
         + 3 * times.completed
-        + 16 * times.power;
+        + 16 * times.power
+        + 4 * times.first_boot;
     let waves = u32::try_from(nodes.div_ceil(at_once) + 1).unwrap_or(u32::MAX);
     // An hour: a BMC that refused is asked again only then.
     Duration::from_hours(1) + attempt * 2 + Duration::from_mins(50) * waves

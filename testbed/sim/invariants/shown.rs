@@ -4,7 +4,7 @@ use hostler::{
     lifecycle::Fleet,
     model::{
         ids::NodeName,
-        status::{Phase, Status},
+        status::{Booted, Phase, Status},
     },
 };
 
@@ -22,6 +22,12 @@ impl Site {
         }
         self.note_queue(status);
         let ready = !status.ready || matches!(status.phase, Phase::Deployed | Phase::Available);
+        let booted = status.installed.as_ref().and_then(|installed| installed.booted);
+        let unproven = matches!(booted, Some(Booted::Waiting | Booted::Missed));
+        if status.phase == Phase::Deployed && status.ready && unproven {
+            let what = format!("it is shown as deployed and ready, and {booted:?}");
+            self.broken("deployed_is_up", Some(&status.node), what);
+        }
         let explained = status.deadline.is_some() == status.deadline_reason.is_some();
         if !ready || !explained || status.message.is_empty() || status.history.len() > 50 {
             let what =

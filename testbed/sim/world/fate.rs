@@ -44,7 +44,7 @@ impl Site {
     fn trouble_bmc(&mut self) {
         let m = self.dice.index(self.machines.len());
         let until = self.t + 1000 * self.dice.between(10, 3600);
-        let (which, quirk) = (self.dice.roll(7), self.dice.roll(9));
+        let (which, quirk) = (self.dice.roll(7), self.dice.roll(12));
         let machine = &mut self.machines[m];
         let faults = &mut machine.faults;
         match which {
@@ -64,6 +64,9 @@ impl Site {
                     5 => Quirk::TargetDies,
                     6 => Quirk::LateCompleted,
                     7 => Quirk::BootLoops,
+                    8 => Quirk::NeverUp,
+                    9 => Quirk::LateUp,
+                    10 => Quirk::RebootsFirst,
                     _ => Quirk::None,
                 }
             }

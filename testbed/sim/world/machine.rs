@@ -68,6 +68,12 @@ pub(crate) enum Quirk {
     LateCompleted,
     /// Its firmware comes up again and again, and never as far as the network.
     BootLoops,
+    /// Its own system never comes up.
+    NeverUp,
+    /// Its own system comes up when nobody waits any more.
+    LateUp,
+    /// Its own system restarts the machine once before it is up.
+    RebootsFirst,
 }
 
 /// The target a ramdisk exports.
@@ -95,6 +101,10 @@ pub(crate) struct Machine {
     pub(crate) export: Option<Export>,
     /// Whether the last power on was hostler's order to boot what it installed.
     pub(crate) ordered: bool,
+    /// The session in which its own system is up.
+    pub(crate) up: Option<u64>,
+    /// How often the system that is on its disk now came up.
+    pub(crate) ups: u32,
 }
 
 impl Machine {
@@ -123,6 +133,8 @@ impl Machine {
             quirk: Quirk::None,
             export: None,
             ordered: false,
+            up: None,
+            ups: 0,
         }
     }
 
@@ -143,6 +155,11 @@ impl Machine {
         self.session += 1;
         self.export = None;
         on
+    }
+
+    /// Whether its own system answers.
+    pub(crate) fn is_up(&self) -> bool {
+        self.on && self.up == Some(self.session)
     }
 
     /// The device that the firmware boots, which uses up a choice for one boot.

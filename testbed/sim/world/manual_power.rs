@@ -55,7 +55,7 @@ impl Site {
         }
     }
 
-    fn restart_manually(&mut self, m: usize, network: bool) {
+    pub(crate) fn restart_manually(&mut self, m: usize, network: bool) {
         self.note(None, || format!("somebody restarts machine {m}; network: {network}"));
         self.machines[m].ordered = false;
         self.machines[m].once = Some(if network { Device::Network } else { Device::Disk });

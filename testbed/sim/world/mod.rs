@@ -57,6 +57,8 @@ pub(crate) enum Happening {
     Firmware { machine: usize, session: u64 },
     /// A machine has fetched this much of the deploy ramdisk, by the menu it was served.
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
+    /// A machine's own system has come up.
+    SystemUp { machine: usize, session: u64 },
     /// A ramdisk does what it has to do.
     Ramdisk { id: usize, stamp: u64 },
     /// A call reaches the agent.
@@ -292,6 +294,7 @@ impl World {
                     self.bring(&node, event);
                 }
             }
+            Happening::SystemUp { machine, session } => site.system_up(machine, session),
             Happening::Ramdisk { id, stamp } => site.ramdisk_acts(id, stamp),
             Happening::Arrival(message) => {
                 // Nobody listens while the agent is dead.

@@ -133,5 +133,33 @@ impl Site {
                 format!("the machine of {bmc} was ordered to boot half a disk"),
             );
         }
+        if !matches!(content, Content::Whole(_) | Content::Foreign) {
+            return;
+        }
+        let session = self.machines[m].session;
+        let happening = Happening::SystemUp { machine: m, session };
+        let quirk = self.machines[m].quirk;
+        match quirk {
+            Quirk::NeverUp => {}
+            Quirk::LateUp => self.after_s(1300, 4000, happening),
+            _ if self.mishap(20) => self.after_s(1000, 3000, happening),
+            _ => self.after_s(20, 240, happening),
+        }
+    }
+
+    /// Its own system is up, unless it restarts its machine before.
+    pub(crate) fn system_up(&mut self, m: usize, session: u64) {
+        if !self.lives_on(m, session) {
+            return;
+        }
+        if self.machines[m].quirk == Quirk::RebootsFirst {
+            self.machines[m].quirk = Quirk::None;
+            self.note(None, || format!("the system of machine {m} restarts it"));
+            self.switch(m, false);
+            return self.switch(m, true);
+        }
+        self.note(None, || format!("the system of machine {m} is up"));
+        self.machines[m].up = Some(session);
+        self.machines[m].ups += 1;
     }
 }

@@ -5,7 +5,8 @@ use hostler::{
     lifecycle::Event,
     model::{
         ids::{MacAddr, NodeName},
-        spec::{Bmc, BmcAddress, Goal, NodeSpec, WantedPower},
+        spec::{Bmc, BmcAddress, BootCheck, Goal, NodeSpec, WantedPower},
+        status::{Booted, Status},
     },
 };
 
@@ -61,6 +62,7 @@ impl World {
             }
             LaterEdit::Mend => self.site.mend(),
             LaterEdit::LetGoOn => {
+                self.site.restart_unseen();
                 self.approve_all();
                 self.for_each_node(&Event::Retry);
             }
@@ -70,6 +72,19 @@ impl World {
 }
 
 impl Site {
+    /// Machines whose own system did not come up are restarted.
+    fn restart_unseen(&mut self) {
+        let missed = |status: &Status| {
+            status.installed.as_ref().and_then(|installed| installed.booted) == Some(Booted::Missed)
+        };
+        let missed = self.shown.iter().filter(|(_, status)| missed(status));
+        let homes: Vec<usize> =
+            missed.filter_map(|(node, _)| Some(self.files.get(node)?.home)).collect();
+        for home in homes {
+            self.restart_manually(home, false);
+        }
+    }
+
     pub(crate) fn change(&mut self, node: &NodeName, change: impl FnOnce(&mut NodeSpec)) {
         if let Some(file) = self.files.get_mut(node) {
             change(&mut file.spec);
@@ -120,6 +135,11 @@ impl Site {
         let kernel = format!("vmlinuz-{}", minutes.as_secs() / 60 % 3);
         self.change(node, |spec| {
             spec.timeouts.ramdisk = minutes;
+            match minutes.as_secs() / 60 % 5 {
+                0 => spec.boot_check = BootCheck::None,
+                1 => spec.boot_check = BootCheck::Tcp { port: 443, address: None },
+                _ => spec.timeouts.first_boot = minutes,
+            }
             if let Some(netboot) = &mut spec.image.netboot {
                 netboot.kernel = kernel;
             }

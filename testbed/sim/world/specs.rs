@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hostler::model::{
     ids::NodeName,
     netboot::Netboot,
-    spec::{Bmc, BmcAddress, Checksum, NodeSpec, Verify},
+    spec::{Bmc, BmcAddress, BootCheck, Checksum, NodeSpec, Verify},
 };
 
 use super::Site;
@@ -54,6 +54,10 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
+        // Two of five have to show that their system is up.
+        if home % 5 < 2 {
+            spec.boot_check = BootCheck::Tcp { port: 80, address: None };
+        }
         spec.timeouts.power = power_limit(machine.has_bmc);
         spec
     }

@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use hostler::{
-    lifecycle::{Event, Operation, Outcome, PreparedImage, Target},
+    lifecycle::{Event, NO_ANSWER, Operation, Outcome, PreparedImage, Target},
     model::{
         callback::DiskRange,
         fault::{Fault, Step},
@@ -19,7 +19,7 @@ use hostler::{
 
 use super::{
     Happening, Site,
-    machine::{Content, Device, Quirk},
+    machine::{Content, Device, Machine, Quirk},
 };
 
 /// The size of every image.
@@ -53,13 +53,15 @@ enum Move {
     Login,
     Write,
     Verify,
+    /// One round of asking a system's port.
+    Probe,
 }
 
 pub(crate) type JobKey = (NodeName, OpId);
 
 impl Site {
     pub(crate) fn begin_job(&mut self, key: &JobKey, operation: Operation, spec: Arc<NodeSpec>) {
-        use Move::{Boot, Hash, Login, Netboot, Off, On, Poll, Verify, Write};
+        use Move::{Boot, Hash, Login, Netboot, Off, On, Poll, Probe, Verify, Write};
         let networked = spec.image.netboot.is_some();
         let own = if networked { Device::Network } else { Device::Disk };
         let moves: &[Move] = match &operation {
@@ -73,6 +75,7 @@ impl Site {
             Operation::SetPower(PowerState::On) => &[Boot(own), On],
             Operation::SetPower(PowerState::Off) => &[Off],
             Operation::Release(_) => &[],
+            Operation::ProbePort { .. } => &[Probe],
         };
         let machine = self.machines.iter().position(|m| spec.bmc.is_some() && m.is_meant(&spec));
         self.jobs_begun += 1;
@@ -158,6 +161,10 @@ impl Site {
             }
             Move::Login => {
                 self.log_in(key);
+                None
+            }
+            Move::Probe => {
+                self.probe(key);
                 None
             }
             Move::Write | Move::Verify => self.write_on(key, next),
@@ -248,6 +255,7 @@ impl Site {
         let disk = &mut self.machines[m].platters[platter];
         disk.content = Content::Half;
         disk.writers.push(id);
+        self.machines[m].ups = 0;
         self.judge_writers(key, m, platter);
         self.arrange(key, 1000, 5000);
     }
@@ -284,6 +292,17 @@ impl Site {
             remaining_s: None,
         };
         Some((key.0.clone(), Event::Progress { op, progress }))
+    }
+
+    /// Half a minute of asking whether the machine at that address has its own system up.
+    fn probe(&mut self, key: &JobKey) {
+        let Operation::ProbePort { address, .. } = &self.jobs[key].operation else { return };
+        let asked = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
+        if asked.is_some_and(Machine::is_up) && !self.mishap(20) {
+            return self.arrange(key, 10, 500);
+        }
+        let fault = Fault::passing(Step::FirstBoot, NO_ANSWER, "nobody answers", "");
+        self.fail_in(key, 30_000, fault);
     }
 
     fn outcome(&mut self, key: &JobKey) -> Outcome {
@@ -324,6 +343,10 @@ impl Site {
                 Outcome::Imaged { verify, disk_bytes, root_partuuid: None, stages: Vec::new() }
             }
             Operation::Restart { wanted } => Outcome::Restarted(*wanted),
+            Operation::ProbePort { address, .. } => {
+                let address = address.parse().unwrap();
+                Outcome::PortAnswered { address, ssh_banner: None }
+            }
             Operation::SetPower(state) => Outcome::PowerSet(*state),
             Operation::NetbootFiles { served, renew } => {
                 let wanted = job.spec.image.netboot.clone().filter(|_| *renew);

@@ -1,0 +1,148 @@
+//! Goes on with the write of a disk where a killed or stopped agent left it.
+//!
+//! Called by the operation that writes a disk. A checkpoint counts only for the same target, with
+//! the secret that its ramdisk made for this boot, the same disk, and the same layout: whatever else
+//! was written since came from another boot. It must never keep a write from beginning.
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::{
+    imaging::{Checkpoint, Geometry},
+    lifecycle::Target,
+    model::{
+        fault::Fault,
+        ids::{Digest, NodeName},
+        size::show_bytes,
+    },
+    store::Checkpoints,
+};
+
+use super::layout::Seed;
+
+/// How far a write has come, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WriteCheckpoint {
+    /// Digest of the target, its disk and the image.
+    subject: Digest,
+    /// The seed of the layout.
+    seed: Seed,
+    /// Fingerprint of the layout. `None`: nothing of it is written.
+    layout: Option<Digest>,
+    /// Offset up to which the disk holds the body of the layout.
+    flushed_bytes: u64,
+}
+
+/// The checkpoint of a write that begins.
+#[derive(Debug)]
+pub(super) struct Begun {
+    checkpoints: Checkpoints,
+    node: NodeName,
+    kept: WriteCheckpoint,
+}
+
+/// The write under way whose checkpoint is kept.
+#[derive(Debug)]
+pub(super) struct Followed {
+    checkpoints: Checkpoints,
+    node: NodeName,
+    saving: JoinHandle<()>,
+}
+
+impl Begun {
+    /// Finds the checkpoint of an earlier write of this image to this disk, or begins a new one.
+    pub(super) fn new(
+        checkpoints: &Checkpoints,
+        node: &NodeName,
+        image: &Digest,
+        target: &Target,
+        disk: Geometry,
+    ) -> Result<Self, Fault> {
+        let subject = subject(image, target, disk);
+        let kept = checkpoints.load(node).unwrap_or_else(|error| {
+            warn!(%node, %error, "a checkpoint cannot be used; the disk is written from the start");
+            None
+        });
+        let kept = kept.filter(|kept: &WriteCheckpoint| kept.subject == subject);
+        let kept = match kept {
+            Some(kept) => kept,
+            None => {
+                let seed = Seed::random()?;
+                WriteCheckpoint { subject, seed, layout: None, flushed_bytes: 0 }
+            }
+        };
+        let (checkpoints, node) = (checkpoints.clone(), node.clone());
+        Ok(Self { checkpoints, node, kept })
+    }
+
+    /// The seed that the layout is to be made from.
+    pub(super) fn seed(&self) -> &Seed {
+        &self.kept.seed
+    }
+
+    /// The point at which the write of this layout begins. From now on its progress is saved, until
+    /// the returned checkpoint is dropped.
+    pub(super) fn follow(mut self, layout: Option<Digest>) -> (Checkpoint, Followed) {
+        if layout.is_none() || self.kept.layout != layout {
+            self.kept = WriteCheckpoint { layout, flushed_bytes: 0, ..self.kept };
+        }
+        let resumes_at = self.kept.flushed_bytes;
+        let node = self.node;
+        if resumes_at > 0 {
+            info!(%node, from = show_bytes(resumes_at), "the write goes on where it was flushed");
+        }
+        let (flushed, updates) = watch::channel(resumes_at);
+        let saving = save_all(self.checkpoints.clone(), node.clone(), self.kept, updates);
+        let followed =
+            Followed { checkpoints: self.checkpoints, node, saving: tokio::spawn(saving) };
+        (Checkpoint { resumes_at, flushed }, followed)
+    }
+}
+
+impl Followed {
+    /// Ends the saving, once the write has ended, and forgets the checkpoint if nobody is to go on
+    /// from it.
+    pub(super) async fn end(self, goes_on: bool) {
+        let Self { checkpoints, node, saving } = self;
+        if let Err(error) = saving.await {
+            warn!(%node, %error, "a task panicked");
+        }
+        if !goes_on && let Err(error) = checkpoints.remove(&node) {
+            warn!(%node, %error, "a checkpoint cannot be removed");
+        }
+    }
+}
+
+/// Saves what was flushed, the newest only, until the sender is dropped.
+async fn save_all(
+    checkpoints: Checkpoints,
+    node: NodeName,
+    mut kept: WriteCheckpoint,
+    mut updates: watch::Receiver<u64>,
+) {
+    let mut is_reported = false;
+    while updates.changed().await.is_ok() {
+        kept.flushed_bytes = *updates.borrow_and_update();
+        let (checkpoints, node, kept) = (checkpoints.clone(), node.clone(), kept.clone());
+        let saved =
+            spawn_blocking(move || checkpoints.save(&node, &kept).map_err(|error| (node, error)));
+        if let Ok(Err((node, error))) = saved.await
+            && !std::mem::replace(&mut is_reported, true)
+        {
+            warn!(%node, %error, "a checkpoint cannot be saved; an agent that is killed now writes \
+                the disk from the start");
+        }
+    }
+}
+
+/// Whatever must be the same for a write to go on, but the layout.
+fn subject(image: &Digest, target: &Target, disk: Geometry) -> Digest {
+    let text = serde_json::to_vec(&(image, target, disk.bytes, disk.block_bytes));
+    Digest::of(&Zeroizing::new(text.unwrap_or_default()))
+}

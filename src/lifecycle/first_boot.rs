@@ -1,0 +1,329 @@
+//! The first boot: an installed system has to show that it is up before its machine counts as
+//! deployed, if its spec says how (`[boot_check]`).
+//!
+//! Called by `settle.rs`, `attempt.rs` and `node.rs`. [`Installed::booted`] is on record from the
+//! moment the disk is good, and [`State::Booting`] lasts exactly while it says `waiting` and the
+//! spec wants the machine to run. Nothing here may ever lead to a write, use up an attempt, or
+//! switch a machine but for the one restart that the BMC is asked for.
+
+use std::{net::IpAddr, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::model::{
+    fault::{Fault, Step},
+    power::PowerState,
+    spec::{BootCheck, Goal, NodeSpec, WantedPower},
+    status::{Booted, Installed, InstalledSystem, LastError},
+};
+
+use super::{
+    event::{Action, Operation},
+    limits::{RESTART_TRIES_MAX, after},
+    node::Node,
+    state::{FirstBoot, State},
+    text::{plain, plain_up_to},
+    transitions::Cause,
+};
+
+/// The time that a system still has to show that it is up if the agent was gone when its time was over.
+pub(super) const OVERDUE_WAIT: Duration = Duration::from_secs(120);
+/// The code of a probe that nobody answered, which is no reason to pause before the next.
+pub const NO_ANSWER: &str = "NoAnswer";
+/// Longest banner that is kept, in characters (RFC 4253 §4.2: 255 with its line end).
+const BANNER_CHARS_MAX: usize = 253;
+
+/// The way in which this system shows that it is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Check {
+    /// It answers there.
+    Port { address: String, port: u16 },
+}
+
+impl Check {
+    /// The check that the spec wants of what is installed; `None`: none, or one that could not be
+    /// met.
+    fn of(spec: &NodeSpec, installed: &Installed) -> Option<Self> {
+        if spec.power == WantedPower::Off {
+            return None;
+        }
+        match &spec.boot_check {
+            BootCheck::None => None,
+            BootCheck::Tcp { port, address } => {
+                let ramdisks = || installed.address.map(|address| address.to_string());
+                let address = address.clone().or_else(ramdisks)?;
+                Some(Self::Port { address, port: *port })
+            }
+        }
+    }
+}
+
+/// Whether what was just installed has yet to show that it is up.
+pub(super) fn booted(spec: &NodeSpec, installed: &Installed) -> Booted {
+    match Check::of(spec, installed) {
+        Some(_) => Booted::Waiting,
+        None => Booted::Unchecked,
+    }
+}
+
+impl Node {
+    fn booted(&self) -> Option<Booted> {
+        self.record.installed.as_ref()?.booted
+    }
+
+    fn set_booted(&mut self, booted: Booted) {
+        if let Some(installed) = &mut self.record.installed {
+            installed.booted = Some(booted);
+        }
+    }
+
+    fn check(&self) -> Option<Check> {
+        Check::of(self.record.spec.as_deref()?, self.record.installed.as_ref()?)
+    }
+
+    /// Whether an installed system did not show in time that it is up, and still is to.
+    pub fn boot_missed(&self) -> bool {
+        self.booted() == Some(Booted::Missed) && self.wants_boot_check()
+    }
+
+    /// Whether the machine's first boot is waited for, now or as soon as nothing is in the way.
+    pub(super) fn awaits_boot(&self) -> bool {
+        self.booted() == Some(Booted::Waiting) && self.wants_boot_check()
+    }
+
+    fn wants_boot_check(&self) -> bool {
+        let spec = self.record.spec.as_ref();
+        spec.is_some_and(|spec| spec.goal == Goal::Deployed && !spec.paused)
+            && !self.wants_install()
+            && !self.owes_restart()
+    }
+
+    /// Keeps the state in step with what is on record and with what the spec wants.
+    pub(super) fn await_boot(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        if self.unread {
+            return;
+        }
+        self.drop_moot_check();
+        let restarts = self.record.state == State::Booting { boot: FirstBoot::Restarting };
+        let awaits = self.awaits_boot() && !self.gone;
+        let is_booting = matches!(self.record.state, State::Booting { .. });
+        if is_booting && (!awaits || restarts && !self.may_restart()) {
+            self.end_boot_early(now, actions);
+        }
+        if self.record.state == State::Idle && awaits && !self.stands_still() && !self.clash {
+            let is_off = self.power.is_some_and(|power| power.observed == PowerState::Off);
+            let starts = is_off && self.may_restart();
+            let boot = if starts { FirstBoot::Restarting } else { FirstBoot::Waiting };
+            self.enter(now, Cause::BootAwaited(boot));
+        }
+    }
+
+    /// A check that the spec does not want any more, or that cannot be met, is none.
+    fn drop_moot_check(&mut self) {
+        let is_open = matches!(self.booted(), Some(Booted::Waiting | Booted::Missed));
+        let deployed = self.record.spec.as_ref().is_some_and(|spec| spec.goal == Goal::Deployed);
+        if is_open && deployed && !self.wants_install() && self.check().is_none() {
+            self.set_booted(Booted::Unchecked);
+            self.record.last_error.take_if(|error| error.fault.step == Step::FirstBoot);
+        }
+    }
+
+    /// Something else is wanted of the machine, or another machine is meant.
+    fn end_boot_early(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        if self.record.state == (State::Booting { boot: FirstBoot::Restarting }) {
+            // The restart may be cut off between off and on.
+            self.record.power_ordered = self.wanted_power().is_some();
+            self.polls.ask(now);
+        }
+        self.stop_at_rest(now, actions);
+        self.enter(now, Cause::StartedAfresh);
+    }
+
+    /// Whether the BMC of this very machine can be asked to restart it.
+    fn may_restart(&self) -> bool {
+        self.power_control().can_switch() && self.answers_where_installed()
+    }
+
+    /// A changed spec is about the check: what was missed is waited for again.
+    pub(super) fn reconsider_boot(&mut self, old: &NodeSpec, new: &NodeSpec) {
+        let checks_otherwise =
+            old.boot_check != new.boot_check || old.timeouts.first_boot != new.timeouts.first_boot;
+        if checks_otherwise && self.booted() == Some(Booted::Missed) {
+            self.set_booted(Booted::Waiting);
+        }
+    }
+
+    /// The operation under way is about what a changed spec says otherwise.
+    pub(super) fn restart_boot_check(
+        &mut self,
+        old: &NodeSpec,
+        new: &NodeSpec,
+        actions: &mut Vec<Action>,
+    ) {
+        let is_booting = matches!(self.record.state, State::Booting { .. });
+        if is_booting && (old.bmc != new.bmc || old.boot_check != new.boot_check) {
+            self.boot_trouble = None;
+            self.cancel(actions);
+        }
+    }
+
+    /// An operator has the first boot waited for again. Whether that was one that was missed.
+    pub(super) fn retry_boot(&mut self) -> bool {
+        let was_missed = self.boot_missed();
+        if was_missed {
+            self.set_booted(Booted::Waiting);
+        }
+        was_missed
+    }
+
+    /// The operation of a first boot.
+    pub(super) fn boot_operation(&self, boot: FirstBoot) -> Option<Operation> {
+        match (boot, self.check()?) {
+            (FirstBoot::Restarting, _) => Some(Operation::Restart { wanted: PowerState::On }),
+            (FirstBoot::Waiting | FirstBoot::Overdue, Check::Port { address, port }) => {
+                Some(Operation::ProbePort { address, port })
+            }
+        }
+    }
+
+    /// The agent was gone: a system whose time is up may have shown itself meanwhile, and is not
+    /// restarted before it was asked once more.
+    pub(super) fn give_boot_time_if_cut_off(&mut self, now: Timestamp) {
+        let ends_at = self.record.deadline.unwrap_or(Timestamp::MAX);
+        if self.record.state == (State::Booting { boot: FirstBoot::Waiting })
+            && ends_at < after(now, OVERDUE_WAIT)
+        {
+            self.enter(now, Cause::CutOff);
+        }
+    }
+
+    /// The BMC has restarted the machine.
+    pub(super) fn boot_restarted(&mut self, now: Timestamp) {
+        self.see_power(now, PowerState::On);
+        self.record.last_seen.netbooted_at = None;
+        self.boot_trouble = None;
+        self.enter(now, Cause::Restarted);
+    }
+
+    /// The system is up.
+    pub(super) fn boot_seen(&mut self, now: Timestamp, address: IpAddr, banner: Option<&str>) {
+        let ssh_banner = banner.map(|banner| plain_up_to(BANNER_CHARS_MAX, banner));
+        if let Some(installed) = &mut self.record.installed {
+            installed.booted = Some(Booted::Up);
+            installed.booted_at = Some(now);
+            installed.system = Some(InstalledSystem { address: Some(address), ssh_banner });
+        }
+        self.record.last_error = None;
+        self.boot_trouble = None;
+        self.enter(now, Cause::BootJudged);
+        self.polls.ask(now);
+    }
+
+    /// Notes why a probe had no answer.
+    pub(super) fn boot_probe_failed(&mut self, now: Timestamp, fault: Fault) {
+        if fault.code != NO_ANSWER {
+            // The agent's own trouble: not again at once.
+            self.record.tries = self.record.tries.saturating_add(1);
+            self.record.not_before = Some(after(now, self.pause_after(self.record.tries)));
+        }
+        self.boot_trouble = Some(fault.message);
+    }
+
+    /// The BMC could not restart the machine once more.
+    pub(super) fn boot_not_restarted(&mut self, now: Timestamp, fault: &Fault) {
+        let message = format!(
+            "the installed system did not show that it is up, and the machine could not be \
+             restarted: {}",
+            fault.message
+        );
+        self.miss_power(now, fault.clone());
+        self.boot_was_missed(now, fault.code.clone().into_owned(), &message);
+    }
+
+    /// The time of a first boot is up.
+    pub(super) fn miss_boot(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        if self.record.state == (State::Booting { boot: FirstBoot::Restarting }) {
+            let message = "the installed system did not show that it is up, and the machine was \
+                not restarted in time";
+            self.boot_was_missed(now, "RestartTimeout".to_owned(), message);
+        } else if self.may_restart() && !self.record.restarted_again {
+            self.record.restarted_again = true;
+            self.cancel(actions);
+            self.enter(now, Cause::BootRepeated);
+            return;
+        } else {
+            let message = self.boot_timeout();
+            self.boot_was_missed(now, "NotBooted".to_owned(), &message);
+        }
+        self.stop_at_rest(now, actions);
+    }
+
+    /// The machine stays as it is, because its disk is whole.
+    fn boot_was_missed(&mut self, now: Timestamp, code: String, message: &str) {
+        let node = &self.name;
+        let hint = format!(
+            "its disk is whole, and disk and power stay as they are: look at the machine's \
+             console, which bmc.console = true keeps, and at [boot_check]; `hostler retry {node}` \
+             waits for it again and writes nothing"
+        );
+        let fault = Fault {
+            code: code.into(),
+            hint: hint.into(),
+            ..Fault::passing(Step::FirstBoot, "NotBooted", plain(message), "")
+        };
+        self.set_booted(Booted::Missed);
+        self.record.last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
+        self.enter(now, Cause::BootJudged);
+    }
+
+    fn boot_timeout(&self) -> String {
+        let limit = self.record.spec.as_ref().map(|spec| spec.timeouts.first_boot);
+        let limit =
+            limit.and_then(|limit| SignedDuration::try_from(limit).ok()).unwrap_or_default();
+        let trouble = self.boot_trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let evidence = self.netboot_evidence();
+        let again = if self.record.restarted_again { ", also after another restart" } else { "" };
+        format!(
+            "the installed system did not show within {limit:#}{again} that it is \
+             up{trouble}{evidence}"
+        )
+    }
+
+    /// `; it netbooted instead of booting its disk`
+    fn netboot_evidence(&self) -> &'static str {
+        let boots_disk = self.record.installed.as_ref().is_some_and(|it| it.netboot.is_none());
+        match (boots_disk, self.record.last_seen.netbooted_at) {
+            (true, Some(_)) => {
+                "; the machine netbooted instead of booting its disk: look at its boot order"
+            }
+            (false, None) => "; the machine did not fetch its boot menu: look at its boot order",
+            (true, None) | (false, Some(_)) => "",
+        }
+    }
+
+    /// The message of a first boot under way.
+    pub(super) fn boot_message(&self, boot: FirstBoot) -> String {
+        if boot == FirstBoot::Restarting {
+            let again = self.again(RESTART_TRIES_MAX);
+            return format!("its own system did not come up: the BMC restarts it once more{again}");
+        }
+        let sign = match self.check() {
+            Some(Check::Port { address, port }) => format!("port {port} of {address} to answer"),
+            None => "its own system".to_owned(),
+        };
+        let trouble = self.boot_trouble.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+        let evidence = self.netboot_evidence();
+        let evidence = if self.record.last_seen.netbooted_at.is_some() { evidence } else { "" };
+        format!("it boots its own system; waiting for {sign}{trouble}{evidence}")
+    }
+
+    /// Notes that the machine netbooted after it was restarted into its own system.
+    pub(super) fn note_netboot(&mut self, now: Timestamp, peer: IpAddr) {
+        if matches!(self.record.state, State::Booting { .. })
+            && self.record.last_seen.netbooted_at.is_none()
+        {
+            self.record.last_seen.netbooted_at = Some(now);
+            self.record.last_seen.address = Some(peer);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The first boot: a machine is deployed only once its system was up, and nothing but one restart
+//! is done to it for that.
+
+use hostler::{
+    lifecycle::{FirstBoot, Record, State},
+    model::{
+        ids::NodeName,
+        spec::NodeSpec,
+        status::{Booted, Installed},
+    },
+};
+
+use crate::world::{Site, machine::Content};
+
+impl Site {
+    /// Judges a record against the one before it.
+    pub(crate) fn judge_first_boot(&mut self, node: &NodeName, record: &Record) {
+        let before = self.records.get(node);
+        let state_before = before.map(|before| before.state.clone());
+        let booted = |record: &Record| record.installed.as_ref().and_then(|it| it.booted);
+        let was_up = before.and_then(booted) == Some(Booted::Up);
+        if let (Some(installed), false) = (&record.installed, was_up)
+            && installed.booted == Some(Booted::Up)
+            && before.is_some_and(|before| before.installed.is_some())
+        {
+            self.judge_up(node, installed);
+        }
+        let waits = matches!(
+            state_before,
+            Some(State::Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue })
+        );
+        let restarts = record.state == State::Booting { boot: FirstBoot::Restarting };
+        let cleans_up = matches!(record.state, State::CleaningUp { .. });
+        if matches!(state_before, Some(State::Booting { .. })) && cleans_up {
+            let what = "a first boot is cleaned up, which switches the machine off".to_owned();
+            self.broken("a_first_boot_switches_once", Some(node), what);
+        }
+        let Some(at) = record.installed.as_ref().map(|installed| installed.at) else { return };
+        if waits && restarts && self.watch.restarted_again.insert(node.clone(), at) == Some(at) {
+            let what = "the BMC restarts it a second time for one installation".to_owned();
+            self.broken("a_first_boot_switches_once", Some(node), what);
+        }
+    }
+
+    /// The system of the machine whose ramdisk had this address was up, and is the one that was
+    /// installed.
+    fn judge_up(&mut self, node: &NodeName, installed: &Installed) {
+        let machine = self.machines.iter().find(|machine| Some(machine.ip) == installed.address);
+        let is_true = machine.is_some_and(|machine| {
+            machine.ups > 0
+                && machine.platters[0].content == Content::Whole(installed.image.to_string())
+        });
+        if !is_true {
+            let what = format!("it never came up: {machine:?}");
+            self.broken("deployed_is_up", Some(node), what);
+        }
+    }
+
+    /// The restart of a first boot: of the machine that was installed, and of none that its spec
+    /// wants left alone.
+    pub(crate) fn judge_boot_restart(&mut self, node: &NodeName, spec: &NodeSpec) {
+        let ledger = self.ledger(node);
+        let is_installed = ledger.under.is_some();
+        let here = ledger
+            .installed_as
+            .as_ref()
+            .is_some_and(|machine| machine.bmc.as_ref() == spec.bmc_address());
+        if !is_installed || !here || spec.paused {
+            let what = format!("a first boot restarts another machine: {ledger:?}");
+            self.broken("never_switches_unasked", Some(node), what);
+        }
+    }
+}
