@@ -144,8 +144,8 @@ mod tests {
             let acts = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
             assert_eq!(text.find(acts), None);
         }
-        let lines: String = (0..20_000).map(|at| format!("line {at}\n")).collect();
-        let text = render(&kept("", &lines));
+        let lines: Vec<String> = (0..20_000).map(|at| format!("line {at}")).collect();
+        let text = render(&kept("", &lines.join("\n")));
         assert!(text.ends_with("\nline 19999\n"), "its end says why");
         let first = text.lines().nth(5).unwrap();
         assert!(first.starts_with("line ") && first != "line 0", "whole lines: {first}");
