@@ -9,7 +9,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    agent::{Agent, Claim, End},
+    agent::{Agent, AgentEnd, Claim},
     config::Config,
     model::printable::escaped,
 };
@@ -59,8 +59,8 @@ async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Fail
         let agent = Agent::start(config.clone(), claim).await?;
         let ready = || notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("")]);
         match agent.run(ready, requested()).await? {
-            End::Asked => return Ok(()),
-            End::Overtaken => was_overtaken = true,
+            AgentEnd::Shutdown => return Ok(()),
+            AgentEnd::Overtaken => was_overtaken = true,
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) const LINES: [(&str, &str); 42] = [
     ("cargo test --locked --lib a_spec_that_goes_away", HAND),
     ("cargo test --locked --test integration a_client_that_asks", HAND),
     ("testbed/check build", "build"),
-    ("cargo test --locked --test e2e a_person_switches", HAND),
+    ("cargo test --locked --test e2e machines_without_a_bmc", HAND),
     ("FUZZ_SECONDS=600 testbed/fuzz/run spec", HAND),
     ("testbed/install", "demo"),
     ("testbed/build", "build"),

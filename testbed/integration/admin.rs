@@ -15,7 +15,9 @@ use std::{
 };
 
 use hostler::{
-    admin::{AdminError, AdminRequest, Peer, Server, Wish, ask, show_boot, use_bmc},
+    admin::{
+        AdminError, AdminPeer, AdminRequest, PendingQuestion, Server, ask, show_boot, use_bmc,
+    },
     model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Selection, ServedMenu},
 };
 use tempfile::TempDir;
@@ -38,9 +40,9 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     let mut approve = hostler(&["approve", "edge-8", "edge-07", "edge-8"], &agent.socket);
     let child = approve.spawn().unwrap();
     let pid = child.id().unwrap();
-    let (order, who, reply) = agent.order().await;
+    let (order, peer, reply) = agent.order().await;
     assert_eq!(order, Order::Approve(nodes(&["edge-07", "edge-8"])));
-    assert_eq!(who, Peer { uid: rustix::process::getuid().as_raw(), pid });
+    assert_eq!(peer, AdminPeer { uid: rustix::process::getuid().as_raw(), pid });
     reply
         .send(vec![
             answer("edge-07", true, "will be wiped"),
@@ -69,7 +71,8 @@ async fn other_questions_get_through_and_their_answers_back() {
     let boot = Some(NicBoot { node: "edge-07".parse().unwrap(), menus });
     for answer in [boot, None] {
         let (shown, ()) = tokio::join!(show_boot(&socket, mac, true), async {
-            let Wish::ShowBoot { mac: requested, secrets, reply } = agent.request().await.wish
+            let PendingQuestion::ShowBoot { mac: requested, secrets, reply } =
+                agent.request().await.question
             else {
                 panic!("another question")
             };
@@ -81,7 +84,8 @@ async fn other_questions_get_through_and_their_answers_back() {
     let (node, command) = ("edge-07".parse().unwrap(), BmcCommand::Off { hard: true });
     for answer in [Ok(vec![Fact::new("power", "off")]), Err("has no BMC".to_owned())] {
         let (done, ()) = tokio::join!(use_bmc(&socket, &node, command), async {
-            let Wish::Bmc { node: requested, command: given, reply } = agent.request().await.wish
+            let PendingQuestion::Bmc { node: requested, command: given, reply } =
+                agent.request().await.question
             else {
                 panic!("another question")
             };
@@ -101,7 +105,9 @@ async fn other_questions_get_through_and_their_answers_back() {
 async fn an_operator_who_goes_away_while_a_bmc_works_is_noticed() {
     let mut agent = Agent::new().await;
     let mut child = hostler(&["bmc", "edge-07", "cycle"], &agent.socket).spawn().unwrap();
-    let Wish::Bmc { mut reply, command: BmcCommand::Cycle, .. } = agent.request().await.wish else {
+    let PendingQuestion::Bmc { mut reply, command: BmcCommand::Cycle, .. } =
+        agent.request().await.question
+    else {
         panic!("another question")
     };
     child.kill().await.unwrap();
@@ -142,8 +148,8 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
 
     chown(&agent.socket, None, Some(NOBODY)).unwrap();
     let child = stranger();
-    let (_, who, reply) = agent.order().await;
-    assert_eq!(who, Peer { uid: NOBODY, pid: child.id().unwrap() });
+    let (_, peer, reply) = agent.order().await;
+    assert_eq!(peer, AdminPeer { uid: NOBODY, pid: child.id().unwrap() });
     reply.send(vec![answer("edge-07", true, "will be wiped")]).unwrap();
     assert_eq!(said(child).await.0, 0);
 }
@@ -366,7 +372,7 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
 async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     let mut agent = Agent::new().await;
     let patient = hostler(&["bmc", "edge-07", "on"], &agent.socket).spawn().unwrap();
-    let Wish::Bmc { reply: bmc, .. } = agent.request().await.wish else {
+    let PendingQuestion::Bmc { reply: bmc, .. } = agent.request().await.question else {
         panic!("another question")
     };
     let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
@@ -439,10 +445,12 @@ impl Agent {
         within(self.requests.recv()).await.unwrap()
     }
 
-    async fn order(&mut self) -> (Order, Peer, oneshot::Sender<Vec<Answer>>) {
-        let AdminRequest { wish, who } = self.request().await;
-        let Wish::Order { order, reply } = wish else { panic!("no order: {wish:?}") };
-        (order, who, reply)
+    async fn order(&mut self) -> (Order, AdminPeer, oneshot::Sender<Vec<Answer>>) {
+        let AdminRequest { question, peer } = self.request().await;
+        let PendingQuestion::Order { order, reply } = question else {
+            panic!("no order: {question:?}")
+        };
+        (order, peer, reply)
     }
 
     /// Answers one order, as a running agent does.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use hostler::{
-    callback::{CallbackLimits, CallbackRequest, Identity, Server},
+    callback::{CallbackLimits, CallbackRequest, Server, TlsIdentity},
     model::{
         callback::{Call, DeployState, LookupReply, Reply},
         secret::AttemptKey,
@@ -304,7 +304,7 @@ impl Agent {
         driver: impl Fn(&CallbackRequest) -> Option<Reply> + Send + 'static,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_create(dir.path()).unwrap();
+        let identity = TlsIdentity::load_or_create(dir.path()).unwrap();
         let pin = identity.pin().to_owned();
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, limits).await.unwrap();
         let addr = server.local_addr().unwrap();

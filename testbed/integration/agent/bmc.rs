@@ -193,7 +193,7 @@ fn a_command_ends_with_timeouts_power_or_with_its_operator() {
     assert!(!why.contains(PASSWORD), "{why}");
 
     site.write(NODE, &spec.with("timeouts.power", "10m"));
-    let used = |site: &Site| site.log().matches("operator uses a bmc").count();
+    let used = |site: &Site| site.log().matches("operator uses a BMC").count();
     site.await_that("new limit", || {
         site.status(NODE)
             .is_some_and(|status| status.spec_valid && status.phase == Phase::Unmanaged)
@@ -253,7 +253,7 @@ fn show_boot_prints_what_a_nic_is_served_and_the_key_only_when_told_to() {
         assert!(secrets.contains(&section), "{name} in\n{secrets}");
         assert!(shown.contains(&section.replace(ramdisk.key(), "<key>")), "{name} in\n{shown}");
     }
-    assert!(site.log().contains("operator looks at boot menus"));
+    assert!(site.log().contains("operator reads boot menus"));
     assert!(!site.log().contains(ramdisk.key()));
 
     ramdisk.export();

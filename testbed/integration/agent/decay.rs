@@ -65,7 +65,7 @@ fn an_image_that_decays_while_the_agent_runs_is_fetched_again_and_written_anew_i
     assert_eq!(status.attempt, 1);
     assert_eq!(machine.story(), super::DEPLOYED);
     let log = site.log();
-    assert_eq!(log.matches("an image decayed in the cache; it is thrown away").count(), 1, "{log}");
+    assert_eq!(log.matches("an image decayed in the cache and is discarded").count(), 1, "{log}");
     assert!(log.contains("the block at byte 20971520 is not what was verified"), "{log}");
     assert!(fs::read(cached(&site)).unwrap() == site.image);
 }

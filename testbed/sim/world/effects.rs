@@ -50,7 +50,7 @@ impl Effects for Site {
         Ok(())
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         if !self.lives_to_call() {
             return Ok(());
         }
