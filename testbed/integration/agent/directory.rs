@@ -57,7 +57,7 @@ fn digest(node: &str, toml: &str, defaults: &Defaults) -> Digest {
     spec_dir::parse(&format!("{node}.toml"), toml.as_bytes(), defaults, &no_file).unwrap().digest()
 }
 
-/// Waits until the node's status says that everything is held, with this reason.
+/// Waits until the node's message says why nothing starts.
 fn held(site: &Site, node: &str, why: &str) -> Status {
     site.until(node, "held", |status| {
         status.message.contains("holding still") && status.message.contains(why)
