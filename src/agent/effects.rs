@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
+    admin::AdminReply,
     lifecycle::{
         Effects, Event, NO_ANSWER, Node, Operation, Outcome, ReceivedLog, Record, UnclaimedInstalls,
     },
@@ -31,14 +32,13 @@ use crate::{
 };
 
 use super::{
-    bmc_commands,
     bmc_names::BmcNames,
     clock::now,
     consoles::Consoles,
     faults,
     menu::MenuWriter,
     publish::Publisher,
-    work::{NodeEvent, Operations, cancel_signal},
+    work::{NodeEvent, Operations},
 };
 
 /// The time between two readings of a running operation's progress.
@@ -149,7 +149,7 @@ impl Adapters {
         &self,
         spec: Arc<NodeSpec>,
         command: BmcCommand,
-        mut reply: oneshot::Sender<bmc_commands::CommandResult>,
+        mut reply: AdminReply,
     ) {
         let operations = Arc::clone(&self.operations);
         // A weak sender, because a stopping agent waits for operations only.
@@ -168,7 +168,7 @@ impl Adapters {
                     if done.is_ok() {
                         operations.bmcs.refusals.forget(&node);
                     }
-                    drop(reply.send(done));
+                    reply.send(&done);
                 }
                 () = reply.closed() => info!(%node, command = command.name(), "an operator went \
                     away before it was done"),
@@ -240,7 +240,7 @@ impl Effects for Adapters {
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
-        let (stop, cancel) = cancel_signal();
+        let (stop, cancel) = watch::channel(false);
         let is_poll = operation == Operation::PollPower;
         self.running.insert((node.clone(), op), RunningOperation { stop, is_poll });
         let (node, operations, reports) =

@@ -4,7 +4,7 @@
 //! the attempt's key meets the callback listener's address and certificate. A key must never get
 //! into a menu of another attempt or into the log.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tracing::warn;
 
@@ -18,7 +18,7 @@ use crate::{
         secret::{AttemptKey, Secret},
         spec::{Boot, DeployRamdisk, NodeSpec},
     },
-    netboot::{BootSettings, BootTable},
+    netboot::{BootSettings, BootTable, has_ipxe},
 };
 
 use super::boot_files::RamdiskKind;
@@ -31,6 +31,8 @@ const QUIET: &str = "loglevel=5";
 #[derive(Debug)]
 pub(super) struct MenuWriter {
     table: BootTable,
+    /// The directory of boot loaders, which decide whether a menu hands over to iPXE.
+    loaders: PathBuf,
     api: SocketAddr,
     pin: String,
     /// The endpoint for Ironic's ramdisk, if it is configured.
@@ -42,11 +44,12 @@ pub(super) struct MenuWriter {
 impl MenuWriter {
     pub(super) fn new(
         table: BootTable,
+        loaders: PathBuf,
         api: SocketAddr,
         pin: String,
         ironic: Option<SocketAddr>,
     ) -> Self {
-        Self { table, api, pin, ironic, applied: BTreeMap::new() }
+        Self { table, loaders, api, pin, ironic, applied: BTreeMap::new() }
     }
 
     /// Writes the node's menu, in one atomic change.
@@ -117,7 +120,7 @@ impl MenuWriter {
 
     /// Returns the menus of a NIC, without the attempt's key unless `secrets`.
     pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
-        let (node, mut menus) = self.table.show(mac)?;
+        let (node, mut menus) = self.table.show(mac, has_ipxe(&self.loaders))?;
         if let Some((Menu::Deploy(key), ..)) = self.applied.get(&node)
             && !secrets
         {

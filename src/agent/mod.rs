@@ -240,7 +240,7 @@ impl Agent {
         let http_address = reached("HTTP listener", http.local_addr())?;
         let ironic = callback.ironic_port().map(reachable);
         let table = netboot::BootTable::with_http(http_address);
-        let menus = MenuWriter::new(table.clone(), api, pin, ironic);
+        let menus = MenuWriter::new(table.clone(), config.tftp.loaders.clone(), api, pin, ironic);
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
         let operations = Operations::new(&config, standing.clone(), store.checkpoints());

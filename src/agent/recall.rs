@@ -46,15 +46,16 @@ pub(super) fn recall(
     }
     let Loaded { records, damaged, old } = store.load_all(format_1::record)?;
     let upgraded = !old.is_empty();
+    let doubts = Vec::new();
     let mut reading =
-        Reading { store, files, now, overtaken, records, changed: old, losses, notes };
+        Reading { store, files, now, overtaken, records, changed: old, doubts, losses, notes };
     for (name, error) in damaged {
-        reading.lose(&name, format!("{error}; its node is held until somebody consents"));
+        reading.lose(&name, error.to_string());
     }
     reading.find_contradictions();
     let recovered = reading.recover_from_status_files();
     let (unclaimed, must_save) = reading.read_site()?;
-    let Reading { records, changed, losses, mut notes, .. } = reading;
+    let Reading { records, changed, doubts, mut losses, mut notes, .. } = reading;
     // Durable at once, because the damaged file may be gone at the next start.
     for name in changed {
         if let Some(record) = records.get(&name) {
@@ -68,6 +69,14 @@ pub(super) fn recall(
     let fleet = Fleet::resume(policy, records, unclaimed, recovered, now);
     if must_save || upgraded {
         store.save_site(fleet.unclaimed())?;
+    }
+    for (name, loss) in doubts {
+        // Only now it is known: a status file may have told it.
+        if fleet.unclaimed().knows(&name) {
+            notes.push(format!("{loss}; what is installed there is still known"));
+        } else {
+            losses.push(format!("{loss}; its node is held until somebody consents"));
+        }
     }
     store.complete_upgrade()?;
     store.another_agent().forget()?;
@@ -83,14 +92,17 @@ struct Reading<'a> {
     records: BTreeMap<NodeName, Record>,
     /// The nodes whose record differs from its file.
     changed: Vec<NodeName>,
+    /// The nodes without a good record, and what became of it.
+    doubts: Vec<(NodeName, String)>,
     losses: Vec<String>,
     notes: Vec<String>,
 }
 
 impl Reading<'_> {
-    /// Marks a record as lost, so that its machine is not touched without consent.
+    /// Marks a record as lost, so that its machine is not touched without consent, unless a status
+    /// file says what is installed.
     fn lose(&mut self, name: &NodeName, loss: String) {
-        self.losses.push(loss);
+        self.doubts.push((name.clone(), loss));
         self.records.insert(name.clone(), Record::distrusted(self.now));
         self.changed.push(name.clone());
     }
@@ -102,8 +114,7 @@ impl Reading<'_> {
         for name in names {
             let fate = self.store.keep_record_aside(&name);
             let says = "says that its machine is deployed and that nothing is installed";
-            let then = "its node is held until somebody consents";
-            self.lose(&name, format!("record {name} {says}; {fate}; {then}"));
+            self.lose(&name, format!("record {name} {says}; {fate}"));
         }
     }
 
@@ -168,13 +179,8 @@ impl Reading<'_> {
             (Some(newest), Some(at)) if at > newest => {
                 let fate = self.store.keep_record_aside(name);
                 let says = format!("which says that the machine was installed at {at}");
-                self.lose(
-                    name,
-                    format!(
-                        "record {name} is older than its status file, {says}; {fate}; the status \
-                         file is believed"
-                    ),
-                );
+                let older = format!("record {name} is older than its status file");
+                self.lose(name, format!("{older}, {says}; {fate}"));
             }
             (None, Some(_)) if self.overtaken => {}
             (None, Some(at)) => self.notes.push(format!(
@@ -226,8 +232,7 @@ impl Reading<'_> {
         for name in unclaimed.missing(&self.records) {
             must_save = true;
             if !self.overtaken && !self.records.contains_key(name) {
-                let then = "its node and its machine are held until somebody consents";
-                self.losses.push(format!("record {name}.json is missing; {then}"));
+                self.doubts.push((name.clone(), format!("record {name}.json is missing")));
             }
         }
         if unclaimed.is_incomplete() {

@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
 use crate::{
     callback,
     config::Config,
@@ -143,9 +141,4 @@ pub(crate) fn library(config: &Config) -> Library {
         published_bytes_max: images.published_max,
         raw_bytes_max: images.raw_max,
     })
-}
-
-/// Makes a cancel signal.
-pub(super) fn cancel_signal() -> (watch::Sender<bool>, Cancel) {
-    watch::channel(false)
 }

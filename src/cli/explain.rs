@@ -26,7 +26,7 @@ use super::{
     Failure, NodeArgs,
     agent_alive::AgentAlive,
     print,
-    status::{clock, progress, span},
+    text::{clock, progress, span},
 };
 
 /// The current spec file; `None` if it does not exist, or its directory is unknown.

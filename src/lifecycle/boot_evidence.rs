@@ -115,7 +115,9 @@ pub(super) fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Menu)) => (
             "the machine fetched its boot menu but not the whole deploy kernel".to_owned(),
-            "a network that loses packets, or a boot loader that cannot read the kernel",
+            "a network that loses packets, a boot loader that cannot read the kernel, or an iPXE \
+             without a driver for the network interface: the next attempt goes without iPXE, and \
+             with boot.loader = \"pxelinux\" or \"grub\" every one does",
         ),
         (None, _, Some(BootStage::Loader)) => (
             "the machine fetched a boot loader but not its boot menu".to_owned(),

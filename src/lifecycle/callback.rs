@@ -37,6 +37,9 @@ use super::{
 const POLL_AFTER_S: u32 = 2;
 /// The seconds after which a ramdisk without the root device reports its disks again.
 const LOOK_AGAIN_AFTER_S: u32 = 3;
+/// The time after a late disk for which another one may follow that fits as well: volumes of a RAID
+/// controller appear one after the other.
+const LATE_DISKS_LAST: Duration = Duration::from_secs(10);
 /// The code of a fault about a machine on which no disk was chosen.
 const NO_ROOT_DEVICE: &str = "NoRootDevice";
 /// Longest attribute of a disk, in characters; the standards allow 40.
@@ -153,7 +156,12 @@ impl Node {
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
         let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
         let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
+        let vague = !spec.root_device.name_one();
         match chosen {
+            Ok(disk) if vague && others_may_follow(&mut self.missing_disk, now, &disk, &disks) => {
+                let waiting = self.missing_disk.as_ref().map(|m| m.fault.message.clone());
+                Ok(lookup_again(waiting.unwrap_or_default()))
+            }
             Ok(disk) => {
                 let installed = self.record.installed.iter().map(|installed| &installed.disk);
                 let others = installed.chain(&self.record.other_disks);
@@ -171,13 +179,10 @@ impl Node {
                 let fault = self.no_root_device(&none);
                 let until = self.missing_disk.as_ref().map_or(after(now, wait), |m| m.until);
                 let error = fault.message.clone();
-                self.missing_disk = Some(Box::new(MissingDisk { until, fault }));
+                self.missing_disk = Some(Box::new(MissingDisk { until, fault, late: None }));
                 match self.missed_disk(now) {
                     Some(fault) => Ok(self.not_chosen(now, fault, actions)),
-                    None => Ok(Reply::LookupAgain(LookupAgain {
-                        error,
-                        look_again_after: LOOK_AGAIN_AFTER_S,
-                    })),
+                    None => Ok(lookup_again(error)),
                 }
             }
             Err(NotChosen::NoRootDevice(none)) => {
@@ -485,6 +490,36 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Dis
         )));
     }
     Ok(disk.clone())
+}
+
+fn lookup_again(error: String) -> Reply {
+    Reply::LookupAgain(LookupAgain { error, look_again_after: LOOK_AGAIN_AFTER_S })
+}
+
+/// Whether the disk that fits came late, and others have had no time yet to follow it: then it must
+/// not be taken for the only one.
+fn others_may_follow(
+    missing: &mut Option<Box<MissingDisk>>,
+    now: Timestamp,
+    fitting: &Disk,
+    disks: &[Disk],
+) -> bool {
+    let Some(missing) = missing else { return false };
+    match &missing.late {
+        Some((before, since)) if before == disks && *since <= now => {
+            after(*since, LATE_DISKS_LAST) > now
+        }
+        _ => {
+            missing.late = Some((disks.to_vec(), now));
+            // The ramdisk reports its disks again before that.
+            missing.until = missing.until.max(after(now, 2 * LATE_DISKS_LAST));
+            missing.fault.message = plain_up_to(
+                DISKS_CHARS_MAX,
+                &format!("{fitting} appeared late; another disk that fits may follow"),
+            );
+            true
+        }
+    }
 }
 
 /// Returns the previously written disks that are still present, except the chosen one, as reported

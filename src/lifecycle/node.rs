@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::model::{
+    disk::Disk,
     fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
@@ -89,6 +90,8 @@ pub(super) struct MissingDisk {
     pub(super) until: Timestamp,
     /// The fault at the end of the wait.
     pub(super) fault: Fault,
+    /// The machine's disks, once one would do, and since when there are no others.
+    pub(super) late: Option<(Vec<Disk>, Timestamp)>,
 }
 
 /// The operation under way.

@@ -199,6 +199,11 @@ impl UnclaimedInstalls {
         self.changes
     }
 
+    /// Whether it is known what is installed on the machine of a node without a good record.
+    pub fn knows(&self, name: &NodeName) -> bool {
+        self.nodes.get(name).is_some_and(Option::is_some)
+    }
+
     /// The known installation of the spec's machine, if there is an entry. If only its BMC's
     /// address or one of its MAC addresses matches, it may be another machine: the installation is
     /// unknown.

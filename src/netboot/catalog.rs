@@ -27,6 +27,7 @@ use crate::model::{
 use super::{
     evidence::{Ended, Evidence, FetchKind},
     files::{self, Opened},
+    menu::Abilities,
     refusal::Refusal,
     table::{BootTable, Named},
 };
@@ -126,10 +127,9 @@ impl BootFileCatalog {
         peer: IpAddr,
         now: Instant,
     ) -> Result<(Opened, FetchKind, Option<NodeName>), Refusal> {
-        let lpxelinux = self.evidence().runs_lpxelinux(peer, now);
-        match self.table.find_for(name, lpxelinux) {
-            Named::Menu(Some(node), text) => {
-                self.evidence().menu_requested(peer, node.clone(), now);
+        match self.table.find_for(name, || self.abilities(peer, now)) {
+            Named::Menu(Some((node, reader)), text) => {
+                self.evidence().menu_requested(peer, node.clone(), reader, now);
                 Ok((files::in_memory(text.expose())?, FetchKind::Menu(node.clone()), Some(node)))
             }
             Named::Menu(None, text) => {
@@ -171,6 +171,7 @@ impl BootFileCatalog {
                 };
                 Ok(match deploy {
                     Some((node, stage)) => {
+                        self.evidence().deploy_requested(peer, &node);
                         (file, FetchKind::Deploy(node.clone(), stage), Some(node))
                     }
                     None if fixed.is_some() => (file, FetchKind::Other, None),
@@ -181,6 +182,23 @@ impl BootFileCatalog {
                 })
             }
         }
+    }
+
+    /// The ways to a kernel that are open to the machine at this address.
+    fn abilities(&self, peer: IpAddr, now: Instant) -> Abilities {
+        let (lpxelinux, ipxe_failed) = {
+            let evidence = self.evidence();
+            (evidence.runs_lpxelinux(peer, now), evidence.ipxe_failed(peer, now))
+        };
+        let ipxe = !ipxe_failed && self.loaders.as_deref().is_some_and(files::has_ipxe);
+        if ipxe_failed {
+            tracing::info!(
+                %peer,
+                "iPXE was started there and did not fetch the deploy kernel; this time another \
+                 boot loader fetches it"
+            );
+        }
+        Abilities { lpxelinux, ipxe }
     }
 
     fn open_own(&self, node: &NodeName, file: &BootFile) -> Result<Opened, Refusal> {
@@ -272,9 +290,56 @@ fn text_of(name: &OsStr) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tokio::sync::mpsc::channel;
 
     use super::*;
+    use crate::model::{
+        boot::{BootMenu, Firmware},
+        secret::Secret,
+    };
+
+    /// Invariant (netboot): A machine on which iPXE did not come up is installed without it.
+    #[test]
+    fn a_machine_that_was_handed_to_ipxe_and_comes_again_is_not_handed_over_again() {
+        let (root, now) = (tempfile::tempdir().unwrap(), Instant::now());
+        let table = BootTable::with_http("192.0.2.1:8069".parse().unwrap());
+        let menu = BootMenu::Deploy {
+            kernel: "k".to_owned(),
+            initramfs: "i".to_owned(),
+            command_line: Secret::new("hostler.key=5ec2e7".to_owned()),
+            with_addresses: false,
+        };
+        let macs = ["52:54:00:00:00:01".parse().unwrap()];
+        table.set(&"a".parse().unwrap(), &macs, Firmware::Bios, &menu).unwrap();
+        let files = BTreeMap::from([("k".to_owned(), root.path().join("ipxe.lkrn"))]);
+        let loaders = Some(root.path().to_owned());
+        let catalog = BootFileCatalog::new(loaders, files, Vec::new(), None, table, channel(1).0);
+        let open = |name: &str| {
+            let served = catalog.open(name.as_ref(), [192, 0, 2, 11].into(), now).unwrap();
+            fs::read_to_string(served.file.path()).unwrap()
+        };
+        let (pxelinux, ipxe) =
+            ("pxelinux.cfg/01-52-54-00-00-00-01", "ipxe/01-52-54-00-00-00-01.ipxe");
+        let hands_over = || {
+            let menu = open(pxelinux);
+            assert!(menu.contains("hostler.key=5ec2e7"), "its own way stays: {menu}");
+            menu.contains("ipxe")
+        };
+
+        assert!(!hands_over(), "there is no iPXE");
+        fs::write(root.path().join("ipxe.lkrn"), "iPXE").unwrap();
+        assert!(hands_over() && hands_over());
+        open("ipxe.lkrn");
+        open(ipxe);
+        assert!(!hands_over());
+        open("k");
+        assert!(!hands_over(), "pxelinux came for the kernel");
+        open(ipxe);
+        open("k");
+        assert!(hands_over(), "iPXE came for the kernel");
+    }
 
     #[test]
     fn a_transfer_ends_whether_or_not_anybody_reads_what_was_fetched() {

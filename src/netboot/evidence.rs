@@ -10,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::menu::IPXE_PROGRAM;
 use crate::model::{
     boot::{BootStage, Fetch},
     ids::{MacAddr, NodeName},
+    spec::Loader,
 };
 
 /// Most remembered addresses. Addresses can be forged, so that the one silent for longest is
@@ -31,6 +33,9 @@ const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
 /// Longest time between a loader and a menu of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
+/// Time for which an iPXE that did not come is not tried again: the machine's next attempt begins
+/// when the last one's time is over.
+const IPXE_FAILED_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
 const LPXELINUX: &str = "lpxelinux.0";
 const PXELINUX_MODULE: &str = ".c32";
@@ -67,6 +72,11 @@ struct Address {
     touched: Instant,
     /// The node of the last requested menu, and the time.
     node: Option<(NodeName, Instant)>,
+    /// The boot loader that requested it.
+    reader: Loader,
+    /// When it was sent iPXE's program, by a node's menu, unless iPXE has fetched the node's deploy
+    /// kernel since.
+    handed_over: Option<Instant>,
     /// Loaders fetched that no menu has explained yet, with the time of their request.
     loaders: Vec<(Instant, Ended)>,
     /// The time of the last request for `lpxelinux.0`, unless it requested another boot loader's
@@ -117,17 +127,47 @@ impl Evidence {
     }
 
     /// Notes that a node's own menu is requested: from now on the address is that node's.
-    pub(super) fn menu_requested(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
-        self.address(peer, now).node = Some((node, now));
+    pub(super) fn menu_requested(
+        &mut self,
+        peer: IpAddr,
+        node: NodeName,
+        reader: Loader,
+        now: Instant,
+    ) {
+        let address = self.address(peer, now);
+        (address.node, address.reader) = (Some((node, now)), reader);
+    }
+
+    /// Notes that a node's deploy kernel or ramdisk is sent to this address: if iPXE asks for it,
+    /// handing over to it works, also where iPXE has another address than who handed over.
+    pub(super) fn deploy_requested(&mut self, peer: IpAddr, node: &NodeName) {
+        if !self.addresses.get(&peer).is_some_and(|address| address.reader == Loader::Ipxe) {
+            return;
+        }
+        for address in self.addresses.values_mut() {
+            if address.node.as_ref().is_some_and(|(its, _)| its == node) {
+                address.handed_over = None;
+            }
+        }
+    }
+
+    /// Whether iPXE was started at this address and did not fetch the deploy kernel.
+    pub(super) fn ipxe_failed(&self, peer: IpAddr, now: Instant) -> bool {
+        let since = self.addresses.get(&peer).and_then(|address| address.handed_over);
+        since.is_some_and(|since| now.duration_since(since) <= IPXE_FAILED_LIFE)
     }
 
     /// Records a request for a file of the loader directory.
     pub(super) fn loader_requested(&mut self, peer: IpAddr, path: &str, now: Instant) {
         let file = path.rsplit('/').next().unwrap_or(path);
+        let address = self.address(peer, now);
+        if file == IPXE_PROGRAM && address.node.is_some() {
+            address.handed_over = Some(now);
+        }
         if file == LPXELINUX {
-            self.address(peer, now).lpxelinux = Some(now);
+            address.lpxelinux = Some(now);
         } else if !file.ends_with(PXELINUX_MODULE) {
-            self.address(peer, now).lpxelinux = None;
+            address.lpxelinux = None;
         }
     }
 
@@ -233,6 +273,8 @@ impl Evidence {
         let address = self.addresses.entry(peer).or_insert_with(|| Address {
             touched: now,
             node: None,
+            reader: Loader::Auto,
+            handed_over: None,
             loaders: Vec::new(),
             refused: None,
             unknown_mac: None,
@@ -282,7 +324,7 @@ mod tests {
         for path in ["pxelinux.0", "ldlinux.c32", "pxelinux.0"] {
             assert_eq!(evidence.ended(ip(1), FetchKind::Loader, ended(path), at(1), at(2)), []);
         }
-        evidence.menu_requested(ip(1), node("a"), at(3));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(3));
         let fetches =
             evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("menu"), at(3), at(4));
         let loader = |path: &str| ("a".to_owned(), BootStage::Loader, path.to_owned());
@@ -313,13 +355,41 @@ mod tests {
         assert!(!evidence.runs_lpxelinux(ip(1), at(2 + 300)));
     }
 
+    /// Invariant (netboot): A machine on which iPXE did not come up is installed without it.
+    #[test]
+    fn ipxe_is_taken_for_failed_until_it_fetches_the_kernel_from_whichever_address() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        evidence.loader_requested(ip(1), "ipxe.lkrn", at(0));
+        assert!(!evidence.ipxe_failed(ip(1), at(0)), "the firmware itself asks for it");
+        evidence.menu_requested(ip(1), node("a"), Loader::Pxelinux, at(1));
+        assert!(!evidence.ipxe_failed(ip(1), at(1)));
+        evidence.loader_requested(ip(1), "bios/ipxe.lkrn", at(2));
+        // pxelinux fetches the script for it.
+        evidence.menu_requested(ip(1), node("a"), Loader::Ipxe, at(2));
+        assert!(evidence.ipxe_failed(ip(1), at(3)) && !evidence.ipxe_failed(ip(2), at(3)));
+
+        evidence.menu_requested(ip(1), node("a"), Loader::Pxelinux, at(1300));
+        evidence.deploy_requested(ip(1), &node("a"));
+        assert!(evidence.ipxe_failed(ip(1), at(1301)), "pxelinux fetched the kernel itself");
+        evidence.menu_requested(ip(2), node("b"), Loader::Ipxe, at(1302));
+        evidence.deploy_requested(ip(2), &node("b"));
+        assert!(evidence.ipxe_failed(ip(1), at(1303)), "that was another machine");
+        evidence.menu_requested(ip(3), node("a"), Loader::Ipxe, at(1304));
+        evidence.deploy_requested(ip(3), &node("a"));
+        assert!(!evidence.ipxe_failed(ip(1), at(1305)));
+
+        evidence.loader_requested(ip(1), "ipxe.lkrn", at(2000));
+        assert!(evidence.ipxe_failed(ip(1), at(2000 + 24 * 3600)));
+        assert!(!evidence.ipxe_failed(ip(1), at(2001 + 24 * 3600)), "it is tried again");
+    }
+
     #[test]
     fn a_loader_is_not_forgotten_over_all_its_modules() {
         let (at, mut evidence) = (clock(), Evidence::default());
         for number in 0..50 {
             evidence.ended(ip(1), FetchKind::Loader, ended(&format!("{number}.mod")), at(1), at(2));
         }
-        evidence.menu_requested(ip(1), node("a"), at(3));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(3));
         let fetches =
             evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("menu"), at(3), at(4));
         assert_eq!((fetches.len(), fetches[0].path.as_str()), (51, "0.mod"));
@@ -328,7 +398,7 @@ mod tests {
     #[test]
     fn a_loader_that_ends_after_its_menu_was_asked_for_is_not_lost() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_requested(ip(1), node("a"), at(3));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(3));
         let fetches = evidence.ended(ip(1), FetchKind::Loader, ended("pxelinux.0"), at(2), at(4));
         assert_eq!(
             reported(fetches),
@@ -339,9 +409,9 @@ mod tests {
     #[test]
     fn an_address_handed_to_another_machine_is_that_machines_from_its_menu_on() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_requested(ip(1), node("a"), at(0));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(0));
         assert_eq!(evidence.ended(ip(1), FetchKind::Loader, ended("x"), at(60), at(61)), []);
-        evidence.menu_requested(ip(1), node("b"), at(62));
+        evidence.menu_requested(ip(1), node("b"), Loader::Grub, at(62));
         let fetches = evidence.ended(ip(1), FetchKind::Menu(node("b")), ended("m"), at(62), at(63));
         assert!(fetches.iter().all(|f| f.node == node("b")) && fetches.len() == 2, "{fetches:?}");
         assert_eq!(evidence.node(ip(1), at(64), |_| LIFE), Some(&node("b")));
@@ -352,8 +422,8 @@ mod tests {
         let (at, mut evidence) = (clock(), Evidence::default());
         evidence.ended(ip(1), FetchKind::Loader, ended("one"), at(0), at(1));
         evidence.ended(ip(2), FetchKind::Loader, ended("two"), at(0), at(1));
-        evidence.menu_requested(ip(2), node("b"), at(2));
-        evidence.menu_requested(ip(1), node("a"), at(2));
+        evidence.menu_requested(ip(2), node("b"), Loader::Grub, at(2));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(2));
         for (peer, name, path) in [(1, "a", "one"), (2, "b", "two")] {
             let kind = FetchKind::Menu(node(name));
             let fetches = reported(evidence.ended(ip(peer), kind, ended("m"), at(2), at(3)));
@@ -365,7 +435,7 @@ mod tests {
     fn old_traces_are_not_taken_for_this_boot() {
         let (at, mut evidence) = (clock(), Evidence::default());
         evidence.ended(ip(1), FetchKind::Loader, ended("yesterday"), at(0), at(1));
-        evidence.menu_requested(ip(1), node("a"), at(301));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(301));
         let fetches =
             evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("m"), at(301), at(302));
         assert_eq!(fetches.len(), 1);
@@ -387,7 +457,7 @@ mod tests {
         assert_eq!(evidence.refused(ip(1), "bootx64.efi", at(2)), Some(1));
         evidence.ended(ip(1), FetchKind::Loader, ended("pxelinux.0"), at(3), at(3));
         assert_eq!(evidence.refused(ip(1), "optional.c32", at(4)), None);
-        evidence.menu_requested(ip(2), node("a"), at(4));
+        evidence.menu_requested(ip(2), node("a"), Loader::Grub, at(4));
         assert_eq!(evidence.refused(ip(2), "grub/optional.lst", at(5)), None);
     }
 
@@ -421,7 +491,7 @@ mod tests {
     #[test]
     fn strangers_cannot_fill_the_memory() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_requested(ip(1), node("a"), at(1));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(1));
         for number in 2..1200 {
             for file in 0..2 * LOADERS_MAX {
                 let path = ended(&file.to_string());
@@ -433,7 +503,7 @@ mod tests {
                 Some(&node("a")),
                 "a busy address is kept"
             );
-            evidence.menu_requested(ip(1), node("a"), now);
+            evidence.menu_requested(ip(1), node("a"), Loader::Grub, now);
         }
         assert_eq!(evidence.addresses.len(), ADDRESSES_MAX);
         let strangers = evidence.addresses.values().filter(|a| a.node.is_none());

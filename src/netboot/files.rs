@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::refusal::Refusal;
+use super::{menu::IPXE_PROGRAM, refusal::Refusal};
 use crate::regular_file::{
     self, NotRegular,
     beneath::{self, Links},
@@ -64,6 +64,12 @@ pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal>
         tracing::warn!(root = %root.display(), ?name, %error, "a boot file cannot be opened");
         if exhausted(&error) { Refusal::Busy } else { Refusal::NotAllowed }
     })
+}
+
+/// Whether the loader directory has the iPXE that other boot loaders hand over to. It is looked for
+/// in each request, too.
+pub fn has_ipxe(root: &Path) -> bool {
+    open_beneath(root, IPXE_PROGRAM.as_ref()).is_ok()
 }
 
 /// Opens a file the administrator named; links in its path are the administrator's own.

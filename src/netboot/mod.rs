@@ -20,6 +20,7 @@ mod table;
 mod tftp;
 
 pub use catalog::{BootFileCatalog, Cached};
+pub use files::has_ipxe;
 pub use menu::MenuError;
 pub use table::{BootSettings, BootTable};
 #[cfg(fuzzing)]

@@ -22,8 +22,8 @@ use crate::model::{
 };
 
 use super::menu::{
-    self, BootLoader, BootOptions, MenuClient, MenuError, MenuName, OWN_DIR, menu_name, own_kernel,
-    own_ramdisk,
+    self, Abilities, BootLoader, BootOptions, MenuClient, MenuError, MenuName, OWN_DIR, menu_name,
+    own_kernel, own_ramdisk,
 };
 
 /// Least time limit of a machine's fetch; its node may have a longer one.
@@ -80,8 +80,8 @@ impl Node {
 /// The table's meaning of a name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Named {
-    /// A menu, and whose it is; `None`: everybody's.
-    Menu(Option<NodeName>, Secret),
+    /// A menu. Its node, and the boot loader that reads it; `None`: everybody's.
+    Menu(Option<(NodeName, Loader)>, Secret),
     /// The menu of a NIC that no node has.
     Unclaimed(MacAddr),
     /// A node's own kernel or ramdisk.
@@ -138,12 +138,13 @@ impl BootTable {
         self.write(|tables| tables.forget(node));
     }
 
-    /// Renders the menus a NIC gets now, for diagnostics. They hold the attempt's key.
-    pub fn show(&self, mac: MacAddr) -> Option<(NodeName, Vec<ServedMenu>)> {
+    /// Renders the menus a NIC gets now, for diagnostics: `ipxe` says whether boot loaders can hand
+    /// over to it. They hold the attempt's key.
+    pub fn show(&self, mac: MacAddr, ipxe: bool) -> Option<(NodeName, Vec<ServedMenu>)> {
         self.read(|tables| {
             let (name, node) = tables.owner(mac)?;
             let options = node.options(tables.http);
-            Some((name.clone(), menu::render_all(name, mac, options, &node.menu).ok()?))
+            Some((name.clone(), menu::render_all(name, mac, ipxe, options, &node.menu).ok()?))
         })
     }
 
@@ -164,14 +165,19 @@ impl BootTable {
 
     /// Looks up a clean name for an unknown client.
     pub(super) fn find(&self, name: &str) -> Named {
-        self.find_for(name, false)
+        self.find_for(name, Abilities::default)
     }
 
-    /// Looks up a clean name. `lpxelinux`: the pxelinux that asks can do HTTP.
-    pub(super) fn find_for(&self, name: &str, lpxelinux: bool) -> Named {
+    /// Looks up a clean name. `abilities` are those of the client, if it asks for a NIC's menu and
+    /// is not iPXE already.
+    pub(super) fn find_for(&self, name: &str, abilities: impl FnOnce() -> Abilities) -> Named {
         match menu_name(name) {
             MenuName::Common(reader) => Named::Menu(None, reader.common_menu()),
-            MenuName::Nic(reader, mac) => self.nic_menu(reader, MenuClient { mac, lpxelinux }),
+            MenuName::Nic(reader, mac) => {
+                let is_ipxe = reader.loader() == Loader::Ipxe;
+                let abilities = if is_ipxe { Abilities::default() } else { abilities() };
+                self.nic_menu(reader, MenuClient { mac, abilities })
+            }
             MenuName::Unknown => Named::Nothing,
             MenuName::None if name.starts_with(OWN_DIR) => self.find_own(name),
             MenuName::None => Named::Other,
@@ -184,7 +190,7 @@ impl BootTable {
                 let options = node.options(tables.http);
                 // `set_for` has checked the menu.
                 let text = menu::render(reader, name, client, options, &node.menu).ok()?;
-                Some(Named::Menu(Some(name.clone()), text))
+                Some(Named::Menu(Some((name.clone(), reader.loader())), text))
             });
             menu.unwrap_or(Named::Unclaimed(client.mac))
         })
@@ -407,35 +413,38 @@ mod tests {
     #[test]
     fn a_switch_replaces_everything_and_a_removal_leaves_nothing() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("a"), &[mac(1), mac(2)], Firmware::Bios, &deploy("k")).unwrap();
         assert_eq!(table.stage(&node("a"), "k"), Some(BootStage::Kernel));
         assert_eq!(table.stage(&node("a"), "deploy/initramfs"), Some(BootStage::Ramdisk));
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
         assert_eq!(table.stage(&node("a"), "k"), None);
-        assert!(table.show(mac(1)).unwrap().1[0].text.expose().contains("LOCALBOOT"));
-        assert_eq!(table.show(mac(2)), None);
+        assert!(show(1).unwrap().1[0].text.expose().contains("LOCALBOOT"));
+        assert_eq!(show(2), None);
         table.remove(&node("a"));
-        assert_eq!(table.show(mac(1)), None);
+        assert_eq!(show(1), None);
         table.read(|tables| assert!(tables.nodes.is_empty() && tables.nics.is_empty()));
     }
 
     #[test]
     fn a_nic_that_moved_to_another_node_stays_there_when_the_first_goes() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("a"), &[mac(1), mac(2)], Firmware::Bios, &deploy("a")).unwrap();
         table.set(&node("b"), &[mac(2)], Firmware::Bios, &deploy("b")).unwrap();
         table.remove(&node("a"));
-        assert_eq!(table.show(mac(1)), None);
-        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
+        assert_eq!(show(1), None);
+        assert_eq!(show(2).unwrap().0, node("b"));
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("a")).unwrap();
         table.set(&node("a"), &[mac(3)], Firmware::Bios, &deploy("a")).unwrap();
-        assert_eq!(table.show(mac(1)), None);
-        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
+        assert_eq!(show(1), None);
+        assert_eq!(show(2).unwrap().0, node("b"));
     }
 
     #[test]
     fn a_nodes_own_files_are_there_while_its_menu_names_them_and_are_no_evidence() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         let own = |name: &str| table.find(name);
         let menu = BootMenu::Network {
             kernel: BootFile::Path("vmlinuz".to_owned()),
@@ -452,8 +461,8 @@ mod tests {
         {
             assert_eq!(own(nothing), Named::Nothing, "{nothing}");
         }
-        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
-        assert_eq!(table.show(mac(3)), None);
+        assert_eq!(show(2).unwrap().0, node("b"));
+        assert_eq!(show(3), None);
         for name in ["node/a/kernel", "vmlinuz", "k"] {
             assert_eq!(table.stage(&node("a"), name), None, "{name}");
         }
@@ -464,19 +473,21 @@ mod tests {
     #[test]
     fn a_nic_belongs_to_the_node_that_named_it_last() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("old"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
         table.set(&node("new"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
         table.remove(&node("old"));
-        assert_eq!(table.show(mac(1)).unwrap().0, node("new"));
+        assert_eq!(show(1).unwrap().0, node("new"));
     }
 
     #[test]
     fn a_refused_menu_changes_nothing() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
-        let before = table.show(mac(1));
+        let before = show(1);
         assert!(table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k\nk")).is_err());
-        assert_eq!(table.show(mac(1)), before);
+        assert_eq!(show(1), before);
     }
 
     #[test]

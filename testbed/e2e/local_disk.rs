@@ -63,8 +63,10 @@ fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() 
     }
     let menu = |dir: &str, machine: &Machine| format!("{dir}01-{}", machine.mac.replace(':', "-"));
     let (its_menu, pxelinux) = (menu("pxelinux.cfg/", &installed), ["pxelinux.0", "ldlinux.c32"]);
-    let menu_and_ramdisk = [&its_menu, "deploy/vmlinuz", "deploy/initramfs"];
-    let deploy_and_local = [&pxelinux[..], &menu_and_ramdisk, &pxelinux, &[&its_menu]].concat();
+    // Kernel and ramdisk come over HTTP.
+    let script = format!("{}.ipxe", menu("ipxe/", &installed));
+    let menu_and_ipxe = [&its_menu, "ipxe.lkrn", &script];
+    let deploy_and_local = [&pxelinux[..], &menu_and_ipxe, &pxelinux, &[&its_menu]].concat();
     assert_eq!(fetched(&site, &installed), deploy_and_local);
     assert_eq!(fetched(&site, &held), ["grub.pxe", &menu("grub/grub.cfg-", &held)]);
     assert_eq!(fetched(&site, &stranger), [&pxelinux[..], &["pxelinux.cfg/default"]].concat());

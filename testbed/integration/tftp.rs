@@ -93,7 +93,7 @@ impl BootServer {
 
     /// The menu of the first NIC under names that begin so.
     fn menu(&self, prefix: &str) -> String {
-        let (_, menus) = self.table.show(mac(1)).unwrap();
+        let (_, menus) = self.table.show(mac(1), false).unwrap();
         let menu = menus.into_iter().find(|menu| menu.name.starts_with(prefix));
         menu.unwrap().text.expose().to_owned()
     }

@@ -1,5 +1,5 @@
 //! The core's tests: stories of single nodes, the rules of consent, all kinds of trouble, a table
-//! of every phase against every event, and random histories against a reference.
+//! of every phase against every event. Random histories of a whole site are `testbed/sim`'s.
 
 mod adoption;
 mod boot_evidence;
@@ -9,7 +9,6 @@ mod consent;
 mod deadlines;
 mod executor;
 mod first_boot;
-mod histories;
 mod identity;
 mod ironic;
 mod listed;
@@ -27,7 +26,6 @@ mod rack;
 mod ramdisk_log;
 mod records;
 mod settle;
-mod site;
 mod story;
 mod support;
 mod table;

@@ -118,11 +118,6 @@ pub(super) fn completed(error: &str) -> Call {
     Call::Completed(Completed { error: error.into(), ..Completed::default() })
 }
 
-/// A completed notice of a disk that is flushed and equal to the image.
-pub(super) fn compared() -> Call {
-    Call::Completed(Completed { verified: true, ..Completed::default() })
-}
-
 /// A completed notice of a disk that differs from the image.
 pub(super) fn differing() -> Call {
     Call::Completed(Completed { error: "it differs".into(), verified: true, verify_ms: 1234 })

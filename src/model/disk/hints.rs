@@ -161,6 +161,13 @@ impl RootDeviceHints {
         Self { multipath: None, ..self.clone() } == Self::default()
     }
 
+    /// Whether the hints can fit no more than one disk of a machine.
+    pub fn name_one(&self) -> bool {
+        [&self.name, &self.serial, &self.wwn, &self.hctl, &self.by_path]
+            .into_iter()
+            .any(Option::is_some)
+    }
+
     /// Chooses the one disk that all hints fit; without hints, the only writable, non-removable
     /// disk.
     pub fn choose<'a>(&self, disks: &'a [Disk]) -> Result<&'a Disk, NoRootDevice> {

@@ -15,7 +15,10 @@ mod pxelinux;
 
 use std::{fmt, net::SocketAddr};
 
-pub(super) use self::names::{MenuName, menu_name};
+pub(super) use self::{
+    ipxe::IPXE_PROGRAM,
+    names::{MenuName, menu_name},
+};
 use crate::model::{
     admin::ServedMenu,
     boot::BootMenu,
@@ -114,8 +117,16 @@ pub(super) struct BootOptions {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MenuClient {
     pub(super) mac: MacAddr,
+    pub(super) abilities: Abilities,
+}
+
+/// The ways to a kernel that are open to whoever asks for a menu.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Abilities {
     /// Whether its pxelinux is the one that knows URLs.
     pub(super) lpxelinux: bool,
+    /// Whether it can hand over to iPXE, whose program is among the loaders.
+    pub(super) ipxe: bool,
 }
 
 /// A kernel and its ramdisk, by their names for machines.
@@ -131,6 +142,8 @@ pub(super) struct Linux<'a> {
     mac: MacAddr,
     lpxelinux: bool,
     http: Option<SocketAddr>,
+    /// Whether the boot loader tries iPXE before it fetches anything itself.
+    ipxe: bool,
 }
 
 /// Checks that a menu can be written for every boot loader.
@@ -158,8 +171,10 @@ pub(super) fn render(
     menu: &BootMenu,
 ) -> Result<Secret, MenuError> {
     check(node, menu)?;
-    let MenuClient { mac, lpxelinux } = client;
+    let MenuClient { mac, abilities: Abilities { lpxelinux, ipxe } } = client;
     let BootOptions { loader, http } = options;
+    // iPXE is quicker over HTTP only. Distributions build it without IPv6.
+    let by_ipxe = loader == Loader::Auto && http.is_some_and(|address| address.is_ipv4());
     match menu {
         BootMenu::LocalDisk => Ok(reader.local_disk()),
         BootMenu::Deploy { .. } if loader != Loader::Auto && loader != reader.loader() => {
@@ -178,6 +193,7 @@ pub(super) fn render(
                 mac,
                 lpxelinux,
                 http,
+                ipxe: ipxe && by_ipxe,
             }))
         }
         BootMenu::Network { command_line, .. } => Ok(reader.linux(&Linux {
@@ -189,6 +205,8 @@ pub(super) fn render(
             mac,
             lpxelinux,
             http,
+            // An installed system's boot depends on no second boot loader.
+            ipxe: false,
         })),
     }
 }
@@ -197,10 +215,11 @@ pub(super) fn render(
 pub(super) fn render_all(
     node: &NodeName,
     mac: MacAddr,
+    ipxe: bool,
     options: BootOptions,
     menu: &BootMenu,
 ) -> Result<Vec<ServedMenu>, MenuError> {
-    let client = MenuClient { mac, lpxelinux: false };
+    let client = MenuClient { mac, abilities: Abilities { lpxelinux: false, ipxe } };
     let served = |reader: &&dyn BootLoader| {
         let text = render(*reader, node, client, options, menu)?;
         Ok(ServedMenu { name: reader.nic_menu_name(mac), text })

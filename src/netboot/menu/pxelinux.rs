@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use super::{BootLoader, Linux};
+use super::{BootLoader, Linux, ipxe};
 use crate::model::{ids::MacAddr, secret::Secret, spec::Loader};
 
 /// pxelinux, with `pxelinux.cfg/default` and `pxelinux.cfg/01-<mac>`.
@@ -73,7 +73,9 @@ LABEL local
 /// key from stopping the boot; `IPAPPEND` adds `BOOTIF=01-<mac>` (2) and
 /// `ip=client:server:gateway:mask` (1).
 ///
-/// `lpxelinux.0` is given a URL, and goes back to TFTP when that fails. `pxelinux.0` knows no URLs.
+/// Where iPXE's program is among the loaders, the first way is iPXE, and TFTP the second one for a
+/// program that is gone. Else `lpxelinux.0` is given a URL, and goes back to TFTP when that fails.
+/// `pxelinux.0` knows no URLs.
 fn render(linux: &Linux<'_>, http: Option<SocketAddr>) -> Secret {
     let Linux { title, kernel, ramdisk, with_addresses, .. } = linux;
     let append = if *with_addresses { 3 } else { 2 };
@@ -89,21 +91,23 @@ LABEL {name}
 "
         )
     };
-    let [again, first] = match http {
-        Some(address) => {
-            ["ONERROR tftp\n".to_owned(), label("linux", &format!("http://{address}/"))]
-        }
-        None => [String::new(), label("linux", "::")],
+    let quicker = match http {
+        _ if linux.ipxe => Some(("ipxe", ipxe::label(linux.mac))),
+        Some(address) => Some(("linux", label("linux", &format!("http://{address}/")))),
+        None => None,
     };
-    let second = http.map_or_else(String::new, |_| label("tftp", "::"));
+    let (first, labels) = match quicker {
+        Some((name, quicker)) => (name, format!("ONERROR tftp\n{quicker}{}", label("tftp", "::"))),
+        None => ("linux", label("linux", "::")),
+    };
     Secret::new(format!(
         "\
 SERIAL 0 115200
 SAY hostler: booting {title}
-DEFAULT linux
+DEFAULT {first}
 PROMPT 0
 NOESCAPE 1
 TIMEOUT 100
-{again}{first}{second}"
+{labels}"
     ))
 }

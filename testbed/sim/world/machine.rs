@@ -79,7 +79,8 @@ pub(crate) enum Quirk {
 /// The target a ramdisk exports.
 #[derive(Clone, Debug)]
 pub(crate) struct Export {
-    pub(crate) secret: String,
+    /// `None`: everybody may log in.
+    pub(crate) secret: Option<String>,
     pub(crate) platter: usize,
 }
 

@@ -11,8 +11,8 @@ use hostler::{
 };
 
 use super::{
-    Happening, Site,
     machine::{Content, Device, Quirk},
+    site::{Happening, Site},
     work::root_of,
 };
 

@@ -11,21 +11,10 @@ use hostler::{
 };
 
 use super::{
-    Happening, Site, World,
-    agent::Directory,
+    World,
+    site::{Directory, Happening, LaterEdit, Site},
     specs::{bmc_at, image, set_bmc},
 };
-
-/// A planned act of an operator.
-#[derive(Clone, Debug)]
-pub(crate) enum LaterEdit {
-    /// The next file of a playbook.
-    Redeploy { node: NodeName, value: String },
-    /// Repairs files and directory.
-    Mend,
-    /// Releases every node that waits for an operator.
-    LetGoOn,
-}
 
 impl World {
     pub(crate) fn operate(&mut self) {

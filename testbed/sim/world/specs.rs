@@ -5,21 +5,10 @@ use std::{sync::Arc, time::Duration};
 use hostler::model::{
     ids::NodeName,
     netboot::Netboot,
-    spec::{Bmc, BmcAddress, BootCheck, Checksum, NodeSpec, Verify},
+    spec::{Bmc, BmcAddress, BootCheck, Checksum, DeployRamdisk, NodeSpec, Verify},
 };
 
-use super::Site;
-
-/// A spec file.
-#[derive(Clone, Debug)]
-pub(crate) struct File {
-    /// The spec in the file, if it is readable.
-    pub(crate) spec: NodeSpec,
-    /// Whether the file is unreadable.
-    pub(crate) broken: bool,
-    /// The machine that the spec is for.
-    pub(crate) home: usize,
-}
+use super::site::{File, Site};
 
 impl Site {
     /// Writes one spec for each machine, except for some spare machines.
@@ -59,6 +48,11 @@ impl Site {
             spec.boot_check = BootCheck::Tcp { port: 80, address: None };
         }
         spec.timeouts.power = power_limit(machine.has_bmc);
+        if self.plan.other_ramdisks && home % 5 == 4 && machine.has_bmc {
+            spec.boot.ramdisk = DeployRamdisk::Ironic;
+            spec.boot.require_chap = false;
+            spec.image.verify = Verify::Full;
+        }
         spec
     }
 
@@ -85,6 +79,10 @@ fn power_limit(has_bmc: bool) -> Duration {
 /// Changes or removes the BMC of a spec.
 pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.timeouts.power = power_limit(bmc.is_some());
+    if bmc.is_none() {
+        // Ironic's ramdisk needs one.
+        spec.boot.ramdisk = DeployRamdisk::Hostler;
+    }
     spec.bmc = bmc;
 }
 

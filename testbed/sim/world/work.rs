@@ -2,14 +2,14 @@
 //! a cancelled one reports when it has stopped. They end with the agent's process, but a command in
 //! flight may still take effect.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use hostler::{
     lifecycle::{Event, NO_ANSWER, Operation, Outcome, PreparedImage, Target},
     model::{
         callback::DiskRange,
         fault::{Fault, Step},
-        ids::{NodeName, OpId},
+        ids::NodeName,
         power::PowerState,
         secret::{AttemptKey, Secret},
         spec::{Checksum, NodeSpec, Verify},
@@ -18,46 +18,12 @@ use hostler::{
 };
 
 use super::{
-    Happening, Site,
     machine::{Content, Device, Machine, Quirk},
+    site::{Happening, Job, JobKey, Move, Site},
 };
 
 /// The size of every image.
 pub(crate) const IMAGE_BYTES: u64 = 64 << 20;
-
-#[derive(Debug)]
-pub(crate) struct Job {
-    operation: Operation,
-    pub(crate) spec: Arc<NodeSpec>,
-    machine: Option<usize>,
-    moves: VecDeque<Move>,
-    pub(crate) cancelled: bool,
-    /// A failure that shows in its next step.
-    failure: Option<Fault>,
-    writing: Option<(usize, usize)>,
-    pub(crate) id: u64,
-    /// Counts its scheduled steps: only the last one counts.
-    stamp: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
-    Poll,
-    Off,
-    On,
-    /// The network, for one boot.
-    Netboot,
-    /// The BMC sets this boot device, persistently.
-    Boot(Device),
-    Hash,
-    Login,
-    Write,
-    Verify,
-    /// A probe of an installed system's port.
-    Probe,
-}
-
-pub(crate) type JobKey = (NodeName, OpId);
 
 impl Site {
     pub(crate) fn begin_job(&mut self, key: &JobKey, operation: Operation, spec: Arc<NodeSpec>) {
@@ -238,7 +204,7 @@ impl Site {
         let found = self.machines.iter().position(|machine| {
             let export = machine.export.as_ref();
             let secret = target.chap_password.as_ref().map(Secret::expose);
-            let fits = export.is_some_and(|export| Some(export.secret.as_str()) == secret);
+            let fits = export.is_some_and(|export| export.secret.as_deref() == secret);
             machine.on && machine.ip == target.address && fits
         });
         let Some(m) = found.filter(|_| !self.mishap(20)) else {
@@ -351,7 +317,11 @@ impl Site {
                 Outcome::NetbootFiles(wanted.map(|wanted| self.verify(&wanted)).or(served))
             }
             Operation::CleanUp => Outcome::CleanedUp,
-            Operation::Release(_) => Outcome::Released,
+            Operation::Release(peer) => {
+                let peer = *peer;
+                self.ironics_is_called(peer);
+                Outcome::Released
+            }
         }
     }
 

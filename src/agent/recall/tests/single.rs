@@ -40,6 +40,33 @@ fn a_status_file_that_cannot_be_read_holds_its_node_when_the_state_is_lost() {
     }
 }
 
+/// A record that is gone, and one that is damaged.
+#[test]
+fn only_a_node_that_is_held_for_its_lost_record_is_called_held() {
+    for damaged in [false, true] {
+        for status_file_is_there in [true, false] {
+            let site = Site::new();
+            let record = site.dir.path().join("state/a.json");
+            if damaged {
+                fs::write(&record, "{").unwrap();
+            } else {
+                fs::remove_file(&record).unwrap();
+            }
+            if !status_file_is_there {
+                fs::remove_file(site.dir.path().join("nodes/a.status.toml")).unwrap();
+            }
+            let mut agent = Agent::start(site.dir.path());
+            let loss = agent.losses.lines().find(|line| line.contains("a.json")).unwrap();
+            assert_eq!(loss.contains("is held until somebody"), !status_file_is_there, "{loss}");
+            assert_eq!(loss.contains("is still known"), status_file_is_there, "{loss}");
+            agent.scan(&site.specs);
+            let held = (!status_file_is_there).then_some(Hold::RecordLost);
+            assert_eq!(agent.held_for("a"), held, "{damaged}");
+            assert!(!agent.touched.contains("a"));
+        }
+    }
+}
+
 #[test]
 fn a_hold_for_a_lost_record_outlives_the_loss_of_the_state() {
     let site = Site::new();
