@@ -272,10 +272,7 @@ impl Agent {
             fetches,
             reports,
         };
-        info!(
-            specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address,
-            callback = %api, "running"
-        );
+        log_running(&config, tftp.local_addr(), http_address, api);
         ready();
         let mut end = AgentEnd::Shutdown;
         let over = async {
@@ -295,6 +292,10 @@ impl Agent {
         standing.stop().await;
         Ok(end)
     }
+}
+
+fn log_running(config: &Config, tftp: SocketAddr, http: SocketAddr, callback: SocketAddr) {
+    info!(specs = %config.specs.dir.display(), %tftp, %http, %callback, "running");
 }
 
 fn not_listening(what: &str) -> impl FnOnce(io::Error) -> StartError {
