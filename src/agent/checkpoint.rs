@@ -1,8 +1,8 @@
 //! Goes on with the write of a disk where a killed or stopped agent left it.
 //!
 //! Called by the operation that writes a disk. A checkpoint counts only for the same target, with
-//! the secret that its ramdisk made for this boot, the same disk, and the same layout: whatever else
-//! was written since came from another boot. It must never keep a write from beginning.
+//! the secret that its ramdisk made for this boot, the same disk, and the same layout: whatever
+//! else was written since came from another boot. It must never keep a write from beginning.
 
 use serde::{Deserialize, Serialize};
 use tokio::{

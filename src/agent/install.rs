@@ -1,7 +1,7 @@
-//! Moves a spec's image into the cache, and from there to a machine's disk.
+//! Prepares a spec's image in the cache, and writes it to a machine's disk.
 //!
-//! Started by the operations. Nothing is written before the target was found to be the disk that
-//! the ramdisk reported.
+//! Called by the operations. It must never write before the target's size proves to be that of the
+//! chosen disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,12 +25,12 @@ use crate::{
 use super::{
     checkpoint::Begun,
     faults,
-    layout::{self, LaidOut, Needs, Seed, Source},
+    layout::{self, CachedImage, LaidOut, Needs, Seed},
     volume::TargetDisk,
     work::Operations,
 };
 
-/// Time over which a disk's lowest rate is averaged.
+/// The time over which a disk's rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
 /// The write of a spec's image to the disk that a ramdisk exports.
@@ -43,11 +43,12 @@ pub(super) struct DiskWrite<'a> {
     pub(super) size: DiskSize,
 }
 
-/// Times that an image may decay in one operation: more often the cache's disk fails.
+/// Most repetitions because of a decayed image in one operation: more of them mean that the cache's
+/// disk fails.
 const DECAYED_MAX: usize = 3;
 
 impl Operations {
-    /// Fetches the image into the cache, and makes a key for the attempt.
+    /// Fetches the image into the cache, and makes the attempt's key.
     pub(super) async fn prepare(
         &self,
         spec: &Arc<NodeSpec>,
@@ -81,15 +82,15 @@ impl Operations {
         Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
     }
 
-    /// The image from the cache, fetched again if it is no longer there. `decayed` holds the
-    /// failures in this operation by which it was found to have decayed.
+    /// Gets the image from the cache, or fetches it again. `decayed` has the faults of decayed
+    /// images in this operation so far.
     async fn source(
         &self,
         spec: &NodeSpec,
         digest: &Digest,
         decayed: &[Fault],
         watch: &Watch<'_>,
-    ) -> Result<Source, Fault> {
+    ) -> Result<CachedImage, Fault> {
         if let Some(last) = decayed.get(DECAYED_MAX - 1) {
             return Err(last.clone());
         }
@@ -105,17 +106,17 @@ impl Operations {
             }
         })?;
         let image = ImageFile::checked(entry.file.clone(), &entry.path);
-        Ok(Source { image, entry })
+        Ok(CachedImage { image, entry })
     }
 
     /// Discards a decayed image, so that the next request fetches it again, and returns the fault.
-    /// Any other fault is returned as the error.
+    /// The error is any other fault.
     async fn discard_decayed(&self, entry: Entry, fault: Fault) -> Result<Fault, Fault> {
         if !entry.file.has_decayed() {
             return Err(fault);
         }
         let image = entry.path.display();
-        warn!(%image, error = fault.message, "an image decayed in the cache; it is thrown away");
+        warn!(%image, error = fault.message, "an image decayed in the cache and is discarded");
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
@@ -147,7 +148,7 @@ impl Operations {
     async fn write(
         &self,
         wanted: DiskWrite<'_>,
-        source: Source,
+        source: CachedImage,
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
@@ -192,10 +193,10 @@ impl Operations {
     }
 }
 
-/// Lays out the target's disk, if it is the one that was asked for.
+/// Lays out the target's disk after a check of its size.
 async fn lay_out(
     DiskWrite { spec, target, size, .. }: DiskWrite<'_>,
-    source: Source,
+    source: CachedImage,
     disk: Geometry,
     seed: Seed,
 ) -> Result<LaidOut, Fault> {
@@ -203,7 +204,7 @@ async fn lay_out(
     layout::layout(Arc::clone(spec), source, disk, seed).await
 }
 
-/// Refuses a disk of another size than the one meant.
+/// Refuses a disk of a wrong size.
 fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> {
     let has = format!("target {}: its disk has {} ({bytes} bytes)", target.iqn, show_bytes(bytes));
     match size {

@@ -1,8 +1,8 @@
-//! Lays out a machine's disk: the image, and what its spec wants beside it.
+//! Makes the layout of a machine's disk: the image and the spec's other partitions.
 //!
-//! Called before a machine is touched, to see whether it can be done at all, and again once the
-//! disk is known. Reads images and makes file systems, so that it runs where blocking is allowed.
-//! Nothing here writes to a disk.
+//! Called in the preparation, to check that a layout is possible, and again once the disk is known.
+//! It reads images and makes file systems, so that it must run where blocking is allowed. Nothing
+//! here may write to a disk.
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
@@ -28,7 +28,7 @@ use crate::{
 
 use super::{clock::now, faults};
 
-/// The blocks most disks have; before the disk is known, things are tried with these.
+/// The block size of most disks, for the check before the disk is known.
 const USUAL_BLOCK_BYTES: u32 = 512;
 const SWAP_LABEL: &str = "swap";
 /// Bytes searched for zeros at once.
@@ -36,14 +36,14 @@ const SPOOL_BYTES: usize = 64 << 10;
 
 /// An image in the cache.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct CachedImage {
     pub(super) image: ImageFile,
-    /// Keeps it there.
+    /// Keeps the image in the cache.
     pub(super) entry: Entry,
 }
 
-impl Source {
-    /// Directory for large temporary files.
+impl CachedImage {
+    /// The directory for large temporary files.
     fn scratch(&self) -> &Path {
         self.entry.path.parent().unwrap_or(Path::new("."))
     }
@@ -85,17 +85,17 @@ pub(super) struct LaidOut {
     pub(super) fingerprint: Option<Digest>,
 }
 
-/// Demands of an installation on its disk.
+/// The requirements of an installation on its disk.
 #[derive(Debug)]
 pub(super) struct Needs {
-    /// The smallest disk that will do, in bytes.
+    /// The smallest sufficient disk, in bytes.
     pub(super) disk_bytes: u64,
-    /// UUID of the image's file system, if it is one.
+    /// The UUID of the file system in a partition image.
     pub(super) root_uuid: Option<String>,
 }
 
-/// Whether the image can be installed as the spec wants it, and what that takes.
-pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
+/// Checks that the image can be installed as the spec wants, and returns the requirements.
+pub(super) fn needs(spec: &NodeSpec, source: &CachedImage) -> Result<Needs, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
     drive(spec, USUAL_BLOCK_BYTES).map_err(of_drive)?;
     let ImageKind::Partition(partitions) = &spec.image.kind else {
@@ -116,10 +116,10 @@ pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
     Ok(Needs { disk_bytes, root_uuid: Some(found.uuid) })
 }
 
-/// Lays out this disk.
+/// Makes the layout of this disk.
 pub(super) async fn layout(
     spec: Arc<NodeSpec>,
-    source: Source,
+    source: CachedImage,
     disk: Geometry,
     seed: Seed,
 ) -> Result<LaidOut, Fault> {
@@ -148,7 +148,7 @@ pub(super) async fn layout(
 
 fn lay_out(
     spec: &NodeSpec,
-    source: &Source,
+    source: &CachedImage,
     disk: Geometry,
     ephemeral: Option<ImageFile>,
     seed: &Seed,
@@ -179,9 +179,9 @@ fn swap(partitions: &Partitions, uuid: [u8; 16]) -> Result<Option<Bytes>, DriveE
     partitions.swap_bytes.map(make).transpose()
 }
 
-/// The EFI system partition of a machine that boots from its disk when hostler makes its
-/// partitions. Only UEFI needs no boot loader outside of a file system.
-fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Content>, Fault> {
+/// Makes the EFI system partition of a machine with a partition image that boots from its disk. A
+/// BIOS is refused, because it needs a boot loader outside of every file system.
+fn esp(spec: &NodeSpec, source: &CachedImage, block_bytes: u32) -> Result<Option<Content>, Fault> {
     match (spec.image.netboot.is_some(), spec.boot.firmware) {
         (true, _) => Ok(None),
         (false, Firmware::Bios) => Err(Fault::lasting(
@@ -201,7 +201,7 @@ fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Cont
     }
 }
 
-/// Bytes that need not stay in memory, as a file without a name; zeros take no space in it.
+/// Moves bytes from memory into an unnamed sparse file.
 fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
     let write = || {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -219,7 +219,7 @@ fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
         .and_then(|file| made(file, dir))
 }
 
-/// A file made here, as what can be written to a disk.
+/// Wraps a file that was made here as an image.
 fn made(file: File, dir: &Path) -> Result<ImageFile, DriveError> {
     ImageFile::new(Arc::new(file), dir).map_err(|source| DriveError::Read { source })
 }

@@ -1,7 +1,7 @@
-//! Carrying out the core's operations: power, image and disk. Each operation is a task; it reports
-//! exactly once.
+//! Performs the core's operations: power, image and disk. Each operation is a task, which must
+//! report exactly once.
 //!
-//! Started by the driver. Nothing here decides what comes next.
+//! Started by `effects.rs`. Nothing here may decide what comes next.
 
 use std::sync::Arc;
 
@@ -27,17 +27,17 @@ use super::{
     power::Bmcs,
 };
 
-/// An event of a node that an operation or another task of the agent reports to the driver.
-pub(super) type Report = (NodeName, Event);
+/// An event of a node from an operation or another task of the agent, for the driver.
+pub(super) type NodeEvent = (NodeName, Event);
 
-/// Everything operations need.
+/// The resources of all operations.
 #[derive(Debug)]
 pub(super) struct Operations {
     pub(super) library: Library,
     pub(super) checkpoints: Checkpoints,
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
-    /// Bytes a second that a disk must take or give; 0: any.
+    /// The least rate of a disk in bytes a second; 0: any.
     pub(super) imaging_rate_min: u64,
     pub(super) standing: Standing,
     pub(super) bmc_names: BmcNames,
@@ -56,7 +56,8 @@ impl Operations {
         }
     }
 
-    /// Does it. When `cancel` says so it stops, and returns only when it has really stopped.
+    /// Performs an operation. After `cancel`, it returns only once the operation has really
+    /// stopped.
     pub(super) async fn perform(
         &self,
         operation: Operation,
@@ -73,7 +74,7 @@ impl Operations {
         match operation {
             Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
             Operation::ConfirmPower => {
-                // The last moment: from the next operation on, a clean-up would use the BMC.
+                // The last check: from the next operation on, a clean-up uses the BMC.
                 self.bmc_names.check(Step::Preflight, spec).await?;
                 self.bmcs.confirm(spec, cancel).await.map(Outcome::Power)
             }
@@ -87,7 +88,8 @@ impl Operations {
                 Ok(Outcome::PoweredOn)
             }
             Operation::Image { image, target, size } => {
-                // Large, and few: what all the others are must be small.
+                // Boxed, because this future is large, and all others, which are many, must stay
+                // small.
                 let wanted = DiskWrite { spec, image: &image, target: &target, size };
                 Box::pin(self.image(wanted, meter, cancel)).await
             }
@@ -130,7 +132,7 @@ impl Operations {
     }
 }
 
-/// The image library of this configuration; the agent's, or that of a command.
+/// Makes the image library of a configuration, for the agent or a command.
 pub(crate) fn library(config: &Config) -> Library {
     let images = config.images.clone();
     Library::new(image::LibraryOptions {
@@ -143,7 +145,7 @@ pub(crate) fn library(config: &Config) -> Library {
     })
 }
 
-/// A new cancel signal: the sender's end for the driver.
+/// Makes a cancel signal.
 pub(super) fn cancel_signal() -> (watch::Sender<bool>, Cancel) {
     watch::channel(false)
 }

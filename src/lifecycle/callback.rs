@@ -1,7 +1,8 @@
-//! The ramdisk's calls: who may say what, and when.
+//! Judges the calls of deploy ramdisks.
 //!
-//! A call is accepted only with the attempt's key, from the address that first showed it, in a
-//! phase that expects it. Everything else is refused in the same way, whatever was wrong.
+//! Called by `node.rs`. A call is accepted only with the attempt's key, from the address that first
+//! used it, in a phase that expects it. The reply to any other call must never tell why it is
+//! refused.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -31,8 +32,8 @@ use super::{
     transitions::Cause,
 };
 
-/// The seconds between the ramdisk's questions what to do. The answer to each is held back while
-/// there is no news.
+/// Seconds between two polls of the ramdisk. Each poll's answer is delayed while the state is the
+/// same.
 const POLL_AFTER_S: u32 = 2;
 /// The seconds after which a ramdisk without the root device reports its disks again.
 const LOOK_AGAIN_AFTER_S: u32 = 3;
@@ -41,12 +42,11 @@ const LOOK_AGAIN_AFTER_S: u32 = 3;
 const LATE_DISKS_LAST: Duration = Duration::from_secs(10);
 /// The code of a fault about a machine on which no disk was chosen.
 const NO_ROOT_DEVICE: &str = "NoRootDevice";
-/// Longest text a disk may be described with, in characters: the standards allow 40 for the longest
-/// of them.
+/// Longest attribute of a disk, in characters; the standards allow 40.
 const DISK_CHARS_MAX: usize = 128;
 /// Longest list of disks that is shown, in characters.
 const DISKS_CHARS_MAX: usize = 4000;
-/// For a ramdisk that asks what to do when its attempt is over, and no fault was the reason.
+/// The reply to a ramdisk whose attempt ended without a fault.
 const ATTEMPT_OVER: &str = "this attempt is over";
 /// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
 const UUID_CHARS_MAX: usize = 64;
@@ -89,8 +89,8 @@ impl Node {
         }
     }
 
-    /// Whether the caller is this attempt's ramdisk. The first address that shows the key is bound
-    /// to it.
+    /// Checks that the caller is this attempt's ramdisk, and binds the key to the first address
+    /// that uses it.
     fn admit(&mut self, peer: IpAddr, key: &AttemptKey) -> Result<(), &'static str> {
         let attempt = self.record.state.attempt_mut().ok_or("no attempt is under way")?;
         if *key != attempt.key {
@@ -133,10 +133,9 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         let attempt = match &mut self.record.state {
-            // The machine may be quicker than its BMC: the ramdisk can call while `powering-on`
-            // still polls.
+            // A quick machine's ramdisk may call while the BMC has not yet reported it on.
             State::WaitingRamdisk { attempt } | State::PoweringOn { attempt } => attempt,
-            // The answer that ended the attempt was lost.
+            // The ramdisk did not receive the reply that ended its attempt.
             State::CleaningUp { .. } => {
                 let last_error = self.record.last_error.as_ref();
                 let why = last_error.map_or(ATTEMPT_OVER, |error| &error.fault.message);
@@ -175,7 +174,7 @@ impl Node {
             }
             Err(NotChosen::NoRootDevice(none @ NoRootDevice::NoMatch { .. })) => {
                 let wait = spec.timeouts.root_device;
-                // An earlier report counts no more.
+                // This report replaces an earlier one.
                 attempt.disk = None;
                 let fault = self.no_root_device(&none);
                 let until = self.missing_disk.as_ref().map_or(after(now, wait), |m| m.until);
@@ -200,22 +199,21 @@ impl Node {
         Reply::Failed(message)
     }
 
-    /// The root device that is waited for now.
+    /// The root device that the node waits for.
     pub(super) fn missing_disk(&self) -> Option<&MissingDisk> {
         let waits =
             matches!(self.record.state, State::PoweringOn { .. } | State::WaitingRamdisk { .. });
         self.missing_disk.as_deref().filter(|_| waits)
     }
 
-    /// The fault that ends the attempt, if the root device has been waited for long enough.
+    /// The fault that ends the attempt, once the wait for the root device is over.
     pub(super) fn missed_disk(&self, now: Timestamp) -> Option<Fault> {
         let missing = self.missing_disk().filter(|missing| missing.until <= now)?;
         Some(missing.fault.clone())
     }
 
-    /// No disk was chosen. Once more the machine is switched off and on: a disk or a controller
-    /// that did not start up this time may do so the next. If that does not help, nothing does but
-    /// an edit.
+    /// The fault of a machine without the root device. The first one may pass, because a disk or a
+    /// controller may start up the next time; the second one in a row needs a change of the spec.
     fn no_root_device(&self, none: &NoRootDevice) -> Fault {
         let last = self.record.last_error.as_ref();
         let is_first = !last.is_some_and(|last| {
@@ -231,7 +229,7 @@ impl Node {
         if is_first { Fault { retry: RetryAdvice::Backoff, ..fault } } else { fault }
     }
 
-    /// The target name this node's disk is exported under.
+    /// The iSCSI name of this node's target.
     pub fn iqn(&self) -> String {
         format!("iqn.2026-11.hostler:{}", self.name)
     }
@@ -253,9 +251,9 @@ impl Node {
                 self.enter(now, Cause::TargetOffered { disk, target });
                 Ok(Reply::Accepted)
             }
-            // The first answer was lost: the same again is the same.
+            // A repeated call, because the first answer was lost.
             State::Imaging { target: known, .. } if *known == target => Ok(Reply::Accepted),
-            // Or so long ago that the disk is written since.
+            // A repeated call so late that the disk is already written.
             State::Switching { .. } | State::WaitingCompleted { .. } | State::Restarting { .. } => {
                 Ok(Reply::Accepted)
             }
@@ -270,7 +268,7 @@ impl Node {
         }
     }
 
-    /// The target that the ramdisk offers, if it may be used.
+    /// Checks the target that the ramdisk offers.
     fn target(&self, peer: IpAddr, info: DeployInfo) -> Result<Target, &'static str> {
         if info.address.is_some_and(|address| address != peer) {
             return Err("the target's address is not the caller's own");
@@ -295,7 +293,7 @@ impl Node {
         })
     }
 
-    /// Whether an open target is refused. Without a spec nobody has allowed one.
+    /// Whether a target without CHAP is refused, as it is without a spec.
     fn requires_chap(&self) -> bool {
         self.record.spec.as_ref().is_none_or(|spec| spec.boot.require_chap)
     }
@@ -310,7 +308,7 @@ impl Node {
                 DeployState::Release
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
-            // The write is being stopped: for what that wipes, the target is still needed.
+            // The running write still needs the target until it has stopped.
             State::CleaningUp { .. } if self.running.is_some() && self.ramdisk_cleans_up() => {
                 DeployState::Imaging
             }
@@ -341,7 +339,7 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         match &self.record.state {
-            // The call may overtake the answer that released the disk.
+            // The call may arrive before the answer that released the disk is recorded.
             State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk }
                 if completed.error.is_empty() =>
             {
@@ -381,14 +379,14 @@ impl Node {
         }
     }
 
-    /// Notes how long the ramdisk says that it has compared, but no longer than it was waited for.
+    /// Notes the reported duration of the comparison, at most the time since the release.
     fn note_verified(&mut self, now: Timestamp, verify_ms: u64) {
         let waited_ms = now.duration_since(self.record.since).as_millis();
         let verify_ms = verify_ms.min(u64::try_from(waited_ms).unwrap_or(0));
         self.note_stages(&vec![(ImagingStage::Verify, Duration::from_millis(verify_ms))]);
     }
 
-    /// Ends the attempt, because the ramdisk says that it cannot go on.
+    /// Ends the attempt because of a failure that the ramdisk reports.
     pub(super) fn ramdisk_failed(
         &mut self,
         now: Timestamp,
@@ -407,11 +405,11 @@ impl Node {
     }
 }
 
-/// The warning about a disk that is written and may boot, but not as it should.
+/// The warning about a written disk that may boot with wrong content.
 const NOT_TO_BE_BOOTED: &str = "what is on it may boot, so the machine is switched off and must \
     stay so until it is installed again";
 
-/// The ramdisk found that its disk holds something else than was written.
+/// The fault of a disk that does not hold what was written.
 fn lies(disk: &Disk, error: &str) -> Fault {
     Fault::passing(
         Step::Completed,
@@ -424,7 +422,7 @@ fn lies(disk: &Disk, error: &str) -> Fault {
     )
 }
 
-/// The ramdisk did not do what it was told; another boot of it would not, either.
+/// The fault of a ramdisk that skipped the comparison; it would do so again.
 fn not_verified(disk: &Disk) -> Fault {
     Fault::lasting(
         Step::Completed,
@@ -438,8 +436,7 @@ fn not_verified(disk: &Disk) -> Fault {
     )
 }
 
-/// Whether the ramdisk runs on the machine that is meant, as far as its NICs and its firmware tell.
-/// The report is untrusted.
+/// Checks by NICs and UUID that the ramdisk runs on the spec's machine. The report is untrusted.
 fn right_machine(
     spec: &NodeSpec,
     system_guid: Option<SystemGuid>,
@@ -470,14 +467,14 @@ fn right_machine(
     )
 }
 
-/// The reason why there is no disk to write.
+/// The reason why no disk is chosen.
 enum NotChosen {
     /// No disk fits, or several do.
     NoRootDevice(NoRootDevice),
     Fault(Fault),
 }
 
-/// Chooses the disk to write from a report, which is untrusted.
+/// Chooses the disk to write from an untrusted report.
 fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Disk, NotChosen> {
     let disk = spec.root_device.choose(disks).map_err(NotChosen::NoRootDevice)?;
     if disk.size < needed_bytes {
@@ -525,8 +522,8 @@ fn others_may_follow(
     }
 }
 
-/// The disks of those written before that are there, but for the one to be written, as they are
-/// called now.
+/// Returns the previously written disks that are still present, except the chosen one, as reported
+/// now.
 fn others_there<'a>(
     before: impl Iterator<Item = &'a Disk>,
     disks: &[Disk],
@@ -540,8 +537,8 @@ fn others_there<'a>(
     others
 }
 
-/// A disk as it may be shown and kept: texts bounded and without control characters, and a size
-/// that TOML can hold.
+/// Makes a reported disk safe to show and record: bounded texts without control characters, and a
+/// size that TOML can hold.
 fn plain_disk(disk: Disk) -> Disk {
     let short = |text: String| plain(&text).chars().take(DISK_CHARS_MAX).collect::<String>();
     Disk {

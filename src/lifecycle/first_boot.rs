@@ -26,7 +26,8 @@ use super::{
     transitions::Cause,
 };
 
-/// The time that a system still has to show that it is up if the agent was gone when its time was over.
+/// The time that a system still has to show that it is up if the agent was gone when its time was
+/// over.
 pub(super) const OVERDUE_WAIT: Duration = Duration::from_secs(120);
 /// The code of a probe that nobody answered, which is no reason to pause before the next.
 pub const NO_ANSWER: &str = "NoAnswer";

@@ -1,7 +1,6 @@
-//! Pauses between tries that grow up to a limit.
+//! Growing pauses between retries.
 //!
-//! Used by the adapters and the ramdisk wherever they try again. It has no clock: the caller
-//! sleeps.
+//! Used by the adapters and the ramdisk for their retries. It has no clock: the caller sleeps.
 
 use std::time::Duration;
 
@@ -30,7 +29,7 @@ impl Backoff {
         Self { next: first, max, growth: Growth::Half }
     }
 
-    /// The pause before the next try. The first one is taken as it is, also above the limit.
+    /// Returns the pause before the next try. The first pause may exceed the limit.
     pub fn next_pause(&mut self) -> Duration {
         let pause = self.next;
         let grown = match self.growth {

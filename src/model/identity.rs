@@ -1,9 +1,8 @@
-//! The identity of what a spec wants installed: a digest of everything that makes an installation
-//! another one.
+//! The identity of an installation: a digest of everything in a spec that determines its result.
 //!
-//! Computed by the core and by `hostler digest`; written to status files and records. Names, power,
-//! timeouts and BMC are not in it, so that changing them never makes a machine look out of date.
-//! Two specs that would be installed differently must never have the same identity.
+//! The core and `hostler digest` compute it; status files and records hold it. Names, power,
+//! timeouts and BMC are not part of it, so that changing them never makes a machine out of date.
+//! Two specs with different installations must never have the same identity.
 
 use sha2::{Digest as _, Sha256};
 
@@ -18,16 +17,15 @@ use super::{
 /// The identity of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The digest of all of it.
+    /// The digest of the whole installation.
     pub digest: Digest,
-    /// The digest of everything that an installation writes to the disk: without the kernel, the
-    /// ramdisk and the kernel arguments that it boots over the network. The same as `digest` for a
-    /// machine that boots from its disk.
+    /// The digest of everything on the disk: without the kernel, ramdisk and kernel arguments of a
+    /// network boot. Equal to `digest` for a machine that boots from its disk.
     pub written: Digest,
 }
 
-/// Texts on their way into a hash, each led by its length: no two different lists of texts can run
-/// together into the same bytes.
+/// Hashes a list of texts, each with its length before it, so that different lists never give the
+/// same bytes.
 pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
 
 impl Parts<'_> {
@@ -48,7 +46,7 @@ impl Parts<'_> {
             let content = attachment.as_ref().map(|file| file.content.as_bytes());
             self.put_bytes(content.unwrap_or_default());
         }
-        // No key and no text of metadata has this character.
+        // No key and no text of metadata has the character `\0`.
         if let Some(vendor_data) = vendor_data {
             self.put("\0vendor data");
             self.put_bytes(vendor_data.content.as_bytes());
@@ -69,13 +67,12 @@ impl Parts<'_> {
 }
 
 impl NodeSpec {
-    /// The identity of what is to be installed: image, partitions, root device, config drive, what
-    /// it boots over the network, and `redeploy`.
+    /// Computes the identity of the installation: image, partitions, root device, config drive,
+    /// network boot files and `redeploy`.
     ///
-    /// If the spec has an image's checksum, the checksum is in it and the source is not: the same
-    /// bytes from another mirror are the same. If the checksum is listed elsewhere, the source and
-    /// the list's place are in it, and the digest that is listed is not: a list that changes is no
-    /// change of the spec.
+    /// With an inline checksum, the image's source is not part of the identity: the same bytes from
+    /// another mirror are the same. With a listed checksum, the source and the list's place are
+    /// part of it, and the listed digest is not: a changed list is no change of the spec.
     pub fn identity(&self) -> Identity {
         let written = self.written(true);
         let digest = match &self.image.netboot {
@@ -85,13 +82,13 @@ impl NodeSpec {
         Identity { digest, written }
     }
 
-    /// [`Identity::digest`].
+    /// Computes [`Identity::digest`].
     pub fn digest(&self) -> Digest {
         self.identity().digest
     }
 
-    /// The identity as the version before this one had it, for what that version installed: it knew
-    /// neither the source of an image with a list, nor what is booted over the network.
+    /// Computes the identity as an earlier version did, for machines that it installed: without the
+    /// source of an image with a listed checksum and without network boot files.
     pub fn digest_v1(&self) -> Digest {
         self.written(false)
     }

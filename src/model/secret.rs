@@ -1,7 +1,6 @@
-//! Values that must not be seen: passwords and keys, blank in every log and wiped from memory when
-//! dropped.
+//! Passwords and keys, which logs never show and which are wiped from memory when dropped.
 //!
-//! Called by everybody who holds one. `expose` is the only way to the text, so that a reviewer can
+//! Used wherever a secret is held. `expose` is the only access to the text, so that a reviewer can
 //! search for it.
 
 use std::{fmt, str::FromStr};
@@ -12,18 +11,18 @@ use zeroize::ZeroizeOnDrop;
 
 use super::ids::hex;
 
-/// A password or other secret text. `Debug` prints nothing of it; there is no `Display`.
+/// A password or other secret text. `Debug` hides it; there is no `Display`.
 #[derive(Clone, Serialize, Deserialize, ZeroizeOnDrop)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the text into custody.
+    /// Wraps a secret text.
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// The text itself, for the one place that must send it.
+    /// The text, for the one place that must send it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -43,19 +42,19 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The key of one deploy attempt: 256 random bits, compared in constant time. The ramdisk proves
-/// with it that it was booted by this attempt.
+/// The key of one attempt: 256 random bits, compared in constant time, by which the ramdisk proves
+/// that this attempt booted it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Secret", into = "Secret")]
 pub struct AttemptKey(Secret);
 
 impl AttemptKey {
-    /// A key from 32 random bytes.
+    /// Makes a key of 32 random bytes.
     pub fn from_bytes(random: &[u8; 32]) -> Self {
         Self(Secret::new(hex(random)))
     }
 
-    /// 64 lower-case hex digits, for the boot menu and the `Authorization` header.
+    /// The key as 64 lower-case hex digits, for the boot menu and the `Authorization` header.
     pub fn expose(&self) -> &str {
         self.0.expose()
     }
@@ -69,7 +68,7 @@ impl FromStr for AttemptKey {
     }
 }
 
-/// The text stays where it is, so that no copy of it is left in memory.
+/// Moves the text, so that no copy stays in memory.
 impl TryFrom<Secret> for AttemptKey {
     type Error = &'static str;
 

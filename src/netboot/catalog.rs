@@ -1,7 +1,6 @@
-//! The catalog of boot files: the file that a name means to a machine, and the evidence in its
-//! fetch.
+//! The boot file catalog: the file behind a name for a machine, and the evidence of its fetch.
 //!
-//! Shared by the TFTP and the HTTP server: a machine that fetches its menu over one and its kernel
+//! The TFTP and the HTTP server share it: a machine that fetches its menu over one and its kernel
 //! over the other is still one machine. It must never serve a name that is not in the table, among
 //! the fixed files or in the loader directory.
 
@@ -33,10 +32,10 @@ use super::{
     table::{BootTable, Named},
 };
 
-/// Most nodes that a missing boot file is reported to: with more it would not help to find the one.
+/// Most nodes that get a report of a missing boot file: with more, the report would not help.
 const AWAITED_MAX: usize = 32;
 
-/// Every boot file, and the evidence of who fetched it.
+/// All boot files, and the evidence of their fetches.
 #[derive(Debug)]
 pub struct BootFileCatalog {
     loaders: Option<PathBuf>,
@@ -53,21 +52,21 @@ pub struct BootFileCatalog {
 pub(super) struct Served {
     pub(super) file: Opened,
     pub(super) kind: FetchKind,
-    /// The name it has here.
+    /// The file's name in the catalog.
     pub(super) name: String,
-    /// Limit on its transfer, if it is a node's.
+    /// The time limit of the transfer, if the file is a node's.
     pub(super) limit: Option<Duration>,
 }
 
-/// Opens the file with a digest in the cache for the machine of a node, if it is there and whole.
-/// This takes a while: the file is read first.
+/// Opens the file with a digest in the cache for a node's machine, if it is there and complete.
+/// Takes a while, because the file is read first.
 #[derive(Clone)]
 pub struct Cached(Arc<OpenCached>);
 
 type OpenCached = dyn Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync;
 
 impl Cached {
-    /// Opens files by `open`.
+    /// Makes a function that opens files by `open`.
     pub fn new(
         open: impl Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync + 'static,
     ) -> Self {
@@ -93,15 +92,15 @@ impl BootFileCatalog {
         Self { loaders, files, images, cached, table, evidence: Mutex::default(), fetched }
     }
 
-    /// Whether opening the file under this name takes longer than a server's loop may wait.
+    /// Whether the opening of this file takes longer than a server's loop may wait.
     pub(super) fn takes_a_while(&self, name: &OsStr) -> bool {
         let named = text_of(name).map(|text| self.table.find(text));
         matches!(named, Some(Named::Own(_, BootFile::Cached(_))))
     }
 
-    /// The file under a clean name, for the machine at this address.
+    /// Opens the file with a clean name for the machine at this address.
     pub(super) fn open(&self, name: &OsStr, peer: IpAddr, now: Instant) -> Result<Served, Refusal> {
-        // A name that is no text can only be a loader's, and comes before what it may mean.
+        // A name that is no text can only be a loader's, and precedes its reading as text.
         if let (None, Some(root)) = (name.to_str(), &self.loaders) {
             match files::open_beneath(root, name) {
                 Ok(file) => {
@@ -121,7 +120,7 @@ impl BootFileCatalog {
         Ok(Served { file, kind, name: text.to_owned(), limit })
     }
 
-    /// Opens the file under a name; tells its part in the machine's boot, and the node that has it.
+    /// Opens the file with a name; returns its part in the machine's boot, and its node.
     fn open_text(
         &self,
         name: &str,
@@ -143,7 +142,7 @@ impl BootFileCatalog {
                 }
                 Err(Refusal::NotFound)
             }
-            // An installed machine that boots is no evidence of an installation.
+            // The boot of an installed machine is no evidence of an installation.
             Named::Own(node, file) => {
                 Ok((self.open_own(&node, &file)?, FetchKind::Other, Some(node)))
             }
@@ -215,7 +214,7 @@ impl BootFileCatalog {
             match error.kind() {
                 io::ErrorKind::NotFound => Refusal::NotFound,
                 _ if files::exhausted(&error) => Refusal::Busy,
-                // A decayed file is thrown away.
+                // A decayed file counts as missing.
                 _ if matches!(file, BootFile::Cached(_)) => Refusal::NotFound,
                 _ => Refusal::NotAllowed,
             }
@@ -233,7 +232,7 @@ impl BootFileCatalog {
         self.report_to_awaited(peer, name, BootStage::Loader, times, None);
     }
 
-    /// Reports to every awaited node: whose machine it is shows only when it requests a node's
+    /// Reports to every awaited node, because the machine's node is unknown until its request for a
     /// menu.
     fn report_to_awaited(
         &self,
@@ -265,7 +264,7 @@ impl BootFileCatalog {
         }
     }
 
-    /// Notes that a transfer requested at `began` has ended.
+    /// Records the end of a transfer that was requested at `began`.
     pub(super) fn ended(&self, peer: IpAddr, kind: FetchKind, ended: Ended, began: Instant) {
         let fetches = self.evidence().ended(peer, kind, ended, began, Instant::now());
         for fetch in fetches {
@@ -273,14 +272,14 @@ impl BootFileCatalog {
         }
     }
 
-    /// Nothing panics between two changes of what is behind this lock.
+    /// No panic can occur between two changes of the locked data.
     fn evidence(&self) -> MutexGuard<'_, Evidence> {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A name as text: without the end mark of DHCP's options (RFC 2132 §3.2), which old network
-/// interfaces take for a part of a boot file's name that is the last option.
+/// A name as text, without the end mark of DHCP's options (RFC 2132 §3.2), which old network
+/// interfaces append to a boot file's name.
 fn text_of(name: &OsStr) -> Option<&str> {
     let mut bytes = name.as_encoded_bytes();
     while let Some(rest) = bytes.strip_suffix(b"\xff") {

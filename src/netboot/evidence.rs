@@ -1,8 +1,8 @@
 //! Attributes fetches to nodes.
 //!
-//! A loader is fetched from an address that is not known yet; the menu fetched next tells whose it
-//! is. Called by the catalog when a transfer begins and when it ends. Pure: time is an argument. It
-//! never guesses: a fetch that cannot be attributed is not reported.
+//! A loader is fetched from an unknown address; the menu fetched next identifies the node. The
+//! catalog calls this module at the beginning and the end of each transfer. Pure: time is an
+//! argument. It never guesses: a fetch without a known node is not reported.
 
 use std::{
     collections::BTreeMap,
@@ -17,19 +17,19 @@ use crate::model::{
     spec::Loader,
 };
 
-/// Most addresses remembered. Anybody can make one up, so that the one silent for longest is
+/// Most remembered addresses. Addresses can be forged, so that the one silent for longest is
 /// forgotten.
 const ADDRESSES_MAX: usize = 1024;
-/// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB
-/// as `grub-mknetdir` installs it some forty, of which the first is the one that matters.
+/// Most remembered loader files of an address before its menu: pxelinux needs two, GRUB as
+/// `grub-mknetdir` installs it some forty, of which the first one matters.
 const LOADERS_MAX: usize = 64;
-/// Most refusals of one boot file reported of an address.
+/// Most reported refusals of one boot file for an address.
 const REFUSALS_OF_ADDRESS_MAX: u32 = 10;
-/// Most refusals reported in a minute, of all addresses: each is recorded for every awaited node.
+/// Most reported refusals in a minute, of all addresses: each is recorded for every awaited node.
 const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
-/// Time for which a network interface that no node has is not reported again: a boot loader asks
-/// several times.
+/// Pause between two reports of a network interface without a node: a boot loader makes several
+/// requests.
 const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
 /// Longest time between a loader and a menu of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
@@ -40,7 +40,7 @@ const IPXE_FAILED_LIFE: Duration = Duration::from_secs(24 * 3600);
 const LPXELINUX: &str = "lpxelinux.0";
 const PXELINUX_MODULE: &str = ".c32";
 
-/// The addresses that fetched something lately.
+/// The recent fetches, by address.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     addresses: BTreeMap<IpAddr, Address>,
@@ -56,7 +56,7 @@ struct ReportBudget {
 }
 
 impl ReportBudget {
-    /// Whether one more is to be reported.
+    /// Whether another report is allowed.
     fn admits(&mut self, now: Instant) -> bool {
         let (since, reported) = self.reported.get_or_insert((now, 0));
         if now.duration_since(*since) >= REFUSALS_WINDOW {
@@ -70,7 +70,7 @@ impl ReportBudget {
 #[derive(Debug)]
 struct Address {
     touched: Instant,
-    /// The node whose menu it requested last, and when.
+    /// The node of the last requested menu, and the time.
     node: Option<(NodeName, Instant)>,
     /// The boot loader that requested it.
     reader: Loader,
@@ -79,17 +79,17 @@ struct Address {
     handed_over: Option<Instant>,
     /// Loaders fetched that no menu has explained yet, with the time of their request.
     loaders: Vec<(Instant, Ended)>,
-    /// When it last requested `lpxelinux.0`, unless it has requested another boot loader's first
-    /// file since.
+    /// The time of the last request for `lpxelinux.0`, unless it requested another boot loader's
+    /// first file since.
     lpxelinux: Option<Instant>,
-    /// The boot file that it was refused last, and how often.
+    /// The last refused boot file, and the number of refusals.
     refused: Option<(String, u32)>,
-    /// The network interface without a node that requested its menu from there, and when it was
-    /// reported.
+    /// The network interface without a node that requested its menu from this address, and the time
+    /// of the report.
     unknown_mac: Option<(MacAddr, Instant)>,
 }
 
-/// The part that a requested file plays in a boot.
+/// The part of a requested file in a boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FetchKind {
     /// A node's own menu.
@@ -98,7 +98,7 @@ pub(super) enum FetchKind {
     Loader,
     /// The kernel or ramdisk that the menu of this address's node names.
     Deploy(NodeName, BootStage),
-    /// Anything else: never reported.
+    /// Another file, which is never reported.
     Other,
 }
 
@@ -109,14 +109,13 @@ pub(super) struct Ended {
     pub(super) path: String,
     /// Bytes sent, each counted once.
     pub(super) sent_bytes: u64,
-    /// Whether the last of them was acknowledged.
+    /// Whether the last byte was acknowledged.
     pub(super) complete: bool,
 }
 
 impl Evidence {
-    /// Returns the node that has the address, as far as a menu fetched lately tells. `life` is the
-    /// time after its menu for which an address is still the node's: a large ramdisk waits for its
-    /// kernel on a slow network.
+    /// The node with this address, by a recent menu. `life` is the time after its menu for which an
+    /// address is still the node's: a large ramdisk follows its kernel late on a slow network.
     pub(super) fn node(
         &self,
         peer: IpAddr,
@@ -158,7 +157,7 @@ impl Evidence {
         since.is_some_and(|since| now.duration_since(since) <= IPXE_FAILED_LIFE)
     }
 
-    /// Notes that a file of the loader directory is sent to this address.
+    /// Records a request for a file of the loader directory.
     pub(super) fn loader_requested(&mut self, peer: IpAddr, path: &str, now: Instant) {
         let file = path.rsplit('/').next().unwrap_or(path);
         let address = self.address(peer, now);
@@ -172,18 +171,18 @@ impl Evidence {
         }
     }
 
-    /// Whether it is pxelinux with HTTP that runs at this address.
+    /// Whether this address runs the pxelinux with HTTP.
     pub(super) fn runs_lpxelinux(&self, peer: IpAddr, now: Instant) -> bool {
         let since = self.addresses.get(&peer).and_then(|address| address.lpxelinux);
         since.is_some_and(|since| now.duration_since(since) <= LOADER_LIFE)
     }
 
-    /// Notes that a requested boot file is not among the loaders. If the machine could be at the
-    /// beginning of its boot, its firmware was given this name: then the result is how often it has
-    /// requested it. Anybody can send requests, so that few are reported.
+    /// Records a request for a missing boot file. If the machine may be at the beginning of its
+    /// boot, its firmware was given this name: then the result is the number of requests. Only few
+    /// are reported, because anybody can send requests.
     pub(super) fn refused(&mut self, peer: IpAddr, path: &str, now: Instant) -> Option<u32> {
         let address = self.address(peer, now);
-        // Who has a boot loader tries many files that need not be there.
+        // A boot loader tries many optional files.
         if address.node.is_some() || !address.loaders.is_empty() {
             return None;
         }
@@ -200,8 +199,8 @@ impl Evidence {
         (self.refusals.admits(now) && times <= REFUSALS_OF_ADDRESS_MAX).then_some(times)
     }
 
-    /// Notes that a network interface that no node has requests its menu. Returns whether to report
-    /// it: it may be an awaited machine, under another address than its spec says.
+    /// Records a menu request of a network interface without a node. Returns whether to report it:
+    /// it may be an awaited machine whose spec has another address.
     pub(super) fn unknown_mac(&mut self, peer: IpAddr, mac: MacAddr, now: Instant) -> bool {
         let last = &mut self.address(peer, now).unknown_mac;
         if last
@@ -213,8 +212,8 @@ impl Evidence {
         self.unknown_macs.admits(now)
     }
 
-    /// Notes that a transfer requested at `began` has ended, and returns what can be reported now,
-    /// in the order it happened.
+    /// Records the end of a transfer that was requested at `began`, and returns the fetches that
+    /// can be reported now, in their order.
     pub(super) fn ended(
         &mut self,
         peer: IpAddr,
@@ -240,7 +239,8 @@ impl Evidence {
         }
     }
 
-    /// The last acknowledgement of a loader may be read only after the menu has been requested.
+    /// Records the end of a loader's transfer, whose last acknowledgement may arrive after the
+    /// menu's request.
     fn loader_ended(
         &mut self,
         peer: IpAddr,
@@ -254,7 +254,7 @@ impl Evidence {
                 vec![fetch(node.clone(), BootStage::Loader, peer, ended)]
             }
             Some(_) | None => {
-                // Asking for the size first, then for the file, is one fetch.
+                // A request for the size and one for the file count as one fetch.
                 address.loaders.retain(|(_, earlier)| earlier.path != ended.path);
                 if address.loaders.len() == LOADERS_MAX {
                     address.loaders.remove(0);

@@ -1,8 +1,8 @@
 //! The boot table: the menu of each network interface, and the part its files play in the boot.
 //!
-//! Written by the agent, read by the servers for every request. A node's menus change all at once:
-//! no client ever sees the old menu under one name and the new one under another. It never touches
-//! a file or a socket.
+//! The agent writes it, and the servers read it for every request. A node's menus change all at
+//! once: no client ever sees the old menu under one name and the new one under another. It never
+//! touches a file or a socket.
 
 use std::{
     collections::BTreeMap,
@@ -26,37 +26,37 @@ use super::menu::{
     own_kernel, own_ramdisk,
 };
 
-/// Least limit on a machine's fetch. Its node may have a longer one.
+/// Least time limit of a machine's fetch; its node may have a longer one.
 pub(super) const FETCH_LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// A node's settings that its boot depends on.
+/// A node's settings for its boot.
 #[derive(Clone, Copy, Debug)]
 pub struct BootSettings {
-    /// For diagnostics: every boot loader's menu is served whatever the firmware.
+    /// The firmware, for diagnostics: every boot loader's menu is served to any firmware.
     pub firmware: Firmware,
     /// The boot loader whose menu leads into an installation.
     pub loader: Loader,
-    /// For its deploy ramdisk to come up (`timeouts.ramdisk`), and for each fetch.
+    /// Time limit of the deploy ramdisk's start (`timeouts.ramdisk`), and of each fetch.
     pub ramdisk_limit: Duration,
 }
 
 /// The boot menus of all nodes, shared between the agent and the servers. A clone is the same
 /// table.
 ///
-/// By default it knows no HTTP server, and iPXE is sent to TFTP for everything.
+/// By default there is no HTTP server, and iPXE uses TFTP.
 #[derive(Clone, Default)]
 pub struct BootTable(Arc<RwLock<Tables>>);
 
 #[derive(Default)]
 struct Tables {
     nodes: BTreeMap<NodeName, Node>,
-    /// Each NIC's owner: the node that named it last.
+    /// Each NIC's node: the last one that named it.
     nics: BTreeMap<MacAddr, NodeName>,
     /// The HTTP server's address, as machines reach it.
     http: Option<SocketAddr>,
 }
 
-/// A node's menu, which is rendered for each request: of ten thousand machines few boot at once.
+/// A node's menu, rendered for each request, because few of ten thousand machines boot at once.
 struct Node {
     settings: BootSettings,
     macs: Vec<MacAddr>,
@@ -77,7 +77,7 @@ impl Node {
     }
 }
 
-/// The meaning of a name to the table.
+/// The table's meaning of a name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Named {
     /// A menu. Its node, and the boot loader that reads it; `None`: everybody's.
@@ -86,15 +86,14 @@ pub(super) enum Named {
     Unclaimed(MacAddr),
     /// A node's own kernel or ramdisk.
     Own(NodeName, BootFile),
-    /// A name among the menus' or nodes' names that belongs to no NIC and no node: never looked for
-    /// among files.
+    /// A menu's or node's name without a NIC or node, which is never looked up among files.
     Nothing,
-    /// Not a name of the table.
+    /// A name that is not in the table.
     Other,
 }
 
 impl BootTable {
-    /// A table without nodes. iPXE fetches kernels and ramdisks from this address.
+    /// Makes a table without nodes. iPXE fetches kernels and ramdisks from this address.
     pub fn with_http(address: SocketAddr) -> Self {
         let tables = Tables { http: Some(address), ..Tables::default() };
         Self(Arc::new(RwLock::new(tables)))
@@ -112,9 +111,9 @@ impl BootTable {
         self.set_for(settings, node, macs, menu)
     }
 
-    /// Sets the menus of all the node's NICs at once and forgets the ones it had.
+    /// Sets the menus of all the node's NICs at once, and removes its earlier ones.
     ///
-    /// A NIC that another node had is the last caller's. On an error nothing has changed.
+    /// A NIC of two nodes belongs to the last caller's. On an error nothing changes.
     pub fn set_for(
         &self,
         settings: BootSettings,
@@ -134,7 +133,7 @@ impl BootTable {
         Ok(())
     }
 
-    /// Stops serving the node.
+    /// Removes the node's menus.
     pub fn remove(&self, node: &NodeName) {
         self.write(|tables| tables.forget(node));
     }
@@ -158,13 +157,13 @@ impl BootTable {
         })
     }
 
-    /// Returns the limit on a fetch of the node's machine, and on the time after its menu.
+    /// The limit of a fetch of the node's machine, and of the time after its menu.
     pub(super) fn limit(&self, node: &NodeName) -> Duration {
         let limit = |tables: &Tables| Some(tables.nodes.get(node)?.settings.ramdisk_limit);
         self.read(limit).unwrap_or_default().max(FETCH_LIMIT)
     }
 
-    /// Looks up a clean name for a client of which no more is known.
+    /// Looks up a clean name for an unknown client.
     pub(super) fn find(&self, name: &str) -> Named {
         self.find_for(name, Abilities::default)
     }
@@ -189,7 +188,7 @@ impl BootTable {
         self.read(|tables| {
             let menu = tables.owner(client.mac).and_then(|(name, node)| {
                 let options = node.options(tables.http);
-                // It was checked when it was set.
+                // `set_for` has checked the menu.
                 let text = menu::render(reader, name, client, options, &node.menu).ok()?;
                 Some(Named::Menu(Some((name.clone(), reader.loader())), text))
             });
@@ -221,8 +220,8 @@ impl BootTable {
         })
     }
 
-    /// The tables are whole between any two statements: a panic elsewhere while they were locked
-    /// has spoilt nothing.
+    /// Reads the tables, which are consistent between any two statements, so that a panic elsewhere
+    /// does no harm.
     fn read<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
         read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -236,20 +235,20 @@ impl Tables {
     fn forget(&mut self, node: &NodeName) {
         let Some(old) = self.nodes.remove(node) else { return };
         for mac in &old.macs {
-            // Another node may have it by now.
+            // Another node may have this NIC by now.
             if self.nics.get(mac) == Some(node) {
                 self.nics.remove(mac);
             }
         }
     }
 
-    /// The node that has the NIC.
+    /// The node with this NIC.
     fn owner(&self, mac: MacAddr) -> Option<(&NodeName, &Node)> {
         self.nodes.get_key_value(self.nics.get(&mac)?)
     }
 }
 
-/// Shows which nodes there are, never a menu.
+/// Shows the names of the nodes, never a menu.
 impl fmt::Debug for BootTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.read(|tables| {

@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     FILE_MODE, Store, StoreError,
-    format::{self, Found},
+    format::{self, SealCheck},
 };
 use crate::{atomic_file, model::ids::NodeName, regular_file};
 
@@ -57,9 +57,9 @@ impl Checkpoints {
             Ok(bytes) => bytes,
         };
         let content = match format::unseal("checkpoint", node.as_str(), &bytes) {
-            Found::Content(json) => format::parse(json),
-            Found::Unsealed => Err("it has no checksum".to_owned()),
-            Found::Damaged(why) => Err(why),
+            SealCheck::Content(json) => format::parse(json),
+            SealCheck::Format1 => Err("it has no checksum".to_owned()),
+            SealCheck::Damaged(why) => Err(why),
         };
         content.map(Some).map_err(|why| StoreError::Read {
             path,

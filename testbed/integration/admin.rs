@@ -1,5 +1,4 @@
-//! The admin socket against the real command, and against raw sockets that do what no decent client
-//! does.
+//! The admin socket against the real command, and against raw sockets that misbehave.
 
 use std::{
     fs::{self, Permissions},
@@ -16,7 +15,9 @@ use std::{
 };
 
 use hostler::{
-    admin::{AdminError, AdminRequest, Peer, Server, Wish, ask, show_boot, use_bmc},
+    admin::{
+        AdminError, AdminPeer, AdminRequest, PendingQuestion, Server, ask, show_boot, use_bmc,
+    },
     model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Selection, ServedMenu},
 };
 use tempfile::TempDir;
@@ -29,7 +30,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than any limit of the module.
+/// Longer than every limit of the module.
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
 
@@ -39,9 +40,9 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     let mut approve = hostler(&["approve", "edge-8", "edge-07", "edge-8"], &agent.socket);
     let child = approve.spawn().unwrap();
     let pid = child.id().unwrap();
-    let (order, who, reply) = agent.order().await;
+    let (order, peer, reply) = agent.order().await;
     assert_eq!(order, Order::Approve(nodes(&["edge-07", "edge-8"])));
-    assert_eq!(who, Peer { uid: rustix::process::getuid().as_raw(), pid });
+    assert_eq!(peer, AdminPeer { uid: rustix::process::getuid().as_raw(), pid });
     reply
         .send(vec![
             answer("edge-07", true, "will be wiped"),
@@ -70,7 +71,8 @@ async fn other_questions_get_through_and_their_answers_back() {
     let boot = Some(NicBoot { node: "edge-07".parse().unwrap(), menus });
     for answer in [boot, None] {
         let (shown, ()) = tokio::join!(show_boot(&socket, mac, true), async {
-            let Wish::ShowBoot { mac: requested, secrets, reply } = agent.request().await.wish
+            let PendingQuestion::ShowBoot { mac: requested, secrets, reply } =
+                agent.request().await.question
             else {
                 panic!("another question")
             };
@@ -82,7 +84,8 @@ async fn other_questions_get_through_and_their_answers_back() {
     let (node, command) = ("edge-07".parse().unwrap(), BmcCommand::Off { hard: true });
     for answer in [Ok(vec![Fact::new("power", "off")]), Err("has no BMC".to_owned())] {
         let (done, ()) = tokio::join!(use_bmc(&socket, &node, command), async {
-            let Wish::Bmc { node: requested, command: given, reply } = agent.request().await.wish
+            let PendingQuestion::Bmc { node: requested, command: given, reply } =
+                agent.request().await.question
             else {
                 panic!("another question")
             };
@@ -102,7 +105,9 @@ async fn other_questions_get_through_and_their_answers_back() {
 async fn an_operator_who_goes_away_while_a_bmc_works_is_noticed() {
     let mut agent = Agent::new().await;
     let mut child = hostler(&["bmc", "edge-07", "cycle"], &agent.socket).spawn().unwrap();
-    let Wish::Bmc { mut reply, command: BmcCommand::Cycle, .. } = agent.request().await.wish else {
+    let PendingQuestion::Bmc { mut reply, command: BmcCommand::Cycle, .. } =
+        agent.request().await.question
+    else {
         panic!("another question")
     };
     child.kill().await.unwrap();
@@ -118,7 +123,7 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
     assert_eq!(mode(&agent.socket), 0o660);
     assert_eq!(mode(agent.socket.parent().unwrap()), 0o750);
 
-    // A directory that lets everybody through, so that it is the socket that does not.
+    // A directory open to every user, so that only the socket's mode protects it.
     for dir in [agent.socket.parent().unwrap(), agent.dir.path()] {
         fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
     }
@@ -143,8 +148,8 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
 
     chown(&agent.socket, None, Some(NOBODY)).unwrap();
     let child = stranger();
-    let (_, who, reply) = agent.order().await;
-    assert_eq!(who, Peer { uid: NOBODY, pid: child.id().unwrap() });
+    let (_, peer, reply) = agent.order().await;
+    assert_eq!(peer, AdminPeer { uid: NOBODY, pid: child.id().unwrap() });
     reply.send(vec![answer("edge-07", true, "will be wiped")]).unwrap();
     assert_eq!(said(child).await.0, 0);
 }
@@ -192,7 +197,7 @@ async fn the_socket_goes_with_the_agent() {
     assert!(!socket.exists());
     let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
     assert!(matches!(&error, AdminError::NoAgent(path) if *path == socket), "{error}");
-    // The same for one that was killed.
+    // A killed agent's socket is taken, too.
     drop(StdListener::bind(&socket).unwrap());
     let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
     assert!(matches!(&error, AdminError::NoAgent(path) if *path == socket), "{error}");
@@ -204,7 +209,7 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     let mut agent = Agent::new().await;
     let connected = Instant::now();
     let mut silent = Vec::new();
-    // More than may talk at once: one of them says half an order, the others nothing.
+    // More clients than allowed: one sends half an order, the others nothing.
     for _ in 0..40 {
         let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
         if silent.is_empty() {
@@ -214,7 +219,7 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     }
     agent.answers(&agent.socket.clone()).await;
     assert!(connected.elapsed() < Duration::from_secs(15), "{:?}", connected.elapsed());
-    // Closed without a word, after 5 s at most.
+    // Closed without an answer, after at most 5 s.
     for mut stream in silent {
         assert_eq!(received(&mut stream).await, "");
     }
@@ -228,7 +233,7 @@ async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_ask
     let mut waits = hostler(&["retry", "edge-07"], &agent.socket).spawn().unwrap();
     let (_, _, reply) = agent.order().await;
     let mut silent = Vec::new();
-    // With the one that has asked, as many as may talk at once.
+    // With the waiting operator, as many clients as allowed.
     for _ in 0..31 {
         silent.push(UnixStream::connect(&agent.socket).await.unwrap());
     }
@@ -275,7 +280,7 @@ async fn an_operator_waits_for_a_place_at_a_busy_agent() {
                 return;
             }
         }
-        // The last of them may not have written yet.
+        // The last client may not have written yet.
     });
     accepting.await.unwrap();
     let error = within(asking).await.unwrap().unwrap_err();
@@ -318,11 +323,11 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
 #[tokio::test]
 async fn an_order_whose_giver_has_gone_is_not_handed_over() {
     let mut agent = Agent::new().await;
-    // All of it before the server hears of the first thing.
+    // The whole order arrives before the server reads its beginning.
     let mut gone = StdStream::connect(&agent.socket).unwrap();
     gone.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}\n").unwrap();
     drop(gone);
-    // One that only says that it has no more to say is still there.
+    // A client that only shuts down its sending side is still there.
     let mut there = StdStream::connect(&agent.socket).unwrap();
     there.write_all(b"{\"version\":1,\"body\":{\"order\":{\"retry\":\"all\"}}}\n").unwrap();
     there.shutdown(Shutdown::Write).unwrap();
@@ -341,7 +346,7 @@ async fn an_endless_order_is_cut_off() {
         }
     };
     timeout(LIMIT, endless).await.unwrap();
-    // The kernel's buffers come on top of the limit of 64 KiB.
+    // The kernel's buffers add to the limit of 64 KiB.
     assert!(sent < 1 << 20, "{sent} bytes were taken");
 }
 
@@ -367,7 +372,7 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
 async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     let mut agent = Agent::new().await;
     let patient = hostler(&["bmc", "edge-07", "on"], &agent.socket).spawn().unwrap();
-    let Wish::Bmc { reply: bmc, .. } = agent.request().await.wish else {
+    let PendingQuestion::Bmc { reply: bmc, .. } = agent.request().await.question else {
         panic!("another question")
     };
     let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
@@ -412,7 +417,7 @@ async fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
     assert!(error.to_string().starts_with(&said), "{error}");
 }
 
-/// A server whose driver is the test.
+/// An admin server whose requests the test answers.
 struct Agent {
     requests: mpsc::Receiver<AdminRequest>,
     ended: oneshot::Sender<()>,
@@ -440,13 +445,15 @@ impl Agent {
         within(self.requests.recv()).await.unwrap()
     }
 
-    async fn order(&mut self) -> (Order, Peer, oneshot::Sender<Vec<Answer>>) {
-        let AdminRequest { wish, who } = self.request().await;
-        let Wish::Order { order, reply } = wish else { panic!("no order: {wish:?}") };
-        (order, who, reply)
+    async fn order(&mut self) -> (Order, AdminPeer, oneshot::Sender<Vec<Answer>>) {
+        let AdminRequest { question, peer } = self.request().await;
+        let PendingQuestion::Order { order, reply } = question else {
+            panic!("no order: {question:?}")
+        };
+        (order, peer, reply)
     }
 
-    /// Takes one order, as a living agent would.
+    /// Answers one order, as a running agent does.
     async fn answers(&mut self, socket: &Path) {
         let order = Order::Approve(nodes(&["edge-07"]));
         let (requested, ()) = tokio::join!(ask(socket, &order), async {
@@ -476,7 +483,7 @@ async fn said(child: Child) -> (i32, String, String) {
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// Everything until the other end hangs up.
+/// Reads until the other end closes the stream.
 async fn received(stream: &mut UnixStream) -> String {
     let mut received = String::new();
     within(stream.read_to_string(&mut received)).await.unwrap();

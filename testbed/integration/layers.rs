@@ -1,5 +1,5 @@
-//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that
-//! every module says what it is.
+//! Rules of the code, checked on its text: dependencies of modules, lengths of files, and module
+//! docs.
 
 use std::{
     collections::BTreeSet,
@@ -27,8 +27,7 @@ const ADAPTERS: [&str; 14] = [
     "port_probe",
 ];
 
-/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing
-/// at all.
+/// The top-level modules that a module may name, besides itself; `None` for an unknown module.
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
@@ -76,7 +75,7 @@ fn every_file_says_what_it_is_and_stays_readable_in_one_sitting() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// How a file is opened or read where nobody has looked at what it is.
+/// Functions that open or read a file without a check of its kind.
 const BARE_OPENS: [&str; 9] = [
     "File::open(",
     "File::options(",
@@ -89,7 +88,7 @@ const BARE_OPENS: [&str; 9] = [
     "openat2(",
 ];
 
-/// Who may, and why.
+/// Files that may use them, each with the reason.
 const MAY_OPEN: [(&str, &str); 12] = [
     ("regular_file.rs", "it is the helper"),
     ("regular_file/beneath.rs", "it is the helper"),
@@ -138,7 +137,7 @@ fn whatever_lies_in_other_peoples_directories_is_opened_by_one_helper() {
     }
 }
 
-/// Who writes to standard output or error besides `cli/print.rs`, and why.
+/// Files that may print besides `cli/print.rs`, each with the reason.
 const MAY_PRINT: [(&str, &str); 5] = [
     ("cli/print.rs", "it is the one writer"),
     ("cli/log.rs", "the log, which escapes every value"),
@@ -176,7 +175,7 @@ fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
     assert_eq!(names, ["bmc", "iscsi", "model", "netboot", "store", "watch"]);
 }
 
-/// The modules that a file names and may not.
+/// The forbidden modules that a file names.
 fn offences(path: &Path) -> Vec<String> {
     let inside = path.strip_prefix(root().join("src")).unwrap();
     let first = inside.components().next().unwrap();
@@ -229,7 +228,7 @@ fn head(path: &str) -> String {
     path.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
 }
 
-/// Every Rust file below a folder of the package.
+/// Every Rust file in a folder of the package.
 pub(crate) fn sources(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];

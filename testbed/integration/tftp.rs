@@ -58,7 +58,7 @@ impl BootServer {
         Self::with_table(BootTable::default(), adjust)
     }
 
-    /// The same, with menus in this table.
+    /// Starts the server of [`Self::with`] with menus in this table.
     fn with_table(table: BootTable, adjust: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let loaders = dir.path().join("loaders");

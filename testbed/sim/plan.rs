@@ -1,21 +1,21 @@
-//! The kind of site that a seed plays: its size, its limits, and the rate of each trouble.
+//! The properties of a seed's site: its size, its limits, and the rate of each fault.
 
 use hostler::lifecycle::Policy;
 
 use crate::dice::Dice;
 
-/// Rates are per mille; `0` everywhere is a site without trouble.
+/// Properties of a site. Rates are per mille; with `0` everywhere the site has no faults.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) machines: usize,
     pub(crate) policy: Policy,
     /// Machines without a spec.
     pub(crate) spares: usize,
-    /// Whether some machines have no BMC, and somebody goes about and presses their buttons.
+    /// Whether some machines have no BMC, and an operator presses their buttons.
     pub(crate) manual_power: bool,
-    /// Seconds from one whim of fate to the next, at most.
+    /// Longest time between two random faults, in seconds.
     pub(crate) pause_s: u64,
-    /// The weights of what fate and operators do.
+    /// The weights of the faults and of operators' acts.
     pub(crate) operator: u64,
     pub(crate) crash: u64,
     pub(crate) bmc: u64,
@@ -24,14 +24,14 @@ pub(crate) struct Plan {
     pub(crate) clock: u64,
     pub(crate) button: u64,
     pub(crate) stranger: u64,
-    /// The rate at which a ramdisk, a boot, a write or a call goes wrong by itself.
+    /// The rate of spontaneous failures of ramdisks, boots, writes and calls.
     pub(crate) mishap: u64,
-    /// Minutes an image takes to be written, at most.
+    /// Longest write of an image, in minutes.
     pub(crate) write_m: u64,
 }
 
 impl Plan {
-    /// A site where nothing goes wrong by chance.
+    /// A site without random faults.
     pub(crate) fn quiet(machines: usize, policy: Policy) -> Self {
         Self {
             machines,
@@ -66,7 +66,7 @@ impl Plan {
             breaker: !dice.permille(100),
             enforce_power: dice.permille(300),
         };
-        // Some sites know one kind of trouble well, and others hardly.
+        // Some sites have many faults of one kind, others few.
         let mut weight = |most: u64| if dice.permille(250) { 0 } else { dice.between(1, most) };
         Self {
             machines,

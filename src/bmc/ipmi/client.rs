@@ -1,7 +1,7 @@
-//! A BMC that speaks IPMI: power states to reach and boot devices to set.
+//! The IPMI client: reaches power states, sets boot devices, reads identities.
 //!
-//! Called by the IPMI and ipmitool drivers. It must never take an accepted command for a
-//! carried-out one.
+//! The drivers `ipmi` and `ipmitool` call it. It must never treat an accepted command as a
+//! completed one.
 
 use std::time::Duration;
 
@@ -30,59 +30,58 @@ use crate::{
     },
 };
 
-/// The way to a BMC that speaks IPMI, and the user to speak as.
+/// The address and credentials of a BMC that speaks IPMI.
 #[derive(Clone, Debug)]
 pub struct IpmiConfig {
-    /// Where it answers.
+    /// The BMC's host and port.
     pub address: HostPort,
-    /// Its user, at most 16 bytes; may be empty.
+    /// The BMC's user, at most 16 bytes; may be empty.
     pub username: String,
     /// The user's password, at most 20 bytes.
     pub password: Secret,
-    /// The BMC key (`K_g`), if it has one beside the users' (IPMI 2.0 §13.32).
+    /// The BMC key (`K_g`) of two-key login, if the BMC has one (IPMI 2.0 §13.32).
     pub kg: Option<BmcKey>,
     /// The privilege level to ask for.
     pub privilege: Privilege,
-    /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
+    /// The only cipher suite to use; `None` tries 17, then 3, and remembers the one that worked.
     pub cipher_suite: Option<CipherSuite>,
-    /// The pause between two calls, and between two polls of the power state: some BMCs crash when
-    /// they are asked more often.
+    /// The pause between two calls, and between two polls of the power state: some BMCs crash under
+    /// more frequent requests.
     pub spacing: Duration,
 }
 
-/// One BMC that speaks IPMI. Calls take turns; each opens a session, does its work, and closes the
-/// session, also when it fails or is dropped. Every call tries again what may pass, until its
-/// deadline.
+/// A client of one BMC. Its calls run one after the other. Each opens a session and closes it, also
+/// when it fails or its future is dropped. Every call retries passing failures until its deadline.
 #[derive(Debug)]
 pub struct IpmiClient {
     pub(super) config: IpmiConfig,
     pub(super) timing: Timing,
     pub(super) transport: Box<dyn Transport>,
     pub(super) memory: Mutex<Memory>,
-    /// The turn to listen to the console.
+    /// Held by the one caller that reads the console.
     pub(super) console: Mutex<()>,
 }
 
-/// The lessons of earlier calls to a BMC. Whoever holds them has the turn.
+/// The state that a client keeps between calls. Its lock is the BMC's lock.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// The suite it accepted last.
+    /// The suite that the BMC accepted last.
     pub(super) suite: Option<CipherSuite>,
     /// When the last call ended.
     pub(super) last_contact: Option<Instant>,
-    /// The commands and credentials it has accepted.
+    /// The commands and credentials that the BMC has accepted.
     pub(super) trust: Trust,
-    /// Polls in a row to which it said nothing at all.
+    /// Polls in a row without any answer.
     pub(super) silent_polls: u32,
 }
 
 impl IpmiClient {
-    /// A BMC that is spoken to in process; nothing is sent yet.
+    /// A client with its own IPMI sessions. Sends nothing yet.
     pub fn new(config: IpmiConfig, timing: Timing) -> Self {
         Self::over(Box::new(Rmcp), config, timing)
     }
 
-    /// A BMC that is spoken to by another transport.
+    /// A client with another transport.
     pub(in crate::bmc) fn over(
         transport: Box<dyn Transport>,
         config: IpmiConfig,
@@ -92,7 +91,7 @@ impl IpmiClient {
         Self { config, timing, transport, memory, console }
     }
 
-    /// The same BMC, with credentials that are known to have worked: one refusal is not final.
+    /// Marks the credentials as known to have worked, so that one refusal is not final.
     #[must_use]
     pub fn trusted(self) -> Self {
         let memory = Mutex::new(Memory { trust: Trust::given(), ..Memory::default() });
@@ -107,8 +106,8 @@ impl IpmiClient {
         result
     }
 
-    /// Reads whether the machine is on, for a caller that polls: a BMC that stays silent is sent
-    /// ever fewer datagrams.
+    /// Reads whether the machine is on, for a periodic poll: a BMC that stays silent gets fewer
+    /// datagrams.
     pub async fn poll_power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         call.spare_silent();
@@ -118,7 +117,7 @@ impl IpmiClient {
         result
     }
 
-    /// Reads the UUID of its system.
+    /// Reads the UUID of the BMC's system.
     pub async fn system_guid(&self, deadline: Instant) -> Result<SystemGuid, IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         let result = call.system_guid().await;
@@ -126,7 +125,7 @@ impl IpmiClient {
         result
     }
 
-    /// Gives one power command. That it was accepted does not mean that it was done: see
+    /// Sends one power command. Acceptance does not mean that the power changed: see
     /// [`IpmiClient::reach_power`].
     pub async fn chassis_control(
         &self,
@@ -139,13 +138,14 @@ impl IpmiClient {
         result.map(drop)
     }
 
-    /// Off, a pause, on, by the BMC's own command. It is refused when the machine is off.
+    /// Sends the BMC's own power cycle: off, a pause, on. A BMC refuses it while the machine is
+    /// off.
     pub async fn power_cycle(&self, deadline: Instant) -> Result<(), IpmiError> {
         self.chassis_control(ChassisControl::PowerCycle, deadline).await
     }
 
-    /// Brings the machine to a power state and returns when the BMC reports it; at once if it does
-    /// already.
+    /// Brings the machine to a power state. Returns when the BMC reports that state, at once if it
+    /// already does.
     pub async fn reach_power(
         &self,
         wanted: PowerState,
@@ -157,8 +157,8 @@ impl IpmiClient {
         result
     }
 
-    /// Asks the system to shut down; if it has not within `grace`, or the BMC cannot ask, the power
-    /// is cut.
+    /// Asks the operating system to shut down, and cuts the power if the system is still on after
+    /// `grace` or the BMC cannot ask.
     pub async fn soft_off(&self, grace: Duration, deadline: Instant) -> Result<(), IpmiError> {
         let mut call = IpmiCall::begin(self, deadline).await?;
         let result = power::soft_off(&mut call, grace).await;
@@ -166,7 +166,7 @@ impl IpmiClient {
         result
     }
 
-    /// Chooses the device of the next boot or of all to come, and reads it back.
+    /// Sets the device of the next boot or of all later boots, and reads it back.
     pub async fn set_boot_device(
         &self,
         device: BootDevice,
@@ -184,7 +184,7 @@ impl IpmiClient {
         IpmiError { bmc: self.config.address.clone(), kind }
     }
 
-    /// Between two looks at the power state.
+    /// The pause between two polls of the power state.
     fn poll_interval(&self) -> Duration {
         self.timing.poll.max(self.config.spacing)
     }
@@ -208,9 +208,9 @@ impl PowerCall for IpmiCall<'_> {
         let IpmiErrorKind::CommandRefused { completion, .. } = error.kind else {
             return Err(error);
         };
-        // Refused in this state: it is on its way already, or has just arrived. Refused for no
-        // clear reason: it may have been done all the same. Refused though power commands were
-        // accepted before: a BMC that starts knows fewer commands.
+        // The next poll explains three refusals. Refused in this state: the machine is changing its
+        // power, or has just done so. Refused for no clear reason: the BMC may have executed the
+        // command. Refused after earlier successes: a BMC that is starting knows fewer commands.
         let was_accepted = self.memory.trust.covers(command);
         let may_pass = match Verdict::of(command, completion) {
             Verdict::Unclear => true,
@@ -237,7 +237,7 @@ impl PowerCall for IpmiCall<'_> {
         self.error(IpmiErrorKind::StateNotReached { wanted, waited })
     }
 
-    fn pace(&self) -> (Timing, Duration) {
+    fn waits(&self) -> (Timing, Duration) {
         (self.bmc.timing, self.bmc.poll_interval())
     }
 
@@ -258,7 +258,7 @@ impl IpmiCall<'_> {
         let command = IpmiCommand::GetSystemGuid;
         let answer =
             match self.command(command).await {
-                // A refusal that may pass says nothing of the BMC.
+                // A refusal that may pass does not mean that the BMC lacks the command.
                 Err(IpmiError {
                     kind: IpmiErrorKind::CommandRefused { completion, .. }, ..
                 }) if Verdict::of(command, completion) == Verdict::Final => Vec::new(),
@@ -276,8 +276,8 @@ impl IpmiCall<'_> {
         let supermicro_matters = device == BootDevice::Disk && firmware == Firmware::Uefi;
         let manufacturer = if supermicro_matters { self.manufacturer().await? } else { None };
         let flags = BootFlags::choose(device, persistence, firmware, manufacturer);
-        // The frame around the flags is as ipmitool sends it. Many BMCs know none of it, OpenBMC
-        // refuses parameter 3.
+        // ipmitool sends the same commands around the flags. Many BMCs know none of them, and
+        // OpenBMC refuses parameter 3.
         for optional in [
             IpmiCommand::KeepBootFlags,
             IpmiCommand::SetBootInProgress(1),
@@ -293,8 +293,8 @@ impl IpmiCall<'_> {
         self.verify_boot_device(device, flags).await
     }
 
-    /// A BMC that cannot show its boot flags gets the benefit of the doubt; one that goes on to
-    /// show another device does not. Some show for seconds what was set before.
+    /// Reads the boot device back. A BMC that shows no boot flags is trusted, one that keeps
+    /// showing another device is not. Some BMCs show the previous flags for seconds.
     async fn verify_boot_device(
         &mut self,
         wanted: BootDevice,
@@ -329,7 +329,7 @@ impl IpmiCall<'_> {
         }
     }
 
-    /// The boot flags; `None` if the BMC does not show them.
+    /// Reads the boot flags; `None` if the BMC does not show them.
     async fn boot_flags(&mut self) -> Result<Option<BootFlags>, IpmiError> {
         match self.optional(IpmiCommand::GetBootFlags).await {
             Ok(answer) => Ok(BootFlags::decode(&answer)),
@@ -338,7 +338,7 @@ impl IpmiCall<'_> {
         }
     }
 
-    /// The maker's IANA number, if the BMC says.
+    /// Reads the manufacturer's IANA number; `None` if the BMC does not report it.
     async fn manufacturer(&mut self) -> Result<Option<u32>, IpmiError> {
         match self.optional(IpmiCommand::GetDeviceId).await {
             Ok(answer) => Ok(commands::manufacturer(&answer)),
@@ -348,8 +348,7 @@ impl IpmiCall<'_> {
     }
 }
 
-/// Whether the command was accepted. A refusal with a completion code that is `tolerable` is no
-/// error.
+/// Whether the BMC accepted the command. A refusal with a `tolerable` completion code is no error.
 pub(super) fn accepted(
     result: Result<Vec<u8>, IpmiError>,
     tolerable: impl Fn(u8) -> bool,

@@ -142,7 +142,7 @@ fn fetch(site: &mut Site) {
 
 fn random_event(site: &mut Site) {
     if site.spec.is_none() {
-        // A forgotten node hears of nothing but a new spec.
+        // A forgotten node gets no event but a new spec.
         return site.change(|_| {});
     }
     match site.dice.roll(100) {

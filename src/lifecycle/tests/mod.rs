@@ -1,4 +1,4 @@
-//! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table
+//! The core's tests: stories of single nodes, the rules of consent, all kinds of trouble, a table
 //! of every phase against every event, and random histories against a reference.
 
 mod adoption;

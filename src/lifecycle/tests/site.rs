@@ -1,6 +1,6 @@
-//! The reference of the random histories: two machines, a ramdisk, an operator and a clock. It
-//! knows which machine is on, what was consented to, what runs and what is written, from the events
-//! alone, and holds the core to the rules.
+//! The reference of the random histories: two machines, a ramdisk, an operator and a clock. From
+//! the events alone, it derives power, consent, operations and writes, and checks the core against
+//! them.
 
 #![expect(clippy::print_stdout, reason = "a history that is played again is printed")]
 
@@ -24,12 +24,12 @@ use crate::{
 
 use super::support::*;
 
-/// The longest wait there is with the specs used here: `timeouts.imaging`.
+/// The longest wait with the specs used here: `timeouts.imaging`.
 const WAIT_MAX: SignedDuration = SignedDuration::from_hours(4);
-/// The core may take a repeated attempt for the one consented to for this long.
+/// The time for which consent covers a repeated attempt.
 const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
 
-/// `SplitMix64`: small, and the same everywhere.
+/// `SplitMix64`, a small and portable generator.
 pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
@@ -51,38 +51,37 @@ impl Dice {
     }
 }
 
-/// A node, and everything it deals with as it really is.
+/// A node with the real state of its surroundings.
 pub(super) struct Site {
     pub(super) dice: Dice,
     pub(super) now: Timestamp,
     pub(super) node: Node,
-    /// The spec file as the operator wrote it last.
+    /// The present spec file.
     pub(super) spec: Option<NodeSpec>,
-    /// Which of the two machines is on.
+    /// The power of the two machines.
     pub(super) on: [bool; 2],
     pub(super) running: Option<Job>,
-    /// Whether things go wrong.
+    /// Whether there is trouble.
     pub(super) faults: bool,
-    /// Print every event.
+    /// Whether every event is printed.
     pub(super) trace: bool,
     consent: Consent,
-    /// The attempt under way, as it was begun.
+    /// The attempt under way, with its beginning.
     begun: Option<Begun>,
     keys_made: u8,
     steps: u64,
 }
 
-/// The operator's word about what may be wiped.
+/// The operator's consent.
 #[derive(Default)]
 struct Consent {
-    /// Said, or a series of attempts was begun with it, and no reason has come up to ask again.
+    /// Whether there is consent, or a series of attempts began with consent that has not ended.
     given: bool,
-    /// The spec's wish for the machine's power was changed, or somebody said that it is to be so.
+    /// Whether a changed spec or an operator ordered a power state.
     power: bool,
-    /// The `redeploy` that the present installation answers to; a change from it is consent to
-    /// reinstall.
+    /// The `redeploy` of the present installation; a change of it is consent to reinstall.
     installed_under: Option<Redeploy>,
-    /// The disk is written, and the machine was not switched since: it is owed its first start.
+    /// Whether the machine was not switched since its disk was written.
     unstarted: bool,
 }
 
@@ -92,7 +91,7 @@ struct Begun {
     bmc: MachineId,
     digest: Digest,
     written: bool,
-    /// Its ramdisk has called.
+    /// Whether the ramdisk has called.
     has_called: bool,
 }
 
@@ -135,9 +134,10 @@ impl Site {
         }
         let compared = matches!(
             &event,
-            Event::Callback { call: Call::Completed(body), .. } if body.verified && body.error.is_empty()
+            Event::Callback { call: Call::Completed(body), .. }
+                if body.verified && body.error.is_empty()
         );
-        // To look at all of a node costs more than a step: now and then is enough.
+        // A full check costs more than a step, so that only every 16th step has one.
         let actions = match self.steps % 16 {
             0 => step(&mut self.node, self.now, event),
             _ => self.node.step(self.now, event),
@@ -169,7 +169,7 @@ impl Site {
         answer
     }
 
-    /// The meaning of an event for consent, before the core has seen it.
+    /// Updates the consent for an event, before the core gets it.
     fn note(&mut self, event: &Event) -> Option<Outcome> {
         match event {
             Event::Spec(new) => self.note_spec(new),
@@ -196,13 +196,15 @@ impl Site {
             under.clone_from(&old.redeploy);
         }
         self.consent.unstarted &= !other_machine;
-        let was_paused_in_hold = matches!(&self.node.record().state, State::Held { redeploy, .. } if *redeploy != new.redeploy);
+        let state = &self.node.record().state;
+        let was_paused_in_hold =
+            matches!(state, State::Held { redeploy, .. } if *redeploy != new.redeploy);
         if !stands_still && new.redeploy.is_some() && (reworded && was_held || was_paused_in_hold) {
             self.consent_in_hold();
         }
     }
 
-    /// Somebody consents to what is shown. What nobody knows any more is then given up, too.
+    /// Consents to the shown hold, and so to the loss of an unknown installation.
     fn consent_in_hold(&mut self) {
         self.consent.given = true;
         if self.node.record().record_lost {
@@ -210,7 +212,7 @@ impl Site {
         }
     }
 
-    /// The core's answer to it.
+    /// Checks the actions of the core.
     fn judge(&mut self, before: &Record, ended: Option<&Outcome>) {
         let record = self.node.record();
         let Some(spec) = record.spec.as_ref() else { return };
@@ -280,8 +282,8 @@ impl Site {
         }
         match &operation {
             Operation::Image { target, size, .. } => {
-                // Consent was judged when the attempt began; a clash does not stop one under way,
-                // everything else does.
+                // Consent was checked when the attempt began; only a clash does not stop an attempt
+                // under way.
                 assert!(!spec.paused && spec.goal == Goal::Deployed, "written in a pause");
                 assert!(matches!(self.node.menu(), Menu::Deploy(_)));
                 assert_eq!(self.node.record().installed, None, "half written and said to be whole");
@@ -317,7 +319,7 @@ impl Site {
             | Operation::NetbootFiles { .. }
             | Operation::PowerOn => {}
         }
-        // Without trouble a poll ends by itself.
+        // Without trouble, a poll ends by itself.
         let polls = operation == Operation::PollPower && !self.faults;
         let longest_s = if polls { POLL_LIMIT.as_secs() } else { 90 };
         let lasts = i64::try_from(self.dice.roll(longest_s)).unwrap();
@@ -325,13 +327,14 @@ impl Site {
         self.running = Some(Job { op, operation, bmc, ends, cancelled: false });
     }
 
-    /// How the spec wants a machine left that was just installed.
+    /// The power state after an installation.
     fn left_in(&self) -> PowerState {
         let power = self.node.spec().unwrap().power;
         if power == WantedPower::Off { PowerState::Off } else { PowerState::On }
     }
 
-    /// A machine is switched only if hostler knows it, and only because somebody wants it so.
+    /// Checks that hostler switches a machine only if it knows the machine and somebody ordered
+    /// that.
     fn judge_switching(&self, wanted: PowerState, spec: &NodeSpec) {
         let known = self.consent.installed_under.is_some() || self.consent.given;
         assert!(known, "a machine is switched that hostler does not know");
@@ -356,7 +359,7 @@ impl Site {
         self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap()
     }
 
-    /// The rules that hold after every event.
+    /// Checks the rules that hold after every event.
     fn check(&self) {
         let record = self.node.record();
         let at_rest = record.state.at_rest();
@@ -375,8 +378,7 @@ impl Site {
             }
             Menu::LocalDisk | Menu::Network { .. } | Menu::Unknown => assert!(!busy_with_netboot),
         }
-        // Looking at all that is shown and kept costs more than all the rest: now and then is
-        // enough.
+        // The check of status and record costs more than all the rest, so that it is rare.
         if self.steps.is_multiple_of(16) {
             self.check_status();
         }
@@ -464,7 +466,8 @@ impl Site {
         }
     }
 
-    /// A disk that is to be compared is restarted only by who says that it was.
+    /// A disk that the ramdisk must compare boots only after the ramdisk has reported the
+    /// comparison.
     fn judge_comparison(&self, before: &Record, compared: bool) {
         let restarting = |state: &State| matches!(state, State::Restarting { .. });
         let wanted = before.state.attempt().is_some_and(|attempt| !attempt.verify.is_empty());
@@ -480,7 +483,7 @@ impl Site {
         assert_eq!(self.node.record(), &before, "a stale result changed something");
     }
 
-    /// A call that must be refused, or may be believed.
+    /// Makes a call that must be refused or may be accepted.
     pub(super) fn call(&mut self, call: Call) {
         let attempt = self.node.record().state.attempt().cloned();
         let real = attempt.as_ref().map(|attempt| attempt.key.clone());
@@ -495,7 +498,7 @@ impl Site {
         };
         let has_called = self.begun.as_ref().is_some_and(|begun| begun.has_called);
         let key_fits = real.as_ref() == Some(&key);
-        // A stranger with the right key who comes first is out of the reference's reach.
+        // The reference does not cover a stranger who uses the right key first.
         if key_fits && peer != RAMDISK && !has_called {
             return;
         }
@@ -524,7 +527,7 @@ impl Site {
         self.send(Event::Spec(Arc::new(new)));
     }
 
-    /// SIGKILL and a new start: what was running is gone, the record is read back.
+    /// Kills and restarts the agent: operations are gone, and the record is read back.
     pub(super) fn crash(&mut self) {
         let saved = serde_json::to_string(self.node.record()).unwrap();
         self.node =
@@ -535,7 +538,7 @@ impl Site {
         }
     }
 
-    /// The clock is set; what runs takes as long as before.
+    /// Sets the clock, without an effect on running operations.
     pub(super) fn set_clock(&mut self, seconds: i64) {
         self.now = self.later(seconds);
         if let Some(job) = &mut self.running {
@@ -545,7 +548,7 @@ impl Site {
     }
 
     pub(super) fn advance_clock(&mut self) {
-        // Sometimes others go first.
+        // Sometimes other events come first.
         let others_first = self.faults && self.dice.chance(30);
         let waits = [self.node.waits_to_poll(), self.node.waits_for()];
         if let Some((permit, _)) = waits.into_iter().flatten().find(|_| !others_first) {

@@ -1,13 +1,13 @@
 //! GRUB's menus: for UEFI, and for BIOS where GRUB is netbooted there.
 //!
-//! Called through the table of boot loaders.
+//! The table of boot loaders uses it.
 
 use std::net::SocketAddr;
 
 use super::{BootLoader, Linux, ipxe};
 use crate::model::{ids::MacAddr, secret::Secret, spec::Loader};
 
-/// `grub.cfg` and `grub.cfg-01-<mac>`, in whichever directory.
+/// GRUB, with `grub.cfg` and `grub.cfg-01-<mac>` in any directory.
 #[derive(Debug)]
 pub(super) struct Grub;
 
@@ -20,9 +20,9 @@ impl BootLoader for Grub {
         file == "grub.cfg"
     }
 
-    /// Hands over to the menu of the NIC that GRUB booted from.
+    /// Loads the menu of the NIC that GRUB booted from.
     ///
-    /// `configfile` returns when there is no such menu: an unclaimed machine boots its own disk.
+    /// `configfile` returns without such a menu: an unclaimed machine then boots its own disk.
     fn common_menu(&self) -> Secret {
         let nic = "configfile (tftp)/grub/grub.cfg-01-${net_default_mac}";
         Secret::new(format!("{nic}\n{LOCAL_DISK}"))

@@ -1,13 +1,13 @@
-//! The menus of pxelinux (BIOS) and of `lpxelinux.0`, the pxelinux that knows URLs.
+//! The menus of pxelinux (BIOS) and of `lpxelinux.0`, the pxelinux with HTTP.
 //!
-//! Called through the table of boot loaders.
+//! The table of boot loaders uses it.
 
 use std::net::SocketAddr;
 
 use super::{BootLoader, Linux, ipxe};
 use crate::model::{ids::MacAddr, secret::Secret, spec::Loader};
 
-/// `pxelinux.cfg/default` and `pxelinux.cfg/01-<mac>`.
+/// pxelinux, with `pxelinux.cfg/default` and `pxelinux.cfg/01-<mac>`.
 #[derive(Debug)]
 pub(super) struct Pxelinux;
 

@@ -1,4 +1,4 @@
-//! Tests of the menus as each boot loader reads them.
+//! The menus in each boot loader's language.
 
 use expect_test::expect;
 use proptest::prelude::*;

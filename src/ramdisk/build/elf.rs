@@ -1,8 +1,8 @@
-//! As much of ELF-64 as the builder needs (gABI ch. 4 and 5): one section's bytes, and whether a
+//! The parts of ELF-64 that the builder needs (gABI ch. 4 and 5): a section's bytes, and whether a
 //! program needs a dynamic loader.
 //!
-//! Called by [`super::modinfo`] for modules and by the builder for the program. It must never panic
-//! on what a file holds.
+//! [`super::modinfo`] uses it for modules, and the builder for the program. It must never panic on
+//! any file.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Each key's bad values, and what is said of them.
+//! Tests of each key's invalid values and their messages.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::model::spec::{
     BmcAddress, BmcDriver, BootCheck, DeployRamdisk, MachineId, NodeSpec, Password,
 };
 
-/// Each line, alone in its table of an otherwise good spec, with what is said of it.
+/// Formats the problems of each line, alone in its table of an otherwise valid spec.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
     let mut said = String::new();
     for line in bad_lines {
@@ -73,7 +73,7 @@ fn bad_boot_values_are_named() {
             r#"arch = "arm""#,
             r#"after = "network""#,
             r#"kernel_args = "quiet""#,
-            r#"kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.key=1", "ä"]"#,
+            r#"kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.k=1", "ä"]"#,
         ],
         &expect![[r#"
             mac = "52:54:00:00:00"
@@ -99,7 +99,7 @@ fn bad_boot_values_are_named() {
               nodes/edge-07.toml:7:1: image.ramdisk: missing
             kernel_args = "quiet"
               nodes/edge-07.toml:2:15: boot.kernel_args: a string, must be a list of strings
-            kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.key=1", "ä"]
+            kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.k=1", "ä"]
               nodes/edge-07.toml:2:16: boot.kernel_args: empty
               nodes/edge-07.toml:2:20: boot.kernel_args: ' ' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
               nodes/edge-07.toml:2:27: boot.kernel_args: '\'' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
@@ -107,8 +107,8 @@ fn bad_boot_values_are_named() {
               nodes/edge-07.toml:2:40: boot.kernel_args: '$' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
               nodes/edge-07.toml:2:46: boot.kernel_args: ';' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
               nodes/edge-07.toml:2:53: boot.kernel_args: '\u{7}' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
-              nodes/edge-07.toml:2:64: boot.kernel_args: `hostler.key=1`: arguments that start with hostler. are hostler's own
-              nodes/edge-07.toml:2:81: boot.kernel_args: 'ä' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:64: boot.kernel_args: `hostler.k=1`: arguments that start with hostler. are hostler's own
+              nodes/edge-07.toml:2:79: boot.kernel_args: 'ä' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
         "#]],
     );
     let long = format!("kernel_args = [\"{}\", \"y\"]", "x".repeat(1023));

@@ -1,4 +1,4 @@
-//! First boots: a machine is deployed once its own system answers, and not before.
+//! First boots: a node is deployed only after its installed system answers.
 
 use std::{
     io::Write as _,
@@ -18,21 +18,21 @@ use super::{
 };
 use crate::ports;
 
-/// The BMC restarts the machine into its own system.
+/// The BMC's commands of a restart into the installed system.
 const RESTARTED: [&str; 3] = ["off", "disk always", "on from hd"];
 
-/// A spec whose system has to answer at this port, of the machine's own address.
+/// A spec with a boot check of this port at the machine's address.
 fn checked(site: &Site, machine: &Machine, port: u16, limit: &str) -> Spec {
     let spec = machine.spec(site).with("boot_check.by", "tcp");
     spec.with_number("boot_check.port", port.into()).with("timeouts.first_boot", limit)
 }
 
-/// A system that comes up: it greets everybody and says no more.
+/// Starts an installed system's port: it greets each connection and closes it.
 fn comes_up(at: SocketAddr) {
     let listener = TcpListener::bind(at).unwrap();
     thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
-            // Whoever asked may have gone.
+            // The client may have closed the connection.
             drop(stream.write_all(b"hello\r\n"));
         }
     });
@@ -97,7 +97,7 @@ fn a_machine_that_does_not_come_up_is_restarted_once_and_a_retry_only_waits() {
     assert_eq!(machine.story(), [&DEPLOYED[..], &RESTARTED].concat());
     assert!(machine.is_on() && machine.has_image(&site));
     assert!(machine.boots_its_disk(&site));
-    // The same time again, in which it comes up.
+    // `timeouts.first_boot` begins again, and the system comes up.
     site.write(NODE, &checked(&site, &machine, port.port(), "5m"));
     site.until_phase(NODE, Phase::Booting);
     comes_up(port);

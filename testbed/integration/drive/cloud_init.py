@@ -1,7 +1,10 @@
-"""What cloud-init's own data source finds on a config drive, as JSON: cloud_init.py IMAGE DIRECTORY MAC
+"""Prints, as JSON, the content of a config drive as cloud-init's own data source reads it.
 
-Its search for devices asks blkid about the image, as it would about a disk, and what it mounts is unpacked by mtools or isoinfo: not
-every kernel that tests run on has these file systems.
+    cloud_init.py IMAGE DIRECTORY MAC
+
+cloud-init's search for devices asks blkid about the image, as it would about a disk. Instead of a
+mount, mtools or isoinfo unpack the image: not every kernel that runs the tests has these file
+systems.
 """
 
 import json
@@ -56,7 +59,8 @@ for kind in (DataSourceConfigDrive.DataSourceConfigDrive, DataSourceNoCloud.Data
             "source": source.dsname,
             "instance": source.get_instance_id(),
             "hostname": getattr(hostname, "hostname", hostname),
-            "user_data": util.decode_binary(util.decomp_gzip(source.get_userdata_raw() or "", quiet=True, decode=False)),
+            "user_data": util.decode_binary(
+                util.decomp_gzip(source.get_userdata_raw() or "", quiet=True, decode=False)),
             "vendor_data": util.decode_binary(source.get_vendordata_raw() or ""),
             "keys": source.get_public_ssh_keys(),
             "network": source.network_config,

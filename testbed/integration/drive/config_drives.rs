@@ -1,4 +1,4 @@
-//! Config drives: what cloud-init's own code finds on them, and what the checkers say.
+//! Config drives against cloud-init's own code and checkers of file systems.
 
 use std::fs;
 
@@ -190,7 +190,7 @@ fn expected_network(label: DriveLabel) -> Value {
     }
 }
 
-/// The findings of cloud-init's own code on the drive.
+/// Reads the drive with cloud-init's own code.
 fn cloud_init(place: &Place) -> Value {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/integration/drive/cloud_init.py");
     let arguments = [script, place.text("image"), place.text(""), MAC];

@@ -341,7 +341,7 @@ impl Site {
         Self::with(BootTable::default(), firmware)
     }
 
-    /// With an HTTP server beside it.
+    /// A site with an HTTP server, too.
     fn with_http(firmware: Firmware) -> Self {
         let address = HTTP.parse().unwrap();
         let mut site = Self::with(BootTable::with_http(address), firmware);

@@ -1,8 +1,8 @@
-//! The rules: what must hold at every moment of every run. Each rule has a name; a run that breaks
-//! one says so and goes on.
+//! The invariants: they hold at every moment of every run. Each has a name; a run that breaks one
+//! reports it and continues.
 //!
-//! The rules read what the core does to the world, and what operators did; where they read the
-//! core's own records they say so.
+//! They are judged by the core's operations and the operators' acts; an invariant that reads the
+//! core's records says so.
 
 mod consent;
 mod first_boot;
@@ -30,7 +30,7 @@ use crate::{
 
 pub(crate) use self::settling::settling;
 
-/// Every rule, as it is named in violations.
+/// All invariants, by their names in violations.
 pub(crate) const RULES: [&str; 23] = [
     "consent_is_for_one_machine",
     "never_writes_without_consent",
@@ -83,7 +83,7 @@ impl Site {
         }
     }
 
-    /// The core has heard the update of this node.
+    /// Notes that the core has received the node's update.
     pub(crate) fn deliver_update(&mut self, node: &NodeName) {
         let update = self.watch.updates.remove(node);
         if update.is_some() {
@@ -96,7 +96,7 @@ impl Site {
         }
     }
 
-    /// Everything that only the agent's process knew is gone.
+    /// Forgets all that only the agent's process knew.
     pub(crate) fn judge_crash(&mut self) {
         self.watch.updates.clear();
         self.watch.informed.clear();
@@ -113,8 +113,8 @@ impl Site {
         self.watch.touched.insert(node.clone());
     }
 
-    /// If the event is the end of an operation that does not run: the record as it is, which must
-    /// stay so.
+    /// The node's record, which must stay as it is, if the event ends an operation that does not
+    /// run.
     pub(crate) fn stale_check(
         &self,
         executor: &Executor,
@@ -128,7 +128,7 @@ impl Site {
         (stale && quiet).then(|| node.record().clone())
     }
 
-    /// Notes what operators tell the core, before it receives that.
+    /// Notes an operator's order, before the core receives it.
     pub(crate) fn judge_event(&mut self, node: &NodeName, event: &Event) {
         match event {
             Event::Approve => self.note_approval(node),
@@ -154,7 +154,7 @@ impl Site {
         }
     }
 
-    /// The clock was set: who came first can no longer be told from it.
+    /// Notes that the clock was set: the queue's order can no longer be judged by time.
     pub(crate) fn judge_clock(&mut self) {
         for place in self.watch.queue.values_mut() {
             place.since = Timestamp::MIN;

@@ -1,4 +1,4 @@
-//! The order of things: the record before the menu before the action, and deadlines that nothing
+//! The order of effects: the record before the menu before the action, and deadlines that nothing
 //! moves.
 
 use hostler::{
@@ -13,11 +13,11 @@ use crate::{
     world::Site,
 };
 
-/// The longest wait there is with the specs used here.
+/// The longest wait with the simulation's specs.
 const WAIT_MAX: SignedDuration = SignedDuration::from_hours(4);
 
 impl Site {
-    /// A record becomes durable.
+    /// Judges a record that becomes durable.
     pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
         self.deliver_update(node);
         self.judge_first_boot(node, record);
@@ -25,7 +25,7 @@ impl Site {
         self.touch(node);
     }
 
-    /// Judges a boot menu as it comes to be served.
+    /// Judges a node's boot menu.
     pub(crate) fn judge_node(&mut self, node: &Node) {
         self.deliver_update(node.name());
         let (name, record) = (node.name(), node.record());
@@ -68,7 +68,7 @@ impl Site {
             self.broken("deadlines_absolute", Some(name), what);
         }
         let before = self.watch.waits.insert(name.clone(), wait.clone());
-        // Each try to clean up has a time of its own.
+        // Each try to clean up has its own deadline.
         if let Some(before) = before.filter(|_| wait.state != "cleaning-up") {
             let same = Wait { deadline: None, ..before.clone() }
                 == Wait { deadline: None, ..wait.clone() };
@@ -80,14 +80,13 @@ impl Site {
         }
     }
 
-    /// A record could not be written: what was known of the wait is no longer what the next start
-    /// finds.
+    /// Judges a record that could not be written: the next start does not find its deadline.
     pub(crate) fn judge_unsaved(&mut self, node: &NodeName) {
         self.deliver_update(node);
         self.watch.waits.remove(node);
     }
 
-    /// An operation is started.
+    /// Judges the start of an operation.
     pub(crate) fn judge_start(&mut self, node: &NodeName, operation: &Operation, spec: &NodeSpec) {
         let record = self.records.get(node);
         let announced = match (operation, record.map(|record| &record.state)) {

@@ -1,4 +1,4 @@
-//! The status that is shown is true.
+//! The shown status is true.
 
 use hostler::{
     lifecycle::Fleet,
@@ -10,7 +10,7 @@ use hostler::{
 
 use crate::world::Site;
 
-/// Looking at all that is shown costs more than all the rest: now and then is enough.
+/// The check of all statuses costs more than all others, and runs only after some steps.
 const EVERY: u64 = 8;
 
 impl Site {
@@ -36,7 +36,8 @@ impl Site {
         }
     }
 
-    /// After a step: what was shown last is the status, and what is durable says the same.
+    /// Checks after a step that the last shown status is the node's, and agrees with the durable
+    /// record.
     pub(crate) fn check_shown(&mut self, fleet: &Fleet, name: &NodeName) {
         let quiet = self.steps.is_multiple_of(EVERY)
             && !self.unsaved.contains(name)

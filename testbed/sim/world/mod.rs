@@ -1,7 +1,7 @@
-//! A site: machines, their BMCs and ramdisks, the network, the spec directory and those who write
-//! into it, the state directory, and a clock. Everything outside the core is in [`Site`], which is
-//! the core's [`hostler::lifecycle::Effects`]; [`World`] brings the core what happens there, one
-//! event after the other.
+//! A site: machines, their BMCs and ramdisks, the network, the spec directory and its authors, the
+//! state directory, and a clock. [`Site`] is everything outside of the core, and implements the
+//! core's [`hostler::lifecycle::Effects`]; [`World`] brings the site's events to the core, one
+//! after the other.
 
 pub(crate) mod agent;
 pub(crate) mod effects;
@@ -48,7 +48,7 @@ const EPOCH_MS: i64 = 1_795_348_800_000;
 /// Lines of the trace kept to explain a violation.
 const TRACE_LINES: usize = 40;
 
-/// Something that happens at its time.
+/// A scheduled event.
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
     /// An operation makes its next move.
@@ -59,7 +59,7 @@ pub(crate) enum Happening {
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
     /// A machine's own system has come up.
     SystemUp { machine: usize, session: u64 },
-    /// A ramdisk does what it has to do.
+    /// A ramdisk makes its next step.
     Ramdisk { id: usize, stamp: u64 },
     /// A call reaches the agent.
     Arrival(Box<Message>),
@@ -67,28 +67,28 @@ pub(crate) enum Happening {
     Answer { id: usize, reply: Reply },
     /// The spec directory is read.
     Scan,
-    /// Fate has a whim.
+    /// A random fault occurs.
     Whim,
     /// An operator does something planned.
     LaterEdit(LaterEdit),
-    /// Somebody goes through the rack.
+    /// An operator presses power buttons.
     Manual,
     /// The agent is started again.
     Start,
 }
 
-/// All that is not the core.
+/// Everything outside of the core.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) plan: Plan,
     pub(crate) dice: Dice,
-    /// Milliseconds since the beginning, as they really pass.
+    /// The true time since the beginning, in milliseconds.
     pub(crate) t: u64,
     /// The error of the agent's clock, in milliseconds.
     pub(crate) skew_ms: i64,
     queue: BTreeMap<(u64, u64), Happening>,
     arranged: u64,
-    /// No more trouble: the site is left to settle.
+    /// Whether faults have ended, so that the site comes to rest.
     pub(crate) calm: bool,
     pub(crate) machines: Vec<Machine>,
     pub(crate) ramdisks: Vec<Ramdisk>,
@@ -101,7 +101,7 @@ pub(crate) struct Site {
     pub(crate) files: BTreeMap<NodeName, File>,
     pub(crate) directory: Directory,
     pub(crate) names: u64,
-    /// The state directory: what outlives the agent.
+    /// The records in the state directory.
     pub(crate) records: BTreeMap<NodeName, Record>,
     /// The file with the unclaimed installations.
     pub(crate) unclaimed: Option<String>,
@@ -110,18 +110,18 @@ pub(crate) struct Site {
     pub(crate) unsaved: BTreeSet<NodeName>,
     /// The status files.
     pub(crate) statuses: BTreeMap<NodeName, Status>,
-    /// The status files as they will be in a moment.
+    /// The status files that are about to be written.
     pub(crate) shown: BTreeMap<NodeName, Status>,
-    /// The boot menus that are served, and for which NICs.
+    /// The served boot menus, with their NICs.
     pub(crate) menus: BTreeMap<NodeName, (Menu, Vec<MacAddr>)>,
     /// Calls of effects until the agent is killed.
     pub(crate) fuse: Option<u64>,
     pub(crate) dead: bool,
-    /// The kernels and ramdisks that were verified for somebody.
+    /// The verified kernels and ramdisks.
     pub(crate) verified: BTreeSet<Digest>,
     pub(crate) watch: Watch,
     pub(crate) steps: u64,
-    /// The hash of everything that happened: the same for the same seed.
+    /// The hash of all events: the same for the same seed.
     pub(crate) hash: u64,
     trace: Option<VecDeque<(Option<NodeName>, String)>>,
 }
@@ -142,8 +142,7 @@ impl Site {
         self.after_ms(from * 1000, to * 1000, happening);
     }
 
-    /// Whether something goes wrong that goes wrong so often in a thousand times where trouble is
-    /// at its worst.
+    /// Whether a failure happens that has this probability, in thousandths, at the highest rate.
     pub(crate) fn mishap(&mut self, permille: u64) -> bool {
         !self.calm && self.dice.roll(80_000) < permille * self.plan.mishap
     }
@@ -163,7 +162,7 @@ impl Site {
         self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
     }
 
-    /// The last that happened to a node, and to the whole site.
+    /// The last events of a node, or of the whole site.
     fn timeline(&self, node: Option<&NodeName>) -> Vec<String> {
         let lines = self.trace.iter().flatten().rev();
         let of_node = lines.filter(|(of, _)| of.is_none() || node.is_none() || of.as_ref() == node);
@@ -173,7 +172,7 @@ impl Site {
         timeline
     }
 
-    /// A rule was broken.
+    /// Records a broken rule.
     pub(crate) fn broken(&mut self, rule: &'static str, node: Option<&NodeName>, what: String) {
         let timeline = self.timeline(node);
         self.note(node, || format!("BROKEN: {rule}: {what}"));
@@ -182,7 +181,7 @@ impl Site {
     }
 }
 
-/// The core and all it deals with.
+/// The core and its site.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) executor: Option<Executor>,
@@ -190,7 +189,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A site of this kind, which nobody has touched yet.
+    /// Makes a fresh site with these properties.
     pub(crate) fn new(plan: Plan, mut dice: Dice, traced: bool) -> Self {
         let has_bmc = |n: usize| !(plan.manual_power && n % 5 == 2);
         let machines = (0..plan.machines)
@@ -239,7 +238,7 @@ impl World {
         world
     }
 
-    /// Lets the next thing happen.
+    /// Plays the next event.
     pub(crate) fn advance(&mut self) {
         let happening = self.site.queue.first_key_value().map(|(at, _)| *at);
         let wake = self.wake();
@@ -257,7 +256,7 @@ impl World {
         }
     }
 
-    /// When the core wants to be woken, as time really passes.
+    /// The true time of the core's next wake-up.
     fn wake(&self) -> Option<u64> {
         let executor = self.executor.as_ref()?;
         let core = executor.fleet().next_wake().map(|at| {
@@ -297,7 +296,7 @@ impl World {
             Happening::SystemUp { machine, session } => site.system_up(machine, session),
             Happening::Ramdisk { id, stamp } => site.ramdisk_acts(id, stamp),
             Happening::Arrival(message) => {
-                // Nobody listens while the agent is dead.
+                // A dead agent gets no event.
                 if self.executor.is_some() {
                     let (node, event) = site.event_of(*message);
                     self.bring(&node, event);
@@ -312,7 +311,7 @@ impl World {
         }
     }
 
-    /// Now and then, before the end of an operation, the end of another one that does not run.
+    /// Sometimes brings the end of an operation that does not run before a real one.
     fn bring_stale(&mut self, node: &NodeName, event: &Event) {
         let Event::Done { op, outcome } = event else { return };
         if self.site.dice.permille(30) {
@@ -380,7 +379,7 @@ fn shorten(text: &str) -> String {
     text.chars().take(180).collect()
 }
 
-/// A record but for what a clock that was set back moves, whatever event notices it.
+/// A record without the fields that every event adjusts after a backward change of the clock.
 fn without_clock(record: &Record, before: &Record) -> Record {
     let Record { deadline, not_before, since, power_forced_at, .. } = before;
     Record {

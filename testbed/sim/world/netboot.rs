@@ -1,5 +1,4 @@
-//! A machine that comes on: its firmware boots the network or the disk, and the network is what the
-//! agent serves at that moment.
+//! A machine that comes on: its firmware boots the network, which the agent serves, or the disk.
 
 use hostler::{
     lifecycle::{Event, Menu},
@@ -34,7 +33,7 @@ impl Site {
         }
     }
 
-    /// The firmware is up and looks for something to boot.
+    /// The firmware is up and chooses a boot device.
     pub(crate) fn firmware(&mut self, m: usize, session: u64) {
         if !self.lives_on(m, session) {
             return;
@@ -47,7 +46,7 @@ impl Site {
         if device == Device::Disk || !netboots {
             return self.boot_disk(m);
         }
-        // A dead agent serves nothing, and an unknown NIC neither.
+        // A dead agent serves nothing, and an unknown NIC gets nothing.
         let mac = self.machines[m].mac;
         let menu = self.menus.iter().find(|(_, (_, nics))| nics.contains(&mac));
         match menu.map(|(name, (menu, _))| (name.clone(), menu.clone())) {
@@ -84,7 +83,7 @@ impl Site {
             return None;
         };
         if self.mishap(10) {
-            // It hangs there.
+            // The machine hangs there.
             return None;
         }
         let next =
@@ -102,7 +101,7 @@ impl Site {
         }))
     }
 
-    /// The system's own kernel, and what is on the disk.
+    /// Boots the system's own kernel with the disk's content.
     fn boot_own_kernel(&mut self, m: usize, files: &[BootFile; 2], command_line: &str) {
         self.note(None, || format!("machine {m} boots {files:?} with {command_line}"));
         let unverified = files.iter().any(|file| match file {
@@ -147,7 +146,7 @@ impl Site {
         }
     }
 
-    /// Its own system is up, unless it restarts its machine before.
+    /// The machine's installed system comes up, unless it restarts the machine first.
     pub(crate) fn system_up(&mut self, m: usize, session: u64) {
         if !self.lives_on(m, session) {
             return;

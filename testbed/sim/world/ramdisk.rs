@@ -1,5 +1,5 @@
-//! The deploy ramdisk: what it calls, and what it makes of the answers. Calls get lost, come twice,
-//! or come so late that the machine is long off.
+//! The deploy ramdisk: its calls, and its reactions to the answers. Calls get lost, come twice, or
+//! arrive long after the machine is off.
 
 use std::net::IpAddr;
 
@@ -28,21 +28,21 @@ pub(crate) struct Ramdisk {
     pub(crate) node: NodeName,
     key: AttemptKey,
     stage: Stage,
-    /// Counts changes of the stage, so that an old repetition is not acted upon.
+    /// Counts changes of the stage, so that an old repetition has no effect.
     stamp: u64,
     iqn: String,
     secret: String,
-    /// Whether it knows what its disk must hold.
+    /// Whether it has digests to compare its disk with.
     compares: bool,
-    /// The way in which it is to leave its machine.
+    /// How it ends its machine.
     then: Then,
-    /// Whether it has said completed, and that all is well.
+    /// Whether it has reported completed, without an error.
     said_completed: bool,
-    /// Calls that were refused without another answer since.
+    /// Calls refused in a row.
     refused: u32,
 }
 
-/// After so many refusals it believes that nobody knows its attempt.
+/// Refusals in a row after which it treats its attempt as unknown.
 const REFUSALS_MAX: u32 = 40;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ enum Stage {
     Over,
 }
 
-/// A call on its way to the agent.
+/// A call in transit to the agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) ramdisk: Option<usize>,
@@ -66,7 +66,7 @@ pub(crate) struct Message {
 }
 
 impl Site {
-    /// A machine has booted the ramdisk with the boot menu it was just served.
+    /// Starts a ramdisk on a machine, with the boot menu it got.
     pub(crate) fn ramdisk_boots(&mut self, machine: usize, node: NodeName, key: AttemptKey) {
         if self.machines[machine].quirk == Quirk::Mute {
             return;
@@ -90,19 +90,19 @@ impl Site {
         self.after_s(5, 30, Happening::Ramdisk { id, stamp: 0 });
     }
 
-    /// Whether what now runs on the machine is a ramdisk that was booted with this key.
+    /// Whether the machine runs a ramdisk with this key.
     pub(crate) fn was_booted_with(&self, machine: usize, key: &AttemptKey) -> bool {
         let session = self.machines[machine].session;
         let mut booted = self.ramdisks.iter().rev();
         booted.any(|r| r.machine == machine && r.session == session && r.key == *key)
     }
 
-    /// Whether the ramdisk with this key has said completed.
+    /// Whether the ramdisk with this key has reported completed.
     pub(crate) fn has_completed(&self, key: &AttemptKey) -> bool {
         self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_completed)
     }
 
-    /// Whether a ramdisk of this machine has ever said completed.
+    /// Whether a ramdisk of this machine has ever reported completed.
     pub(crate) fn was_completed(&self, named: &Machine) -> bool {
         let is_named = |ramdisk: &Ramdisk| {
             let machine = &self.machines[ramdisk.machine];
@@ -117,7 +117,7 @@ impl Site {
         machine.on && machine.session == ramdisk.session && ramdisk.stage != Stage::Over
     }
 
-    /// Acts as its stage wants.
+    /// Makes the next step of a ramdisk's stage.
     pub(crate) fn ramdisk_acts(&mut self, id: usize, stamp: u64) {
         if !self.lives(id) || self.ramdisks[id].stamp != stamp {
             return;
@@ -134,10 +134,10 @@ impl Site {
             Stage::Pass => self.deploy_info(id, ""),
             Stage::Poll => Call::DeployState,
             Stage::Completed => {
-                // It repeats what it has said.
+                // The ramdisk repeats its report.
                 let fails = mishap && !self.ramdisks[id].said_completed;
                 let error = if fails { "the disk is not as it should be" } else { "" };
-                // Having compared it, or not, as it was told.
+                // With or without a comparison, as the agent asked.
                 let verified = self.ramdisks[id].compares;
                 self.ramdisks[id].said_completed = error.is_empty();
                 Call::Completed(Completed { error: error.to_owned(), verified, verify_ms: 1000 })
@@ -145,7 +145,7 @@ impl Site {
             Stage::Over => return,
         };
         self.send(id, call);
-        // Without an answer it calls again.
+        // Without an answer the ramdisk repeats its call.
         self.after_s(8, 20, Happening::Ramdisk { id, stamp });
     }
 
@@ -192,7 +192,7 @@ impl Site {
         })
     }
 
-    /// The network takes it, for better or worse.
+    /// Sends a call over the network, which may lose, delay or repeat it.
     fn send(&mut self, id: usize, call: Call) {
         let ramdisk = &self.ramdisks[id];
         let (node, key) = (ramdisk.node.clone(), ramdisk.key.clone());
@@ -200,7 +200,7 @@ impl Site {
         let message = Message { ramdisk: Some(id), node, peer, key, call };
         let bad = self.t < self.bad_network_until;
         if self.mishap(10) || bad && self.dice.permille(300) {
-            // The call wanders about, and comes when nobody thinks of it any more.
+            // The call arrives again much later.
             self.after_s(30, 3600, Happening::Arrival(Box::new(message.clone())));
         }
         if !(self.mishap(30) || bad && self.dice.permille(400)) {
@@ -259,7 +259,7 @@ impl Site {
                 self.ramdisks[id].then = *then;
                 self.leave(id);
             }
-            // The ramdisk has yet to learn how to leave the machine.
+            // The ramdisk still needs to know how to end the machine.
             (_, Reply::Failed(_)) => {
                 self.stop_target(id);
                 self.enter(id, Stage::Poll, 1);
@@ -279,7 +279,7 @@ impl Site {
         }
     }
 
-    /// The ramdisk is through, and leaves its machine as it was told.
+    /// Ends the ramdisk, and its machine as the agent decided.
     fn leave(&mut self, id: usize) {
         let (machine, then) = (self.ramdisks[id].machine, self.ramdisks[id].then);
         self.ramdisks[id].stage = Stage::Over;
@@ -308,7 +308,7 @@ impl Site {
         self.after_s(wait_s, wait_s + wait_s / 2, Happening::Ramdisk { id, stamp });
     }
 
-    /// Somebody on the deploy network tries it, too.
+    /// A stranger on the deploy network makes a call.
     pub(crate) fn stranger_calls(&mut self) {
         let Some(n) = self.ramdisks.len().checked_sub(1) else { return };
         let newest = n.saturating_sub(self.dice.index(8));

@@ -13,16 +13,16 @@ use super::Site;
 /// A spec file.
 #[derive(Clone, Debug)]
 pub(crate) struct File {
-    /// As it is when it can be read.
+    /// The spec in the file, if it is readable.
     pub(crate) spec: NodeSpec,
-    /// Whether it cannot.
+    /// Whether the file is unreadable.
     pub(crate) broken: bool,
-    /// The machine it is meant for.
+    /// The machine that the spec is for.
     pub(crate) home: usize,
 }
 
 impl Site {
-    /// One spec for each machine, and some machines to spare.
+    /// Writes one spec for each machine, except for some spare machines.
     pub(crate) fn write_first_specs(&mut self) {
         for home in 0..self.machines.len() - self.plan.spares {
             self.write_new_spec(home);
@@ -54,7 +54,7 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
-        // Two of five have to show that their system is up.
+        // Two of five specs have a boot check.
         if home % 5 < 2 {
             spec.boot_check = BootCheck::Tcp { port: 80, address: None };
         }
@@ -62,7 +62,7 @@ impl Site {
         spec
     }
 
-    /// The files as one reading of the directory finds them.
+    /// The files in one scan of the directory.
     pub(crate) fn read_specs(&self) -> hostler::lifecycle::Specs {
         self.files
             .iter()
@@ -77,12 +77,12 @@ impl Site {
     }
 }
 
-/// An operator takes longer than a BMC.
+/// The power limit: an operator takes longer than a BMC.
 fn power_limit(has_bmc: bool) -> Duration {
     Duration::from_secs(60 * if has_bmc { 2 } else { 180 })
 }
 
-/// Another BMC, or none.
+/// Changes or removes the BMC of a spec.
 pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.timeouts.power = power_limit(bmc.is_some());
     spec.bmc = bmc;

@@ -1,10 +1,9 @@
-//! One file at a time, in ways that are rarer than a flipped bit: a lost state directory with a
-//! status file that cannot be read, an old copy that was put back, a record that contradicts
-//! itself.
+//! Tests of rare kinds of damage to single files: an unreadable status file beside a lost state
+//! directory, a restored old copy, a record that contradicts itself.
 
 use super::*;
 
-/// The text of a status file, spoilt.
+/// Damages the text of a status file.
 type Spoil = fn(&Path, String);
 
 #[test]
@@ -87,7 +86,7 @@ fn an_old_copy_of_the_state_does_not_know_better_than_a_later_status_file() {
         let before = now().checked_sub(SignedDuration::from_hours(1)).unwrap();
         (old.since, old.history[0].at) = (before, before);
         match &mut old.installed {
-            // Under another `redeploy`: what is there would be taken for a reason to wipe.
+            // Under another `redeploy`, which would look like consent to WIPE.
             Some(installed) if installed_then => {
                 (installed.at, installed.redeploy) = (before, Some("zeroth".into()));
             }
@@ -138,7 +137,7 @@ fn a_state_directory_that_is_new_is_not_one_that_was_lost() {
         fs::remove_file(dir.path().join("state/new.json")).unwrap();
         fs::remove_dir_all(dir.path().join("state")).unwrap();
     }
-    // From the first start on its file is there, and missed when it is gone.
+    // From the first start on, the file exists, and its loss is noticed.
     Agent::start(dir.path()).stop();
     fs::remove_file(dir.path().join("state/_site.json")).unwrap();
     let mut agent = Agent::start(dir.path());
