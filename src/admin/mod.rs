@@ -20,6 +20,7 @@ mod wire;
 
 use std::{io, path::PathBuf};
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 pub use self::{
@@ -27,46 +28,38 @@ pub use self::{
     server::Server,
     wire::WireError,
 };
-use crate::model::{
-    admin::{Answer, BmcCommand, Fact, NicBoot, Order},
-    ids::{MacAddr, NodeName},
-    printable::escaped,
-};
+use crate::model::{admin::Question, printable::escaped};
 
 /// A question of an operator, for the agent's driver.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
 pub struct AdminRequest {
-    pub question: PendingQuestion,
+    pub question: Question,
     pub peer: AdminPeer,
+    pub reply: AdminReply,
 }
 
-/// The operator's question with the channel for its answer. A closed channel means that the
-/// operator has gone: the agent must do nothing for the question any more.
+/// Takes the answer to a question. One that is closed means that the operator has gone or has an
+/// answer already: nothing must be done for the question any more.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the names of the fields say it")]
-pub enum PendingQuestion {
-    /// [`Question::Order`](crate::model::admin::Question::Order)
-    Order { order: Order, reply: oneshot::Sender<Vec<Answer>> },
-    /// [`Question::ApproveNewMachines`](crate::model::admin::Question::ApproveNewMachines)
-    ApproveNewMachines {
-        /// Whether the approval changed anything, or the reason why it failed.
-        reply: oneshot::Sender<Result<bool, String>>,
-    },
-    /// [`Question::ShowBoot`](crate::model::admin::Question::ShowBoot)
-    ShowBoot {
-        mac: MacAddr,
-        /// Whether the menus include the attempt's key.
-        secrets: bool,
-        reply: oneshot::Sender<Option<NicBoot>>,
-    },
-    /// [`Question::Bmc`](crate::model::admin::Question::Bmc)
-    Bmc {
-        node: NodeName,
-        command: BmcCommand,
-        /// The BMC's facts afterwards, or the reason why the command failed.
-        reply: oneshot::Sender<Result<Vec<Fact>, String>>,
-    },
+pub struct AdminReply(oneshot::Sender<Result<Vec<u8>, serde_json::Error>>);
+
+impl AdminReply {
+    /// Sends the answer that [`Question`] names, or the reason why there is none. An operator who
+    /// went away does not get it.
+    pub fn send(self, answer: &Result<impl Serialize, String>) {
+        drop(self.0.send(wire::encode(answer)));
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Waits until nobody waits for the answer any more.
+    pub async fn closed(&mut self) {
+        self.0.closed().await;
+    }
 }
 
 /// The client's process, as the kernel identifies it (`SO_PEERCRED`, unix(7)).

@@ -5,7 +5,6 @@
 //! client that has not asked anything.
 
 use std::{
-    convert::identity,
     fs::{self, DirBuilder, Permissions},
     future::Future,
     io::{self, ErrorKind},
@@ -27,7 +26,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    AdminError, AdminPeer, AdminRequest, PendingQuestion,
+    AdminError, AdminPeer, AdminReply, AdminRequest,
     wire::{BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
 use crate::{
@@ -194,46 +193,20 @@ async fn answer(
     peer: AdminPeer,
     requests: &mpsc::Sender<AdminRequest>,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let ask = |question| requests.send(AdminRequest { question, peer });
-    match question {
-        Question::Order(order) => {
-            let (reply, answers) = oneshot::channel();
-            let sent = ask(PendingQuestion::Order { order, reply });
-            encode(&await_reply(sent, answers, DRIVER_LIMIT).await)
-        }
-        Question::ApproveNewMachines => {
-            let (reply, changed) = oneshot::channel();
-            let sent = ask(PendingQuestion::ApproveNewMachines { reply });
-            encode(&await_reply(sent, changed, DRIVER_LIMIT).await.and_then(identity))
-        }
-        Question::ShowBoot { mac, secrets } => {
-            let (reply, boot) = oneshot::channel();
-            let sent = ask(PendingQuestion::ShowBoot { mac, secrets, reply });
-            encode(&await_reply(sent, boot, DRIVER_LIMIT).await)
-        }
-        Question::Bmc { node, command } => {
-            let (reply, facts) = oneshot::channel();
-            let sent = ask(PendingQuestion::Bmc { node, command, reply });
-            encode(&await_reply(sent, facts, BMC_LIMIT).await.and_then(identity))
-        }
-    }
-}
-
-async fn await_reply<T>(
-    sent: impl Future<Output = Result<(), mpsc::error::SendError<AdminRequest>>>,
-    answer: oneshot::Receiver<T>,
-    limit: Duration,
-) -> Result<T, String> {
+    let limit = if matches!(question, Question::Bmc { .. }) { BMC_LIMIT } else { DRIVER_LIMIT };
+    let (reply, line) = oneshot::channel();
+    let request = AdminRequest { question, peer, reply: AdminReply(reply) };
     let answered = timeout(limit, async {
-        sent.await.ok()?;
-        answer.await.ok()
+        requests.send(request).await.ok()?;
+        line.await.ok()
     });
-    match answered.await {
-        Ok(Some(answer)) => Ok(answer),
-        Ok(None) => Err("it is stopping".to_owned()),
-        Err(_) => Err(format!(
+    let why = match answered.await {
+        Ok(Some(line)) => return line,
+        Ok(None) => "it is stopping".to_owned(),
+        Err(_) => format!(
             "it is not done after {} s; `hostler status` shows how far it came",
             limit.as_secs()
-        )),
-    }
+        ),
+    };
+    encode(&Err::<(), _>(why))
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-use super::{power::Bmcs, work::cancel_signal};
+use super::power::Bmcs;
 
 /// The facts after a command, or the error in words.
 pub(super) type CommandResult = Result<Vec<Fact>, String>;
@@ -30,7 +30,7 @@ impl Bmcs {
         let Ok(_permit) = self.bmc_commands.try_acquire() else {
             return Err("operators use too many BMCs at once; try again in a while".to_owned());
         };
-        let (_stop, cancel) = cancel_signal();
+        let (_stop, cancel) = watch::channel(false);
         let firmware = spec.boot.firmware;
         let call = async |bmc: Bmc, limit: Duration| {
             use PowerState::{Off, On};

@@ -70,12 +70,11 @@ impl Begun {
             None
         });
         let kept = kept.filter(|kept: &WriteCheckpoint| kept.subject == subject);
-        let kept = match kept {
-            Some(kept) => kept,
-            None => {
-                let seed = Seed::random()?;
-                WriteCheckpoint { subject, seed, layout: None, flushed_bytes: 0 }
-            }
+        let kept = if let Some(kept) = kept {
+            kept
+        } else {
+            let seed = Seed::random()?;
+            WriteCheckpoint { subject, seed, layout: None, flushed_bytes: 0 }
         };
         let (checkpoints, node) = (checkpoints.clone(), node.clone());
         Ok(Self { checkpoints, node, kept })

@@ -7,14 +7,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{AdminPeer, AdminRequest, PendingQuestion},
+    admin::{AdminPeer, AdminReply, AdminRequest},
     lifecycle::{Event, Hold, Node},
     model::{
-        admin::{Answer, BmcCommand, Order, Selection},
+        admin::{Answer, BmcCommand, Order, Question, Selection},
         consent,
         ids::NodeName,
         power::PowerState,
@@ -23,30 +22,24 @@ use crate::{
     },
 };
 
-use super::{bmc_commands::CommandResult, clock::now, driver::Driver};
+use super::{clock::now, driver::Driver};
 
 impl Driver {
     /// Answers a question, or starts the task that will.
-    pub(super) fn attend(&mut self, AdminRequest { question, peer }: AdminRequest) {
+    pub(super) fn attend(&mut self, AdminRequest { question, peer, reply }: AdminRequest) {
         match question {
-            PendingQuestion::Order { order, reply } => self.obey(&order, peer, reply),
-            PendingQuestion::ApproveNewMachines { reply } => self.approve_new_machines(peer, reply),
-            PendingQuestion::Bmc { node, command, reply } => {
-                self.use_bmc(&node, command, peer, reply)
-            }
-            PendingQuestion::ShowBoot { mac, secrets, reply } => {
+            Question::Order(order) => self.obey(&order, peer, reply),
+            Question::ApproveNewMachines => self.approve_new_machines(peer, reply),
+            Question::Bmc { node, command } => self.use_bmc(&node, command, peer, reply),
+            Question::ShowBoot { mac, secrets } => {
                 info!(%mac, uid = peer.uid, pid = peer.pid, secrets, "operator reads boot menus");
-                drop(reply.send(self.adapters.show_boot(mac, secrets)));
+                reply.send(&Ok(self.adapters.show_boot(mac, secrets)));
             }
         }
     }
 
     /// Approves that machines of specs which appear from now on are new.
-    fn approve_new_machines(
-        &mut self,
-        AdminPeer { uid, pid }: AdminPeer,
-        reply: oneshot::Sender<Result<bool, String>>,
-    ) {
+    fn approve_new_machines(&mut self, AdminPeer { uid, pid }: AdminPeer, reply: AdminReply) {
         if reply.is_closed() {
             return warn!(uid, pid, "consent to new machines came too late, and is dropped");
         }
@@ -58,16 +51,11 @@ impl Driver {
             "operator approves machines that specs name from now on: they are WIPED and installed \
              if they are off"
         );
-        drop(reply.send(changed));
+        reply.send(&changed);
     }
 
     /// Performs an order, unless the operator was told already that it failed.
-    fn obey(
-        &mut self,
-        order: &Order,
-        AdminPeer { uid, pid }: AdminPeer,
-        reply: oneshot::Sender<Vec<Answer>>,
-    ) {
+    fn obey(&mut self, order: &Order, AdminPeer { uid, pid }: AdminPeer, reply: AdminReply) {
         if reply.is_closed() {
             return warn!(uid, pid, order = order.name(), "an order came too late, and is dropped");
         }
@@ -86,7 +74,7 @@ impl Driver {
             answers.push(answer);
         }
         // The log and the status files have the answer for an operator who went away.
-        drop(reply.send(answers));
+        reply.send(&Ok(answers));
     }
 
     /// The nodes that wait for an order with `--all`. Consent by `--all` is for nodes that the
@@ -107,7 +95,7 @@ impl Driver {
         name: &NodeName,
         command: BmcCommand,
         AdminPeer { uid, pid }: AdminPeer,
-        reply: oneshot::Sender<CommandResult>,
+        reply: AdminReply,
     ) {
         let command_name = command.name();
         let admitted = self
@@ -125,7 +113,7 @@ impl Driver {
                 info!(node = %name, uid, pid, command = command_name, why, "an operator may not \
                     use a BMC");
                 // The log has the answer for an operator who went away.
-                drop(reply.send(Err(format!("{name}: {why}"))));
+                reply.send(&Err::<(), _>(format!("{name}: {why}")));
             }
         }
     }

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -31,7 +34,7 @@ use crate::{
     regular_file,
 };
 
-use super::{faults, refusals::Refusals, work::cancel_signal};
+use super::{faults, refusals::Refusals};
 
 /// Most BMCs that operators use at once, fewer than the admin socket's connections, of which each
 /// takes one.
@@ -110,7 +113,7 @@ impl Bmcs {
             let now = *sent_at.insert(Instant::now());
             bmc.poll_power_state(now + limit).await
         };
-        let (_stop, never) = cancel_signal();
+        let (_stop, never) = watch::channel(false);
         tokio::select! {
             state = self.with_client(step, spec, client, never, call) => return state,
             () = stopped(&mut cancel) => {}

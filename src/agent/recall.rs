@@ -99,8 +99,8 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Marks a record as lost: its machine is not touched without consent, unless a status file says
-    /// what is installed.
+    /// Marks a record as lost, so that its machine is not touched without consent, unless a status
+    /// file says what is installed.
     fn lose(&mut self, name: &NodeName, loss: String) {
         self.doubts.push((name.clone(), loss));
         self.records.insert(name.clone(), Record::distrusted(self.now));

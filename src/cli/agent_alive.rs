@@ -15,7 +15,7 @@ use crate::{
     status_file::{MarkFile, StatusFileError},
 };
 
-use super::status::{clock, span};
+use super::text::{clock, span};
 
 /// Exit code of `hostler status` if no agent acts.
 pub(super) const NO_AGENT: u8 = 6;

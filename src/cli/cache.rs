@@ -32,7 +32,7 @@ use crate::{
 
 use super::{
     Failure, Problems,
-    status::{columns, progress, span},
+    text::{columns, progress, span},
 };
 
 /// Stall limit for images that no spec names: a spec's default.

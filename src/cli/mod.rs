@@ -21,6 +21,7 @@ mod run;
 mod show;
 mod show_boot;
 mod status;
+mod text;
 mod wait;
 
 use std::{

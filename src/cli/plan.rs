@@ -19,7 +19,7 @@ use crate::{
     status_file::StatusFiles,
 };
 
-use super::{Failure, Format, NoDirectory, configuration, print, status::columns};
+use super::{Failure, Format, NoDirectory, configuration, print, text::columns};
 
 /// The exit codes, for `--help`.
 pub(super) const EXIT_CODES: &str = "\

@@ -9,15 +9,14 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::{
     model::{
         ids::NodeName,
         printable::escaped,
-        size::show_bytes,
-        status::{Phase, Progress, Status},
+        status::{Phase, Status},
     },
     spec_dir,
     status_file::{StatusFileError, StatusFiles, Unwritten},
@@ -27,6 +26,7 @@ use super::{
     Failure, Format,
     agent_alive::{AgentAlive, NO_AGENT},
     print,
+    text::{clock, columns, progress, span},
 };
 
 /// The exit codes, for `--help`.
@@ -36,8 +36,6 @@ statuses are as old as its last sign of life.";
 
 /// Poll interval of `watch`: that of the agent's progress reports.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Cells of the progress bar.
-const BAR_CELLS: u64 = 10;
 
 pub(super) fn show(
     dir: &Path,
@@ -183,24 +181,6 @@ fn table(statuses: &[Status], unwritten: &Unwritten, now: Timestamp) -> String {
     columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// Aligns the cells of rows in columns, and escapes them.
-pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
-    let rows: Vec<[String; N]> =
-        rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    });
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 fn line(status: &Status, unwritten: &Unwritten) -> String {
     let progress =
         status.progress.as_ref().map(|p| format!(" {}", progress(p))).unwrap_or_default();
@@ -221,46 +201,12 @@ fn phase(status: &Status, unwritten: &Unwritten) -> String {
     format!("{}{mark}", status.phase.as_str())
 }
 
-/// Formats progress: `write [####······] 42% 31.0 MiB/s, 12s left`, or `fetch 12.0 MiB, 31.0 MiB/s`
-/// while the total is unknown.
-pub(super) fn progress(progress: &Progress) -> String {
-    if progress.total_bytes == 0 {
-        let [done, rate] = [progress.done_bytes, progress.rate_bytes].map(show_bytes);
-        return format!("{} {done}, {rate}/s", progress.stage.as_str());
-    }
-    let filled = progress.percent() * BAR_CELLS / 100;
-    let bar: String = (0..BAR_CELLS).map(|cell| if cell < filled { '#' } else { '.' }).collect();
-    let rest = progress.remaining_s.map(|rest| format!(", {rest}s left")).unwrap_or_default();
-    format!(
-        "{} [{bar}] {}% {}/s{rest}",
-        progress.stage.as_str(),
-        progress.percent(),
-        show_bytes(progress.rate_bytes)
-    )
-}
-
-/// Formats a duration: `2m10s`, rounded down to at most two units.
-pub(super) fn span(duration: SignedDuration) -> String {
-    let s = duration.as_secs().max(0);
-    match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
-        (0, 0, 0, s) => format!("{s}s"),
-        (0, 0, m, s) => format!("{m}m{s}s"),
-        (0, h, m, _) => format!("{h}h{m}m"),
-        (d, h, _, _) => format!("{d}d{h}h"),
-    }
-}
-
-/// Formats a time to the second, in UTC: administrators compare it with logs.
-pub(super) fn clock(at: Timestamp) -> String {
-    at.round(Unit::Second).unwrap_or(at).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::model::status::ImagingStage;
+    use crate::model::status::{ImagingStage, Progress};
 
     fn status(node: &str, phase: &str, extra: &str) -> Status {
         let text = format!(
@@ -304,14 +250,5 @@ mod tests {
             edge-9   deployed (old status)  2m10s  1                                                    as it says
         "#]]
         .assert_eq(&table(&[imaging, fetching, drifted, old], &unwritten, now));
-    }
-
-    #[test]
-    fn spans_show_two_units_at_most() {
-        for (s, text) in
-            [(0, "0s"), (59, "59s"), (130, "2m10s"), (7260, "2h1m"), (90_000, "1d1h"), (-5, "0s")]
-        {
-            assert_eq!(span(SignedDuration::from_secs(s)), text);
-        }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     status_file::{self, StatusFileError, StatusFiles},
 };
 
-use super::{Failure, NodeArgs, agent_alive::AgentAlive, print, status::clock};
+use super::{Failure, NodeArgs, agent_alive::AgentAlive, print, text::clock};
 
 /// The exit codes, for `--help`.
 pub(super) const EXIT_CODES: &str = "\

@@ -9,7 +9,6 @@
 
 mod advice;
 mod decode;
-mod directories;
 mod fetch;
 mod library;
 
@@ -19,8 +18,7 @@ use std::{io, path::PathBuf, time::Duration};
 pub use self::fetch::fuzz as fuzz_checksums;
 pub use self::{
     decode::{DecodeError, DecodeLimits, Inspection, decode, inspect, scratch_bytes_max},
-    directories::Directories,
-    fetch::{FetchError, Sources},
+    fetch::{Directories, FetchError, Sources},
     library::{Entry, Kept, Library, LibraryOptions, Pruned},
 };
 use crate::model::size::show_bytes;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::model::ids::NodeName;
+use crate::model::{backoff::Backoff, ids::NodeName};
 
 /// The longest pause: after a repair, nobody should have to wait for hours.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
@@ -13,8 +13,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// The pause after attempt number `attempt`: `first`, doubled for each attempt before it, plus up
 /// to a fifth.
 pub(super) fn pause(node: &NodeName, attempt: u32, first: Duration) -> Duration {
-    let doubled = first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
-    let base = doubled.min(PAUSE_MAX);
+    let base = Backoff::doubling(first, PAUSE_MAX).pause_after(attempt);
     // FNV-1a over name and attempt.
     let hash = node
         .as_str()

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::{
+    backoff::Backoff,
     fault::{Fault, RetryAdvice},
     status::LastError,
 };
@@ -34,9 +35,8 @@ impl Node {
         fault: Fault,
         actions: &mut Vec<Action>,
     ) {
-        let doublings = self.missing_in_a_row.min(8);
         self.missing_in_a_row = self.missing_in_a_row.saturating_add(1);
-        let pause = PAUSE_MIN.saturating_mul(1 << doublings).min(PAUSE_MAX);
+        let pause = Backoff::doubling(PAUSE_MIN, PAUSE_MAX).pause_after(self.missing_in_a_row);
         let until = after(now, pause);
         let attempt = self.record.attempt;
         let last_error = || LastError { at: now, attempt, fault: fault.clone() };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use crate::model::fault::RetryAdvice;
+use crate::model::{backoff::Backoff, fault::RetryAdvice};
 
 use super::limits::{POLL_INTERVAL, after};
 
@@ -120,12 +120,14 @@ impl Polls {
     /// The pause until the next poll. For a silent BMC, it grows up to a limit at which a site of a
     /// thousand machines notices a repaired one within a minute and a half.
     fn pause(&self) -> Duration {
-        let Some(doublings) = self.misses.checked_sub(1) else { return self.interval };
+        if self.misses == 0 {
+            return self.interval;
+        }
         let longest = POLL_INTERVAL.max(self.interval / 3);
         if self.refused {
             return longest;
         }
-        SILENT_INTERVAL_MIN.saturating_mul(1 << doublings.min(16)).min(longest)
+        Backoff::doubling(SILENT_INTERVAL_MIN, longest).pause_after(self.misses)
     }
 
     /// Bounds the pause to its full length after the clock was set back.

@@ -11,6 +11,7 @@ use super::{
     boot::Firmware,
     disk::RootDeviceHints,
     ids::{Digest, DigestAlgorithm},
+    netboot::Netboot,
     spec::{Checksum, ConfigDrive, ImageKind, NodeSpec, Partitions},
 };
 
@@ -26,10 +27,10 @@ pub struct Identity {
 
 /// Hashes a list of texts, each with its length before it, so that different lists never give the
 /// same bytes.
-pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
+struct Parts<'a>(&'a mut Sha256);
 
 impl Parts<'_> {
-    pub(super) fn put(&mut self, text: &str) {
+    fn put(&mut self, text: &str) {
         self.put_bytes(text.as_bytes());
     }
 
@@ -134,6 +135,29 @@ impl NodeSpec {
         }
         if let Some(by_path) = by_path {
             parts.put(&format!("root device by path {by_path}"));
+        }
+        Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
+            .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
+    }
+}
+
+impl Netboot {
+    /// The identity of an installation whose disk has the identity `written`. A file is in it by
+    /// its checksum, if the spec says one, and else by its path.
+    fn identity(&self, written: &Digest) -> Digest {
+        let Self { kernel, kernel_checksum, ramdisk, ramdisk_checksum, kernel_args } = self;
+        let mut hash = Sha256::new();
+        let mut parts = Parts(&mut hash);
+        parts.put("hostler network boot 1");
+        parts.put(&written.to_string());
+        for (path, checksum) in [(kernel, kernel_checksum), (ramdisk, ramdisk_checksum)] {
+            match checksum {
+                Some(checksum) => parts.put(&format!("checksum {checksum}")),
+                None => parts.put(&format!("path {path}")),
+            }
+        }
+        for word in kernel_args {
+            parts.put(word);
         }
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
             .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))

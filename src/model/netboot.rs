@@ -5,12 +5,8 @@
 //! files must never count as verified.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use super::{
-    identity::Parts,
-    ids::{Digest, DigestAlgorithm},
-};
+use super::ids::Digest;
 
 /// The files that a spec wants an installed machine to boot (`boot.after = "network"`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,27 +68,6 @@ impl Netboot {
             ramdisk_digest: None,
             kernel_args: self.kernel_args.clone(),
         }
-    }
-
-    /// The identity of an installation whose disk has the identity `written`. A file is in it by
-    /// its checksum, if the spec says one, and else by its path.
-    pub(super) fn identity(&self, written: &Digest) -> Digest {
-        let Self { kernel, kernel_checksum, ramdisk, ramdisk_checksum, kernel_args } = self;
-        let mut hash = Sha256::new();
-        let mut parts = Parts(&mut hash);
-        parts.put("hostler network boot 1");
-        parts.put(&written.to_string());
-        for (path, checksum) in [(kernel, kernel_checksum), (ramdisk, ramdisk_checksum)] {
-            match checksum {
-                Some(checksum) => parts.put(&format!("checksum {checksum}")),
-                None => parts.put(&format!("path {path}")),
-            }
-        }
-        for word in kernel_args {
-            parts.put(word);
-        }
-        Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
-            .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
     }
 }
 

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use super::{log::Log, pin};
 use crate::model::{
+    backoff::Backoff,
     boot::RamdiskArgs,
     callback::{Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply},
 };
@@ -37,8 +38,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 const LOG_LIMIT: Duration = Duration::from_secs(3);
 /// The limits of repeated requests.
 const PATIENCE: Patience = Patience {
-    pause_first: Duration::from_millis(500),
-    pause_longest: Duration::from_secs(15),
+    pauses: Backoff::doubling(Duration::from_millis(500), Duration::from_secs(15)),
     unknown: Duration::from_secs(60),
     silence: Duration::from_secs(3600),
 };
@@ -61,9 +61,8 @@ pub(super) enum AgentError {
 /// The pauses and limits of repeated requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// The pause after the first failure; it doubles up to `pause_max`.
-    pub(super) pause_first: Duration,
-    pub(super) pause_longest: Duration,
+    /// Between two tries.
+    pub(super) pauses: Backoff,
     /// How long the agent may answer "no such attempt" before that is final. The agent has read its
     /// records before it listens, so that the answer is reliable.
     pub(super) unknown: Duration,
@@ -197,7 +196,7 @@ impl Agent {
         body: Bytes,
     ) -> Result<T, AgentError> {
         let (began, mut unknown_since) = (Instant::now(), None);
-        let mut pause = self.patience.pause_first;
+        let mut pauses = self.patience.pauses;
         loop {
             let error = match self.call(method.clone(), name, body.clone()).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -215,10 +214,10 @@ impl Agent {
             if began.elapsed() >= self.patience.silence {
                 return Err(AgentError::Silent(self.patience.silence));
             }
+            let pause = pauses.next_pause();
             let again_in_s = pause.as_secs_f32();
             warn!(agent = %self.args.api, question = name, %error, again_in_s);
             sleep(pause).await;
-            pause = (pause * 2).min(self.patience.pause_longest);
         }
     }
 

@@ -144,7 +144,7 @@ mod tests {
             let acts = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
             assert_eq!(text.find(acts), None);
         }
-        let lines: String = (0..20_000).map(|at| format!("line {at}\n")).collect();
+        let lines = (0..20_000).map(|at| format!("line {at}\n")).collect::<Vec<_>>().concat();
         let text = render(&kept("", &lines));
         assert!(text.ends_with("\nline 19999\n"), "its end says why");
         let first = text.lines().nth(5).unwrap();

@@ -15,10 +15,8 @@ use std::{
 };
 
 use hostler::{
-    admin::{
-        AdminError, AdminPeer, AdminRequest, PendingQuestion, Server, ask, show_boot, use_bmc,
-    },
-    model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Selection, ServedMenu},
+    admin::{AdminError, AdminPeer, AdminReply, AdminRequest, Server, ask, show_boot, use_bmc},
+    model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Question, Selection, ServedMenu},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -43,12 +41,10 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     let (order, peer, reply) = agent.order().await;
     assert_eq!(order, Order::Approve(nodes(&["edge-07", "edge-8"])));
     assert_eq!(peer, AdminPeer { uid: rustix::process::getuid().as_raw(), pid });
-    reply
-        .send(vec![
-            answer("edge-07", true, "will be wiped"),
-            answer("edge-8", false, "is not held"),
-        ])
-        .unwrap();
+    reply.send(&Ok(vec![
+        answer("edge-07", true, "will be wiped"),
+        answer("edge-8", false, "is not held"),
+    ]));
     assert_eq!(
         said(child).await,
         (1, "edge-07: will be wiped\n".to_owned(), "error: edge-8: is not held\n".to_owned())
@@ -57,7 +53,7 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     let child = hostler(&["retry", "--all"], &agent.socket).spawn().unwrap();
     let (order, _, reply) = agent.order().await;
     assert_eq!(order, Order::Retry(Selection::All));
-    reply.send(Vec::new()).unwrap();
+    reply.send(&Ok(Vec::<Answer>::new()));
     let (code, out, _) = said(child).await;
     assert_eq!((code, out.contains("nothing to retry")), (0, true), "{out}");
 }
@@ -71,26 +67,18 @@ async fn other_questions_get_through_and_their_answers_back() {
     let boot = Some(NicBoot { node: "edge-07".parse().unwrap(), menus });
     for answer in [boot, None] {
         let (shown, ()) = tokio::join!(show_boot(&socket, mac, true), async {
-            let PendingQuestion::ShowBoot { mac: requested, secrets, reply } =
-                agent.request().await.question
-            else {
-                panic!("another question")
-            };
-            assert_eq!((requested, secrets), (mac, true));
-            reply.send(answer.clone()).unwrap();
+            let AdminRequest { question, reply, .. } = agent.request().await;
+            assert_eq!(question, Question::ShowBoot { mac, secrets: true });
+            reply.send(&Ok(&answer));
         });
         assert_eq!(shown.unwrap(), answer);
     }
     let (node, command) = ("edge-07".parse().unwrap(), BmcCommand::Off { hard: true });
     for answer in [Ok(vec![Fact::new("power", "off")]), Err("has no BMC".to_owned())] {
         let (done, ()) = tokio::join!(use_bmc(&socket, &node, command), async {
-            let PendingQuestion::Bmc { node: requested, command: given, reply } =
-                agent.request().await.question
-            else {
-                panic!("another question")
-            };
-            assert_eq!((&requested, given), (&node, command));
-            reply.send(answer.clone()).unwrap();
+            let AdminRequest { question, reply, .. } = agent.request().await;
+            assert_eq!(question, Question::Bmc { node: node.clone(), command });
+            reply.send(&answer);
         });
         match answer {
             Ok(facts) => assert_eq!(done.unwrap(), facts),
@@ -105,11 +93,8 @@ async fn other_questions_get_through_and_their_answers_back() {
 async fn an_operator_who_goes_away_while_a_bmc_works_is_noticed() {
     let mut agent = Agent::new().await;
     let mut child = hostler(&["bmc", "edge-07", "cycle"], &agent.socket).spawn().unwrap();
-    let PendingQuestion::Bmc { mut reply, command: BmcCommand::Cycle, .. } =
-        agent.request().await.question
-    else {
-        panic!("another question")
-    };
+    let AdminRequest { question, mut reply, .. } = agent.request().await;
+    assert!(matches!(question, Question::Bmc { command: BmcCommand::Cycle, .. }), "{question:?}");
     child.kill().await.unwrap();
     let gone = Instant::now();
     within(reply.closed()).await;
@@ -150,7 +135,7 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
     let child = stranger();
     let (_, peer, reply) = agent.order().await;
     assert_eq!(peer, AdminPeer { uid: NOBODY, pid: child.id().unwrap() });
-    reply.send(vec![answer("edge-07", true, "will be wiped")]).unwrap();
+    reply.send(&Ok(vec![answer("edge-07", true, "will be wiped")]));
     assert_eq!(said(child).await.0, 0);
 }
 
@@ -245,7 +230,7 @@ async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_ask
     };
     assert!(silent[1..].iter().all(is_open), "more than the oldest made room");
     assert!(waits.try_wait().unwrap().is_none());
-    reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
+    reply.send(&Ok(vec![answer("edge-07", true, "is so")]));
     assert_eq!(said(waits).await.1, "edge-07: is so\n");
 }
 
@@ -363,8 +348,9 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
     let requested = tokio::spawn(async move { ask(&socket, &given).await });
     let (given, _, reply) = agent.order().await;
     assert_eq!(given, order);
-    let many = names[..1000].iter().map(|name| answer(name, true, &"x".repeat(300))).collect();
-    reply.send(many).unwrap();
+    let many: Vec<Answer> =
+        names[..1000].iter().map(|name| answer(name, true, &"x".repeat(300))).collect();
+    reply.send(&Ok(many));
     assert_eq!(requested.await.unwrap().unwrap().len(), 1000);
 }
 
@@ -372,9 +358,7 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
 async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     let mut agent = Agent::new().await;
     let patient = hostler(&["bmc", "edge-07", "on"], &agent.socket).spawn().unwrap();
-    let PendingQuestion::Bmc { reply: bmc, .. } = agent.request().await.question else {
-        panic!("another question")
-    };
+    let bmc = agent.request().await.reply;
     let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
     let (_, _, reply) = agent.order().await;
     let (code, _, errors) = said(child).await;
@@ -382,7 +366,7 @@ async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     assert!(errors.contains("10 s") && errors.contains("hostler status"), "{errors}");
     assert!(reply.is_closed());
     // A BMC may take longer.
-    bmc.send(Ok(vec![Fact::new("power", "on")])).unwrap();
+    bmc.send(&Ok(vec![Fact::new("power", "on")]));
     assert_eq!(said(patient).await, (0, "power  on\n".to_owned(), String::new()));
 }
 
@@ -445,11 +429,9 @@ impl Agent {
         within(self.requests.recv()).await.unwrap()
     }
 
-    async fn order(&mut self) -> (Order, AdminPeer, oneshot::Sender<Vec<Answer>>) {
-        let AdminRequest { question, peer } = self.request().await;
-        let PendingQuestion::Order { order, reply } = question else {
-            panic!("no order: {question:?}")
-        };
+    async fn order(&mut self) -> (Order, AdminPeer, AdminReply) {
+        let AdminRequest { question, peer, reply } = self.request().await;
+        let Question::Order(order) = question else { panic!("no order: {question:?}") };
         (order, peer, reply)
     }
 
@@ -458,7 +440,7 @@ impl Agent {
         let order = Order::Approve(nodes(&["edge-07"]));
         let (requested, ()) = tokio::join!(ask(socket, &order), async {
             let (_, _, reply) = self.order().await;
-            reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
+            reply.send(&Ok(vec![answer("edge-07", true, "is so")]));
         });
         assert_eq!(requested.unwrap(), [answer("edge-07", true, "is so")]);
     }

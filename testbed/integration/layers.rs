@@ -2,7 +2,7 @@
 //! docs.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -35,6 +35,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             Some(&[])
         }
         "progress" | "lifecycle" => Some(&["model"]),
+        "boot_call" => Some(&["model", "listener"]),
         "ramdisk" => Some(&["model", "regular_file"]),
         adapter if ADAPTERS.contains(&adapter) => Some(&[
             "model",
@@ -44,6 +45,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             "listener",
             "regular_file",
             "progress",
+            "boot_call",
         ]),
         _ => None,
     }
@@ -54,6 +56,40 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
 fn every_module_names_only_those_below_it() {
     let wrong: Vec<String> = sources("src").iter().flat_map(|path| offences(path)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Invariant (code): The files of a folder name each other in one direction.
+#[test]
+fn no_files_of_a_folder_name_each_other_in_a_circle() {
+    let paths = [sources("src"), sources("testbed/sim")].concat();
+    let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> =
+        paths.iter().map(|path| (module_of(path), siblings_named(path))).collect();
+    loop {
+        let left = named.len();
+        let modules: BTreeSet<PathBuf> = named.keys().cloned().collect();
+        // One that names none of those that are left is in no circle.
+        named.retain(|module, others| others.iter().any(|o| o != module && modules.contains(o)));
+        if named.len() == left {
+            break;
+        }
+    }
+    assert!(named.is_empty(), "these, or some of them, name each other: {named:#?}");
+}
+
+/// The path of a file's module: `a/b` for `a/b.rs` and for `a/b/mod.rs`.
+fn module_of(path: &Path) -> PathBuf {
+    let is_folder = path.file_name().is_some_and(|name| name == "mod.rs");
+    if is_folder { path.parent().unwrap().to_owned() } else { path.with_extension("") }
+}
+
+/// The modules beside a file's own that its code names, tests left out.
+fn siblings_named(path: &Path) -> BTreeSet<PathBuf> {
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let code = without_comments(code).replace("super::super::", "");
+    let beside = module_of(path);
+    let beside = beside.parent().unwrap();
+    code.split("super::").skip(1).flat_map(heads).map(|name| beside.join(name)).collect()
 }
 
 #[test]
@@ -192,12 +228,12 @@ fn offences(path: &Path) -> Vec<String> {
 
 /// The top-level modules a file names by `crate::`.
 fn named(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap().trim())
-        .collect::<Vec<_>>()
-        .join(" ");
-    code.split("crate::").skip(1).flat_map(heads).collect()
+    without_comments(text).split("crate::").skip(1).flat_map(heads).collect()
+}
+
+fn without_comments(text: &str) -> String {
+    let code = text.lines().map(|line| line.split("//").next().unwrap().trim());
+    code.collect::<Vec<_>>().join(" ")
 }
 
 /// The first name of a path, or of each path in a `{group}`.

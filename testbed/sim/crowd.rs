@@ -12,7 +12,7 @@ use crate::{
     dice::Dice,
     plan::Plan,
     watch::Violation,
-    world::{World, machine::Quirk, work::IMAGE_BYTES},
+    world::{IMAGE_BYTES, World, machine::Quirk},
 };
 
 const MACHINES: usize = 100;

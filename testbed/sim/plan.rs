@@ -4,6 +4,9 @@ use hostler::lifecycle::Policy;
 
 use crate::dice::Dice;
 
+/// The first seed whose site may have other ramdisks.
+const OTHER_RAMDISKS_FROM: u64 = 100_000_000;
+
 /// Properties of a site. Rates are per mille; with `0` everywhere the site has no faults.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -13,6 +16,9 @@ pub(crate) struct Plan {
     pub(crate) spares: usize,
     /// Whether some machines have no BMC, and an operator presses their buttons.
     pub(crate) manual_power: bool,
+    /// Whether some machines are given Ironic's ramdisk, and some of hostler's own compare nothing,
+    /// though they are told to.
+    pub(crate) other_ramdisks: bool,
     /// Longest time between two random faults, in seconds.
     pub(crate) pause_s: u64,
     /// The weights of the faults and of operators' acts.
@@ -38,6 +44,7 @@ impl Plan {
             policy,
             spares: 0,
             manual_power: false,
+            other_ramdisks: false,
             pause_s: 3600,
             operator: 0,
             crash: 0,
@@ -52,7 +59,8 @@ impl Plan {
         }
     }
 
-    pub(crate) fn of(dice: &mut Dice) -> Self {
+    /// The sites of `seed`, whose dice these are.
+    pub(crate) fn of(seed: u64, dice: &mut Dice) -> Self {
         let machines = usize::try_from(if dice.permille(700) {
             dice.between(3, 16)
         } else {
@@ -73,6 +81,8 @@ impl Plan {
             policy,
             spares: machines / 8,
             manual_power: machines.is_multiple_of(2),
+            // The seeds before play as they did when what they found was found.
+            other_ramdisks: seed >= OTHER_RAMDISKS_FROM && seed.is_multiple_of(2),
             operator: 20 + weight(60),
             crash: weight(20),
             bmc: weight(20),

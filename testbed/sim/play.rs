@@ -7,7 +7,7 @@ use crate::{
     invariants::settling,
     plan::Plan,
     watch::Violation,
-    world::{World, operator::LaterEdit},
+    world::{LaterEdit, World},
 };
 
 /// Seeds that once broke a rule, one a line, with the fault.
@@ -46,7 +46,7 @@ pub(crate) fn play(seed: u64, traced: bool) -> Played {
 
 fn play_once(seed: u64, traced: bool) -> Played {
     let mut dice = Dice::new(seed);
-    let plan = Plan::of(&mut dice);
+    let plan = Plan::of(seed, &mut dice);
     let trouble = STEPS_EACH * plan.machines as u64;
     let mut world = World::new(plan, dice, traced);
     while world.site.steps < trouble && world.site.watch.violations.len() < VIOLATIONS_MAX {

@@ -41,7 +41,8 @@ const POLICY: Policy = Policy {
     breaker: true,
     enforce_power: false,
 };
-const ROUNDS: u64 = 3000;
+/// Rounds of damage, unless `DAMAGE_ROUNDS` says how many: `testbed/check damage` plays more.
+const ROUNDS: u64 = 500;
 
 fn now() -> Timestamp {
     "2026-11-22T12:00:00Z".parse().unwrap()

@@ -16,9 +16,10 @@ use super::{
     client::{IpmiClient, Memory},
     commands::IpmiCommand,
     error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
+    exchange::{CommandAnswer, Exchange, LoginFailure, NotOpened},
     link::{Link, SENDS_MAX},
     refusal::Verdict,
-    transport::{Channel, CommandAnswer, Exchange, LoginFailure, NotOpened, Tries},
+    transport::{Channel, Tries},
 };
 use crate::{
     bmc::timing::Timing,

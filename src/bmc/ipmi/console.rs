@@ -9,12 +9,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     call::IpmiCall,
-    client::{IpmiClient, accepted},
+    client::IpmiClient,
     commands::{self, IpmiCommand},
     error::{IpmiError, IpmiErrorKind},
+    exchange::Exchange,
     link::Link,
+    power::accepted,
     sol::{Acknowledgement, Stream},
-    transport::Exchange,
 };
 use crate::{
     bmc::{driver::ConsoleEvent, error::BmcError},

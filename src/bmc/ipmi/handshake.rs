@@ -17,9 +17,9 @@
 use super::{
     commands::privilege_level,
     crypto::{AES_BLOCK_BYTES, Keys, algorithms, check_bytes, hmac, matches},
+    exchange::LoginFailure,
     packet::{self, Packet, PayloadType},
     session::Session,
-    transport::LoginFailure,
 };
 use crate::model::{
     bmc_key::BmcKey,

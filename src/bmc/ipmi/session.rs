@@ -8,8 +8,8 @@
 use super::{
     commands::IpmiCommand,
     crypto::{AES_BLOCK_BYTES, Keys, check_bytes, matches},
+    exchange::CommandAnswer,
     packet::{self, Packet, PayloadType},
-    transport::CommandAnswer,
 };
 use crate::model::spec::CipherSuite;
 

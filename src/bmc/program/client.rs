@@ -2,7 +2,7 @@
 //!
 //! Each run contacts the BMC, so that the pause between two calls also separates two runs.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     sync::{Mutex, MutexGuard},
@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     error::{ProgramError, ProgramErrorKind, word_of},
-    run::{self, Ended},
+    run::{self, Ended, ProgramConfig},
 };
 use crate::{
     bmc::{
@@ -25,27 +25,10 @@ use crate::{
         admin::Fact,
         backoff::Backoff,
         boot::Firmware,
-        ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
-        spec::BmcAddress,
         system_guid::SystemGuid,
     },
 };
-
-/// The program of a BMC, and the values in its environment.
-#[derive(Clone, Debug)]
-pub struct ProgramConfig {
-    /// The node's name.
-    pub node: NodeName,
-    /// The program and its address argument.
-    pub address: BmcAddress,
-    /// The BMC's user; may be empty.
-    pub username: String,
-    /// The file with the user's password.
-    pub password_file: Option<PathBuf>,
-    /// The pause between two runs.
-    pub spacing: Duration,
-}
 
 /// A client of one BMC behind a program. Its calls run one after the other. Every call retries
 /// passing failures until its deadline.

@@ -10,8 +10,9 @@ mod client;
 mod error;
 mod run;
 
-pub use client::{ProgramClient, ProgramConfig};
+pub use client::ProgramClient;
 pub use error::{ProgramError, ProgramErrorKind};
+pub use run::ProgramConfig;
 
 #[cfg(test)]
 mod tests;

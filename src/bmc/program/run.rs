@@ -4,8 +4,9 @@
 use std::{
     env, fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::Output,
+    time::Duration,
 };
 
 use rustix::{
@@ -14,7 +15,7 @@ use rustix::{
 };
 use tokio::process::Command;
 
-use super::client::ProgramConfig;
+use crate::model::{ids::NodeName, spec::BmcAddress};
 
 /// Exit code that asks for another run: `EX_TEMPFAIL` of sysexits.h.
 const TRY_AGAIN: i32 = 75;
@@ -24,6 +25,21 @@ const LOGIN_REFUSED: i32 = 77;
 const QUOTED_CHARS_MAX: usize = 200;
 /// Permission bits that let users other than the owner write a file.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// The program of a BMC, and the values in its environment.
+#[derive(Clone, Debug)]
+pub struct ProgramConfig {
+    /// The node's name.
+    pub node: NodeName,
+    /// The program and its address argument.
+    pub address: BmcAddress,
+    /// The BMC's user; may be empty.
+    pub username: String,
+    /// The file with the user's password.
+    pub password_file: Option<PathBuf>,
+    /// The pause between two runs.
+    pub spacing: Duration,
+}
 
 /// The result of a run, with the program's output.
 #[derive(Clone, Debug, PartialEq, Eq)]

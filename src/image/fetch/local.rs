@@ -15,9 +15,10 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
     FetchError, FetchOrder, Fetched,
+    directories::Directories,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
 };
-use crate::{image::directories::Directories, model::status::ImagingStage, progress::Watch};
+use crate::{model::status::ImagingStage, progress::Watch};
 
 /// Bytes of a block in `st_blocks` on every file system (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;

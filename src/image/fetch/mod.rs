@@ -3,6 +3,7 @@
 //! The library passes an open file to fill. [`source::ImageSource`] lists the places that files
 //! come from. This module must never report a file without comparing its digest.
 
+mod directories;
 mod error;
 mod hash;
 mod http;
@@ -14,12 +15,11 @@ mod web;
 
 use std::{fs::File, sync::Arc};
 
-pub use self::error::FetchError;
 pub(super) use self::hash::Hash;
 #[cfg(fuzzing)]
 pub use self::listing::fuzz;
+pub use self::{directories::Directories, error::FetchError};
 use self::{sink::Sink, source::ImageSource};
-use super::directories::Directories;
 use crate::{model::ids::Digest, progress::Watch};
 
 /// Largest file of checksums, in bytes. Debian's list of all cloud images has 4 KiB.

@@ -5,8 +5,11 @@
 //! identity of an image never depends on its place: the cache's name is the digest, and fetches are
 //! shared by digest and source.
 
-use super::{FetchError, FetchOrder, Fetched, http::HttpFile, local::LocalFile, sink::Sink, web};
-use crate::{image::directories::Directories, progress::Watch};
+use super::{
+    FetchError, FetchOrder, Fetched, directories::Directories, http::HttpFile, local::LocalFile,
+    sink::Sink, web,
+};
+use crate::progress::Watch;
 
 /// The place of a file, as a spec names it.
 #[derive(Debug)]

@@ -21,8 +21,7 @@ use self::{
 };
 use super::{
     ImageError,
-    directories::Directories,
-    fetch::{FetchError, Hash, Sources},
+    fetch::{Directories, FetchError, Hash, Sources},
 };
 use crate::{
     checked_file::CheckedFile,

@@ -53,6 +53,7 @@ pub(super) fn prepared(key: AttemptKey) -> Outcome {
         root_uuid: None,
         root_partuuid: None,
         netboot: None,
+        boot_token: None,
     };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
@@ -116,11 +117,6 @@ pub(super) fn ironic_target() -> Call {
 
 pub(super) fn completed(error: &str) -> Call {
     Call::Completed(Completed { error: error.into(), ..Completed::default() })
-}
-
-/// A completed notice of a disk that is flushed and equal to the image.
-pub(super) fn compared() -> Call {
-    Call::Completed(Completed { verified: true, ..Completed::default() })
 }
 
 /// A completed notice of a disk that differs from the image.

@@ -23,14 +23,13 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Agent, Patience};
 use crate::{
-    model::{boot::RamdiskArgs, ids::hex, secret::AttemptKey},
+    model::{backoff::Backoff, boot::RamdiskArgs, ids::hex, secret::AttemptKey},
     ramdisk::log::Log,
 };
 
 /// Short limits for tests.
 pub(in crate::ramdisk) const PATIENCE: Patience = Patience {
-    pause_first: Duration::from_millis(10),
-    pause_longest: Duration::from_millis(50),
+    pauses: Backoff::doubling(Duration::from_millis(10), Duration::from_millis(50)),
     unknown: Duration::from_millis(300),
     silence: Duration::from_secs(2),
 };

@@ -233,11 +233,12 @@ mod tests {
         fs::write(dir.join("package/lib/firmware/mlx4.bin"), "firmware").unwrap();
         fs::create_dir_all(dir.join("package/boot")).unwrap();
         fs::write(dir.join("package/boot/vmlinuz-6.1.0-1-amd64"), "kernel").unwrap();
+        fs::write(dir.join("program"), elf::tests::static_program()).unwrap();
         BuildOptions {
             kernel_package: dir.join("package"),
             modules: Vec::new(),
             all_drivers: false,
-            binary: "/bin/busybox".into(),
+            binary: dir.join("program"),
             out: dir.join("out"),
         }
     }
@@ -276,7 +277,7 @@ mod tests {
 
         options.binary = std::env::current_exe().unwrap();
         assert!(error(&options).contains("not a static ELF program"));
-        options.binary = "/bin/busybox".into();
+        options.binary = dir.path().join("program");
 
         fs::write(dir.path().join("package/boot/config-6.1.0-1-amd64"), "CONFIG_RD_GZIP=y\n")
             .unwrap();

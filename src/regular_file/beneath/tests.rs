@@ -52,8 +52,7 @@ fn target() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
-
+    // `testbed/check damage` plays more.
     /// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
     #[test]
     fn both_ways_open_the_same_and_never_what_is_outside(

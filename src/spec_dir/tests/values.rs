@@ -571,6 +571,7 @@ fn bad_boot_checks_are_named() {
         &[
             r#"by = "magic""#,
             "port = 22",
+            r#"by = "call""#,
             "by = \"tcp\"\nport = 0",
             "by = \"tcp\"\nport = 65536",
             "by = \"tcp\"\naddress = \"192.0.2.7:22\"",
@@ -579,9 +580,11 @@ fn bad_boot_checks_are_named() {
         ],
         &expect![[r#"
             by = "magic"
-              nodes/edge-07.toml:10:6: boot_check.by: `magic` is not one of none, tcp
+              nodes/edge-07.toml:10:6: boot_check.by: `magic` is not one of none, call, tcp
             port = 22
               nodes/edge-07.toml:10:8: boot_check.port: is of no use unless boot_check.by = "tcp"
+            by = "call"
+              nodes/edge-07.toml:10:6: boot_check.by: a system finds what it calls with on its config drive: write [config_drive], which may be empty, or by = "tcp"
             by = "tcp"
             port = 0
               nodes/edge-07.toml:11:8: boot_check.port: 0 is not a port, 1 to 65535

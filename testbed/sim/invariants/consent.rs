@@ -19,7 +19,7 @@ use jiff::SignedDuration;
 use crate::{
     ledger::{Change, Known, Ledger, LetThrough, is_same, leave, shares},
     watch::Watch,
-    world::{Site, machine::Content, work::JobKey},
+    world::{JobKey, Site, machine::Content},
 };
 
 /// Time for which the consent to an attempt covers its repetitions.
@@ -431,8 +431,16 @@ impl Site {
                 (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, false);
                 ledger.unrestarted = false;
             }
-            State::Failed => (ledger.approved, ledger.begun) = (false, None),
-            State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
+            State::CleaningUp { .. } => {
+                if let Some((machine, _)) = ledger.begun.take() {
+                    ledger.abandoned = Some(machine);
+                }
+            }
+            State::Failed => {
+                (ledger.approved, ledger.begun, ledger.abandoned) = (false, None, None);
+            }
+            State::Held { .. } => (ledger.begun, ledger.abandoned) = (None, None),
+            State::Idle => ledger.abandoned = None,
             _ => {}
         }
         let ledger = ledger.clone();

@@ -4,6 +4,7 @@
 //! They are judged by the core's operations and the operators' acts; an invariant that reads the
 //! core's records says so.
 
+mod attempt;
 mod consent;
 mod first_boot;
 mod order;
@@ -31,7 +32,7 @@ use crate::{
 pub(crate) use self::settling::settling;
 
 /// All invariants, by their names in violations.
-pub(crate) const RULES: [&str; 23] = [
+pub(crate) const RULES: [&str; 26] = [
     "consent_is_for_one_machine",
     "never_writes_without_consent",
     "never_two_writers",
@@ -49,9 +50,12 @@ pub(crate) const RULES: [&str; 23] = [
     "every_call_is_answered_once",
     "one_operation_at_a_time",
     "status_matches_record",
+    "secrets_stay_inside",
+    "strangers_are_refused",
     "stale_result_changes_nothing",
     "record_before_action",
     "deadlines_absolute",
+    "never_woken_in_vain",
     "fair",
     "a_failing_node_never_delays_another",
     "same_seed_same_run",
@@ -113,19 +117,29 @@ impl Site {
         self.watch.touched.insert(node.clone());
     }
 
-    /// The node's record, which must stay as it is, if the event ends an operation that does not
-    /// run.
-    pub(crate) fn stale_check(
+    /// If the event is a stranger's call, a call with another token than the installation's, or the
+    /// end of an operation that does not run: the record as it is, which must stay so by this rule.
+    pub(crate) fn unchanged_by(
         &self,
         executor: &Executor,
         name: &NodeName,
         event: &Event,
-    ) -> Option<Record> {
-        let Event::Done { op, .. } = event else { return None };
+    ) -> Option<(&'static str, Record)> {
         let node = executor.fleet().node(name)?;
-        let stale = self.watch.running.get(name) != Some(op);
+        let rule = match event {
+            Event::Done { op, .. } if self.watch.running.get(name) != Some(op) => {
+                "stale_result_changes_nothing"
+            }
+            Event::Callback { request, .. } if self.open_requests.get(request) == Some(&None) => {
+                "strangers_are_refused"
+            }
+            Event::BootCalled { token, .. } if node.record().boot_token.as_ref() != Some(token) => {
+                "strangers_are_refused"
+            }
+            _ => return None,
+        };
         let quiet = node.next_wake().is_none_or(|(at, _)| at > self.now());
-        (stale && quiet).then(|| node.record().clone())
+        quiet.then(|| (rule, node.record().clone()))
     }
 
     /// Notes an operator's order, before the core receives it.

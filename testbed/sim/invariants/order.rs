@@ -2,7 +2,7 @@
 //! moves.
 
 use hostler::{
-    lifecycle::{FirstBoot, Menu, Node, Operation, Record, State},
+    lifecycle::{Executor, FirstBoot, Menu, Node, Operation, Record, State},
     model::{ids::NodeName, spec::NodeSpec},
 };
 use jiff::SignedDuration;
@@ -20,8 +20,10 @@ impl Site {
     /// Judges a record that becomes durable.
     pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
         self.deliver_update(node);
+        self.judge_comparison(node, record);
         self.judge_first_boot(node, record);
         self.note_record(node, record);
+        self.judge_saved_secrets(node, record);
         self.touch(node);
     }
 
@@ -80,6 +82,24 @@ impl Site {
         }
     }
 
+    /// The nodes that were due have been woken: none of them wants that at once again.
+    pub(crate) fn judge_wake_ups(&mut self, executor: &Executor, due: &[NodeName]) {
+        if self.dead {
+            return;
+        }
+        for name in due {
+            let wake = executor.fleet().node(name).and_then(Node::next_wake);
+            if let Some((at, reason)) = wake
+                && at <= self.now()
+                && self.is_informed(name)
+                && !self.unsaved.contains(name)
+            {
+                let what = format!("it waits for {reason}, until {at}");
+                self.broken("never_woken_in_vain", Some(name), what);
+            }
+        }
+    }
+
     /// Judges a record that could not be written: the next start does not find its deadline.
     pub(crate) fn judge_unsaved(&mut self, node: &NodeName) {
         self.deliver_update(node);
@@ -128,6 +148,7 @@ impl Site {
             self.broken("never_asks_a_bmc_that_is_not_there", Some(node), what);
         }
         self.judge_consent(node, operation, spec);
+        self.judge_means(node, operation, spec);
     }
 
     pub(crate) fn forget_watch(&mut self, node: &NodeName) {

@@ -9,18 +9,13 @@ use hostler::{
     spec_dir::clashes,
 };
 
-use super::{Happening, Site, World};
+use super::{
+    World,
+    site::{Directory, Happening, Site},
+};
 
 /// The time between two scans without a change, in seconds.
 const RESCAN_S: u64 = 900;
-
-/// The spec directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Directory {
-    There,
-    Lost,
-    Empty,
-}
 
 impl World {
     /// Scans the directory, as the agent's driver does.

@@ -1,6 +1,10 @@
 //! Random faults: outages, crashes, clock changes, pressed power buttons.
 
-use super::{Happening, Site, World, machine::Quirk};
+use super::{
+    World,
+    machine::Quirk,
+    site::{Happening, Site},
+};
 
 type Whim = fn(&mut World);
 

@@ -2,7 +2,10 @@
 
 use hostler::model::ids::NodeName;
 
-use super::{Happening, Site, machine::Device};
+use super::{
+    machine::Device,
+    site::{Happening, Site},
+};
 
 /// The time between two rounds, in seconds.
 const ROUND_S: (u64, u64) = (30, 900);

@@ -11,21 +11,10 @@ use hostler::{
 };
 
 use super::{
-    Happening, Site, World,
-    agent::Directory,
+    World,
+    site::{Directory, Happening, LaterEdit, Site},
     specs::{bmc_at, image, set_bmc},
 };
-
-/// A planned act of an operator.
-#[derive(Clone, Debug)]
-pub(crate) enum LaterEdit {
-    /// The next file of a playbook.
-    Redeploy { node: NodeName, value: String },
-    /// Repairs files and directory.
-    Mend,
-    /// Releases every node that waits for an operator.
-    LetGoOn,
-}
 
 impl World {
     pub(crate) fn operate(&mut self) {
@@ -138,6 +127,7 @@ impl Site {
             match minutes.as_secs() / 60 % 5 {
                 0 => spec.boot_check = BootCheck::None,
                 1 => spec.boot_check = BootCheck::Tcp { port: 443, address: None },
+                2 => spec.boot_check = BootCheck::Call,
                 _ => spec.timeouts.first_boot = minutes,
             }
             if let Some(netboot) = &mut spec.image.netboot {

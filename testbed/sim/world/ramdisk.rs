@@ -12,58 +12,17 @@ use hostler::{
         ids::NodeName,
         machine::Machine,
         secret::{AttemptKey, Secret},
+        spec::DeployRamdisk,
     },
 };
 
 use super::{
-    Happening, Site,
     machine::{Export, Quirk},
+    site::{Happening, Message, Ramdisk, Site, Stage},
 };
-
-/// A boot of the ramdisk.
-#[derive(Clone, Debug)]
-pub(crate) struct Ramdisk {
-    pub(crate) machine: usize,
-    session: u64,
-    pub(crate) node: NodeName,
-    key: AttemptKey,
-    stage: Stage,
-    /// Counts changes of the stage, so that an old repetition has no effect.
-    stamp: u64,
-    iqn: String,
-    secret: String,
-    /// Whether it has digests to compare its disk with.
-    compares: bool,
-    /// How it ends its machine.
-    then: Then,
-    /// Whether it has reported completed, without an error.
-    said_completed: bool,
-    /// Calls refused in a row.
-    refused: u32,
-}
 
 /// Refusals in a row after which it treats its attempt as unknown.
 const REFUSALS_MAX: u32 = 40;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Lookup,
-    Export,
-    Pass,
-    Poll,
-    Completed,
-    Over,
-}
-
-/// A call in transit to the agent.
-#[derive(Clone, Debug)]
-pub(crate) struct Message {
-    pub(crate) ramdisk: Option<usize>,
-    pub(crate) node: NodeName,
-    pub(crate) peer: IpAddr,
-    pub(crate) key: AttemptKey,
-    pub(crate) call: Call,
-}
 
 impl Site {
     /// Starts a ramdisk on a machine, with the boot menu it got.
@@ -73,16 +32,20 @@ impl Site {
         }
         let session = self.machines[machine].session;
         let id = self.ramdisks.len();
+        let spec = self.records.get(&node).and_then(|record| record.spec.as_ref());
+        let is_ironics = spec.is_some_and(|spec| spec.boot.ramdisk == DeployRamdisk::Ironic);
         self.ramdisks.push(Ramdisk {
             machine,
             session,
-            node,
             key,
             stage: Stage::Lookup,
             stamp: 0,
-            iqn: String::new(),
-            secret: format!("secret-{id}"),
+            iqn: if is_ironics { format!("iqn.2026-11.hostler:{node}") } else { String::new() },
+            secret: format!("chap-secret-{id}"),
+            is_ironics,
+            said_compared: false,
             compares: false,
+            node,
             then: Then::Wait,
             said_completed: false,
             refused: 0,
@@ -100,6 +63,23 @@ impl Site {
     /// Whether the ramdisk with this key has reported completed.
     pub(crate) fn has_completed(&self, key: &AttemptKey) -> bool {
         self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_completed)
+    }
+
+    /// Whether the ramdisk with this key has said that its disk is what it must be.
+    pub(crate) fn has_compared(&self, key: &AttemptKey) -> bool {
+        self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_compared)
+    }
+
+    /// The machine that was booted with this key.
+    pub(crate) fn booted_with(&self, key: &AttemptKey) -> Option<&super::machine::Machine> {
+        let ramdisk = self.ramdisks.iter().rev().find(|ramdisk| ramdisk.key == *key)?;
+        self.machines.get(ramdisk.machine)
+    }
+
+    /// The secrets of a node's last attempts: the keys, and the passwords of their targets.
+    pub(crate) fn secrets_of(&self, node: &NodeName) -> (Vec<String>, Vec<String>) {
+        let ramdisks = self.ramdisks.iter().rev().filter(|ramdisk| ramdisk.node == *node);
+        ramdisks.take(2).map(|r| (r.key.expose().to_owned(), r.secret.clone())).unzip()
     }
 
     /// Whether a ramdisk of this machine has ever reported completed.
@@ -126,6 +106,13 @@ impl Site {
         let Ramdisk { machine, stage, .. } = self.ramdisks[id];
         let quirk = self.machines[machine].quirk;
         let call = match stage {
+            Stage::Lookup if self.ramdisks[id].is_ironics => {
+                let error = mishap || matches!(quirk, Quirk::RamdiskError | Quirk::WrongDisks);
+                self.machines[machine].export =
+                    (!error).then_some(Export { secret: None, platter: 0 });
+                self.deploy_info(id, if error { "could not find disk to use" } else { "" })
+            }
+            Stage::Poll if self.ramdisks[id].is_ironics => return,
             Stage::Lookup => self.lookup(machine, quirk),
             Stage::Export => {
                 let error = mishap || quirk == Quirk::RamdiskError;
@@ -138,8 +125,10 @@ impl Site {
                 let fails = mishap && !self.ramdisks[id].said_completed;
                 let error = if fails { "the disk is not as it should be" } else { "" };
                 // With or without a comparison, as the agent asked.
-                let verified = self.ramdisks[id].compares;
-                self.ramdisks[id].said_completed = error.is_empty();
+                let compares = self.ramdisks[id].compares;
+                let verified = compares && !(self.plan.other_ramdisks && id % 16 == 15);
+                self.ramdisks[id].said_compared |= verified && error.is_empty();
+                self.ramdisks[id].said_completed = verified == compares && error.is_empty();
                 Call::Completed(Completed { error: error.to_owned(), verified, verify_ms: 1000 })
             }
             Stage::Over => return,
@@ -175,21 +164,23 @@ impl Site {
             self.after_s(8, 20, Happening::Ramdisk { id, stamp });
             return;
         }
-        self.machines[machine].export = Some(Export { secret, platter: 0 });
+        self.machines[machine].export = Some(Export { secret: Some(secret), platter: 0 });
         self.enter(id, Stage::Pass, 1);
     }
 
     fn deploy_info(&self, id: usize, error: &str) -> Call {
         let ramdisk = &self.ramdisks[id];
-        Call::PassDeployInfo(DeployInfo {
+        let secret = (!ramdisk.is_ironics).then(|| Secret::new(ramdisk.secret.clone()));
+        let info = DeployInfo {
             address: Some(self.machines[ramdisk.machine].ip),
             port: 3260,
             lun: 0,
             iqn: ramdisk.iqn.clone(),
-            chap_username: "user".to_owned(),
-            chap_password: Some(Secret::new(ramdisk.secret.clone())),
+            chap_username: secret.iter().map(|_| "user").collect(),
+            chap_password: secret,
             error: error.to_owned(),
-        })
+        };
+        if ramdisk.is_ironics { Call::IronicDeployInfo(info) } else { Call::PassDeployInfo(info) }
     }
 
     /// Sends a call over the network, which may lose, delay or repeat it.
@@ -236,7 +227,7 @@ impl Site {
                 self.enter(id, Stage::Export, 3);
             }
             (Stage::Lookup, Reply::LookupAgain(_)) => self.enter(id, Stage::Lookup, 3),
-            (Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
+            (Stage::Lookup | Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
             (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Imaging, .. })) => {
                 self.enter(id, Stage::Poll, 10);
             }
@@ -279,6 +270,18 @@ impl Site {
         }
     }
 
+    /// The agent calls Ironic's ramdisk: its disk is written.
+    pub(crate) fn ironics_is_called(&mut self, peer: IpAddr) {
+        let Self { machines, ramdisks, .. } = self;
+        let lives = |ramdisk: &&mut Ramdisk| {
+            let machine = &machines[ramdisk.machine];
+            machine.on && machine.ip == peer && machine.session == ramdisk.session
+        };
+        let Some(ramdisk) = ramdisks.iter_mut().rev().find(lives) else { return };
+        (ramdisk.said_completed, ramdisk.stage) = (true, Stage::Over);
+        machines[ramdisk.machine].export = None;
+    }
+
     /// Ends the ramdisk, and its machine as the agent decided.
     fn leave(&mut self, id: usize) {
         let (machine, then) = (self.ramdisks[id].machine, self.ramdisks[id].then);
@@ -310,6 +313,9 @@ impl Site {
 
     /// A stranger on the deploy network makes a call.
     pub(crate) fn stranger_calls(&mut self) {
+        if self.dice.permille(300) {
+            return self.stranger_boots();
+        }
         let Some(n) = self.ramdisks.len().checked_sub(1) else { return };
         let newest = n.saturating_sub(self.dice.index(8));
         let Ramdisk { node, key, machine, .. } = self.ramdisks[newest].clone();

@@ -5,21 +5,10 @@ use std::{sync::Arc, time::Duration};
 use hostler::model::{
     ids::NodeName,
     netboot::Netboot,
-    spec::{Bmc, BmcAddress, BootCheck, Checksum, NodeSpec, Verify},
+    spec::{Bmc, BmcAddress, BootCheck, Checksum, DeployRamdisk, NodeSpec, Verify},
 };
 
-use super::Site;
-
-/// A spec file.
-#[derive(Clone, Debug)]
-pub(crate) struct File {
-    /// The spec in the file, if it is readable.
-    pub(crate) spec: NodeSpec,
-    /// Whether the file is unreadable.
-    pub(crate) broken: bool,
-    /// The machine that the spec is for.
-    pub(crate) home: usize,
-}
+use super::site::{File, Site};
 
 impl Site {
     /// Writes one spec for each machine, except for some spare machines.
@@ -54,11 +43,18 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
-        // Two of five specs have a boot check.
-        if home % 5 < 2 {
-            spec.boot_check = BootCheck::Tcp { port: 80, address: None };
-        }
+        // Two of three specs have a boot check.
+        spec.boot_check = match home % 3 {
+            0 => BootCheck::Tcp { port: 80, address: None },
+            1 => BootCheck::Call,
+            _ => BootCheck::None,
+        };
         spec.timeouts.power = power_limit(machine.has_bmc);
+        if self.plan.other_ramdisks && home % 5 == 4 && machine.has_bmc {
+            spec.boot.ramdisk = DeployRamdisk::Ironic;
+            spec.boot.require_chap = false;
+            spec.image.verify = Verify::Full;
+        }
         spec
     }
 
@@ -85,6 +81,10 @@ fn power_limit(has_bmc: bool) -> Duration {
 /// Changes or removes the BMC of a spec.
 pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.timeouts.power = power_limit(bmc.is_some());
+    if bmc.is_none() {
+        // Ironic's ramdisk needs one.
+        spec.boot.ramdisk = DeployRamdisk::Hostler;
+    }
     spec.bmc = bmc;
 }
 

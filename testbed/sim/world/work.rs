@@ -2,62 +2,28 @@
 //! a cancelled one reports when it has stopped. They end with the agent's process, but a command in
 //! flight may still take effect.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use hostler::{
     lifecycle::{Event, NO_ANSWER, Operation, Outcome, PreparedImage, Target},
     model::{
         callback::DiskRange,
         fault::{Fault, Step},
-        ids::{NodeName, OpId},
+        ids::NodeName,
         power::PowerState,
-        secret::{AttemptKey, Secret},
-        spec::{Checksum, NodeSpec, Verify},
+        secret::{AttemptKey, BootToken, Secret},
+        spec::{BootCheck, Checksum, NodeSpec, Verify},
         status::{ImagingStage, Progress},
     },
 };
 
 use super::{
-    Happening, Site,
     machine::{Content, Device, Machine, Quirk},
+    site::{Happening, Job, JobKey, Move, Site},
 };
 
 /// The size of every image.
 pub(crate) const IMAGE_BYTES: u64 = 64 << 20;
-
-#[derive(Debug)]
-pub(crate) struct Job {
-    operation: Operation,
-    pub(crate) spec: Arc<NodeSpec>,
-    machine: Option<usize>,
-    moves: VecDeque<Move>,
-    pub(crate) cancelled: bool,
-    /// A failure that shows in its next step.
-    failure: Option<Fault>,
-    writing: Option<(usize, usize)>,
-    pub(crate) id: u64,
-    /// Counts its scheduled steps: only the last one counts.
-    stamp: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
-    Poll,
-    Off,
-    On,
-    /// The network, for one boot.
-    Netboot,
-    /// The BMC sets this boot device, persistently.
-    Boot(Device),
-    Hash,
-    Login,
-    Write,
-    Verify,
-    /// A probe of an installed system's port.
-    Probe,
-}
-
-pub(crate) type JobKey = (NodeName, OpId);
 
 impl Site {
     pub(crate) fn begin_job(&mut self, key: &JobKey, operation: Operation, spec: Arc<NodeSpec>) {
@@ -238,7 +204,7 @@ impl Site {
         let found = self.machines.iter().position(|machine| {
             let export = machine.export.as_ref();
             let secret = target.chap_password.as_ref().map(Secret::expose);
-            let fits = export.is_some_and(|export| Some(export.secret.as_str()) == secret);
+            let fits = export.is_some_and(|export| export.secret.as_deref() == secret);
             machine.on && machine.ip == target.address && fits
         });
         let Some(m) = found.filter(|_| !self.mishap(20)) else {
@@ -275,6 +241,11 @@ impl Site {
             return None;
         }
         if next == Move::Verify {
+            let token = match &self.jobs[key].operation {
+                Operation::Image { boot_token, .. } => boot_token.clone(),
+                _ => None,
+            };
+            self.machines[m].platters[platter].token = token.map(|token| (key.0.clone(), token));
             self.machines[m].platters[platter].content = Content::Whole(image);
             self.arrange(key, 500, 3000);
             return None;
@@ -289,6 +260,18 @@ impl Site {
             remaining_s: None,
         };
         Some((key.0.clone(), Event::Progress { op, progress }))
+    }
+
+    /// Makes the attempt's token, if its system is to call.
+    fn boot_token(&mut self, key: &JobKey) -> Option<BootToken> {
+        let job = &self.jobs[key];
+        let calls = job.spec.boot_check == BootCheck::Call;
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&job.id.to_be_bytes());
+        bytes[8] = 0xbb;
+        let token = calls.then(|| BootToken::from_bytes(&bytes))?;
+        self.tokens.push((key.0.clone(), token.clone()));
+        Some(token)
     }
 
     /// Probes for half a minute whether the installed system at the operation's address answers.
@@ -325,6 +308,7 @@ impl Site {
                     root_uuid,
                     root_partuuid: None,
                     netboot,
+                    boot_token: self.boot_token(key),
                 };
                 let key = AttemptKey::from_bytes(&bytes);
                 Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
@@ -351,7 +335,11 @@ impl Site {
                 Outcome::NetbootFiles(wanted.map(|wanted| self.verify(&wanted)).or(served))
             }
             Operation::CleanUp => Outcome::CleanedUp,
-            Operation::Release(_) => Outcome::Released,
+            Operation::Release(peer) => {
+                let peer = *peer;
+                self.ironics_is_called(peer);
+                Outcome::Released
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::bmc::ipmi::transport::CommandAnswer;
+use crate::bmc::ipmi::exchange::CommandAnswer;
 
 /// One recorded session, without RMCP headers.
 struct Capture {
