@@ -93,6 +93,7 @@ const OVERTAKEN: &str = "another agent has taken over: this one stops its operat
 
 /// The reason why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StartError {
     /// The configuration's `[defaults]` are invalid.
     #[error("[defaults]: {0}")]
@@ -105,12 +106,7 @@ pub enum StartError {
     TlsIdentity(#[from] callback::TlsIdentityError),
     /// A listener or thread cannot be started.
     #[error("{what}: {source}{}", way_out(source))]
-    Listen {
-        /// The listener.
-        what: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    Listen { what: String, source: io::Error },
 }
 
 /// The advice for a failed listener.
@@ -253,10 +249,8 @@ impl Agent {
         // A machine may netboot before the directory has been read.
         executor.present(&mut adapters);
         bmc_names.note_installed(executor.fleet().bmcs_of_installed(), std::iter::empty());
-        let tftp = tftp
-            .with_cached(cached)
-            .start(table, evidence)
-            .map_err(not_listening("TFTP listener"))?;
+        let tftp = tftp.with_cached(cached).start(table, evidence);
+        let tftp = tftp.map_err(not_listening("TFTP listener"))?;
         let ended = || {
             let mut closed = closed.clone();
             async move { drop(closed.wait_for(|closed| *closed).await) }

@@ -31,7 +31,7 @@ pub(super) struct For {
     place: AgentArgs,
 }
 
-/// The arguments of `hostler approve`.
+/// The arguments of `hostler approve`, the consent to WIPE disks.
 #[derive(Debug, clap::Args)]
 pub(super) struct Approval {
     #[command(flatten)]

@@ -184,7 +184,7 @@ impl BootFileCatalog {
         }
     }
 
-    /// The ways to a kernel that are open to the machine at this address.
+    /// How the machine at this address may fetch a kernel: by iPXE, or by its own loader.
     fn abilities(&self, peer: IpAddr, now: Instant) -> Abilities {
         let (lpxelinux, ipxe_failed) = {
             let evidence = self.evidence();

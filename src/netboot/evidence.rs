@@ -33,10 +33,10 @@ const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
 /// Longest time between a loader and a menu of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
-/// Time for which an iPXE that did not come is not tried again: the machine's next attempt begins
-/// when the last one's time is over.
+/// Time without another hand-over after an iPXE that did not start. The machine's next attempt
+/// begins after it.
 const IPXE_FAILED_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
+/// The pxelinux that knows URLs, and the endings of the files that any pxelinux loads next.
 const LPXELINUX: &str = "lpxelinux.0";
 const PXELINUX_MODULE: &str = ".c32";
 
@@ -72,12 +72,12 @@ struct Address {
     touched: Instant,
     /// The node of the last requested menu, and the time.
     node: Option<(NodeName, Instant)>,
-    /// The boot loader that requested it.
+    /// The boot loader that requested the menu.
     reader: Loader,
-    /// When it was sent iPXE's program, by a node's menu, unless iPXE has fetched the node's deploy
-    /// kernel since.
+    /// Time of the request for iPXE's program by a node's menu, unless iPXE has fetched the node's
+    /// deploy kernel since.
     handed_over: Option<Instant>,
-    /// Loaders fetched that no menu has explained yet, with the time of their request.
+    /// Fetched loaders before their menu, with the time of the request.
     loaders: Vec<(Instant, Ended)>,
     /// The time of the last request for `lpxelinux.0`, unless it requested another boot loader's
     /// first file since.
@@ -126,7 +126,7 @@ impl Evidence {
         (now.duration_since(*since) <= life(node)).then_some(node)
     }
 
-    /// Notes that a node's own menu is requested: from now on the address is that node's.
+    /// Records a request for a node's own menu: from now on the address is that node's.
     pub(super) fn menu_requested(
         &mut self,
         peer: IpAddr,
@@ -138,8 +138,8 @@ impl Evidence {
         (address.node, address.reader) = (Some((node, now)), reader);
     }
 
-    /// Notes that a node's deploy kernel or ramdisk is sent to this address: if iPXE asks for it,
-    /// handing over to it works, also where iPXE has another address than who handed over.
+    /// Records a request for a node's deploy kernel or ramdisk. One by iPXE proves that the
+    /// hand-over works, even if iPXE has another address than the loader before it.
     pub(super) fn deploy_requested(&mut self, peer: IpAddr, node: &NodeName) {
         if !self.addresses.get(&peer).is_some_and(|address| address.reader == Loader::Ipxe) {
             return;
@@ -151,7 +151,7 @@ impl Evidence {
         }
     }
 
-    /// Whether iPXE was started at this address and did not fetch the deploy kernel.
+    /// Whether iPXE was sent to this address and did not fetch the deploy kernel.
     pub(super) fn ipxe_failed(&self, peer: IpAddr, now: Instant) -> bool {
         let since = self.addresses.get(&peer).and_then(|address| address.handed_over);
         since.is_some_and(|since| now.duration_since(since) <= IPXE_FAILED_LIFE)
@@ -364,7 +364,7 @@ mod tests {
         evidence.menu_requested(ip(1), node("a"), Loader::Pxelinux, at(1));
         assert!(!evidence.ipxe_failed(ip(1), at(1)));
         evidence.loader_requested(ip(1), "bios/ipxe.lkrn", at(2));
-        // pxelinux fetches the script for it.
+        // pxelinux fetches iPXE's script for it.
         evidence.menu_requested(ip(1), node("a"), Loader::Ipxe, at(2));
         assert!(evidence.ipxe_failed(ip(1), at(3)) && !evidence.ipxe_failed(ip(2), at(3)));
 

@@ -66,13 +66,13 @@ pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal>
     })
 }
 
-/// Whether the loader directory has the iPXE that other boot loaders hand over to. It is looked for
-/// in each request, too.
+/// Whether the loader directory has the iPXE to which other boot loaders hand over. Each request
+/// looks for it again.
 pub fn has_ipxe(root: &Path) -> bool {
     open_beneath(root, IPXE_PROGRAM.as_ref()).is_ok()
 }
 
-/// Opens a file the administrator named; links in its path are the administrator's own.
+/// Opens a file of the configuration; links in its path are the administrator's own.
 pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
     regular_file::open(path).and_then(regular).map_err(|error| {
         tracing::warn!(path = %path.display(), %error, "a boot file cannot be opened");

@@ -80,9 +80,9 @@ impl Node {
 /// The table's meaning of a name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Named {
-    /// A menu. Its node, and the boot loader that reads it; `None`: everybody's.
+    /// A menu, with its node and the boot loader that reads it; `None` for a common menu.
     Menu(Option<(NodeName, Loader)>, Secret),
-    /// The menu of a NIC that no node has.
+    /// The menu of a NIC without a node.
     Unclaimed(MacAddr),
     /// A node's own kernel or ramdisk.
     Own(NodeName, BootFile),
@@ -138,8 +138,8 @@ impl BootTable {
         self.write(|tables| tables.forget(node));
     }
 
-    /// Renders the menus a NIC gets now, for diagnostics: `ipxe` says whether boot loaders can hand
-    /// over to it. They hold the attempt's key.
+    /// Renders the current menus of a NIC, for diagnostics; they hold the attempt's key. `ipxe`:
+    /// whether boot loaders can hand over to iPXE.
     pub fn show(&self, mac: MacAddr, ipxe: bool) -> Option<(NodeName, Vec<ServedMenu>)> {
         self.read(|tables| {
             let (name, node) = tables.owner(mac)?;
@@ -168,8 +168,8 @@ impl BootTable {
         self.find_for(name, Abilities::default)
     }
 
-    /// Looks up a clean name. `abilities` are those of the client, if it asks for a NIC's menu and
-    /// is not iPXE already.
+    /// Looks up a clean name. `abilities` are the client's, if it requests a NIC's menu and is not
+    /// iPXE.
     pub(super) fn find_for(&self, name: &str, abilities: impl FnOnce() -> Abilities) -> Named {
         match menu_name(name) {
             MenuName::Common(reader) => Named::Menu(None, reader.common_menu()),

@@ -81,7 +81,7 @@ exit
 /// Renders the menu. Every word is quoted: between single quotes nothing has a meaning to GRUB's
 /// script language.
 ///
-/// By iPXE first, where its program is among the loaders: GRUB takes ten times as long.
+/// The menu tries iPXE first where its program is among the loaders: GRUB takes ten times as long.
 ///
 /// Over HTTP where there is a server, as it fills the path; over TFTP where that fails, because an
 /// older GRUB has no port in its address, or a GRUB was made without the module. GRUB goes on after

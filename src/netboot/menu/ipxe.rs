@@ -182,7 +182,7 @@ fi
     ))
 }
 
-/// Renders the commands for GRUB under BIOS, which goes on behind them when the program is gone.
+/// Renders the commands for GRUB under BIOS, which continues after them if the program is gone.
 ///
 /// Under UEFI there is no such way: GRUB keeps the network interface to itself, so that iPXE 1.0.0
 /// finds none, or hangs, and GRUB's own network is gone when it comes back.

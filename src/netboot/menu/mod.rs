@@ -120,12 +120,12 @@ pub(super) struct MenuClient {
     pub(super) abilities: Abilities,
 }
 
-/// The ways to a kernel that are open to whoever asks for a menu.
+/// The ways by which the client of a menu can fetch a kernel.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Abilities {
-    /// Whether its pxelinux is the one that knows URLs.
+    /// Whether it runs the pxelinux with HTTP.
     pub(super) lpxelinux: bool,
-    /// Whether it can hand over to iPXE, whose program is among the loaders.
+    /// Whether the boot loader can hand over to iPXE, whose program is in the loader directory.
     pub(super) ipxe: bool,
 }
 

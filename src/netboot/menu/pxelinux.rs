@@ -73,9 +73,9 @@ LABEL local
 /// key from stopping the boot; `IPAPPEND` adds `BOOTIF=01-<mac>` (2) and
 /// `ip=client:server:gateway:mask` (1).
 ///
-/// Where iPXE's program is among the loaders, the first way is iPXE, and TFTP the second one for a
-/// program that is gone. Else `lpxelinux.0` is given a URL, and goes back to TFTP when that fails.
-/// `pxelinux.0` knows no URLs.
+/// With iPXE's program among the loaders, the menu tries iPXE first, and TFTP if the program is
+/// gone. Without it, `lpxelinux.0` gets a URL, and uses TFTP if that fails. `pxelinux.0` has no
+/// HTTP.
 fn render(linux: &Linux<'_>, http: Option<SocketAddr>) -> Secret {
     let Linux { title, kernel, ramdisk, with_addresses, .. } = linux;
     let append = if *with_addresses { 3 } else { 2 };

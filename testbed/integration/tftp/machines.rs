@@ -27,7 +27,7 @@ const GRUB_MENU: &str = "grub/grub.cfg-01-52-54-00-00-00-01";
 const KERNEL_SAYS: &str = "here is the deploy kernel";
 /// The line that the boot loader of the machine's own disk prints.
 const DISK_SAYS: &str = "here is the machine's own disk";
-/// The line of an iPXE that does nothing else.
+/// The line that a hanging iPXE prints.
 const IPXE_SAYS: &str = "here is an iPXE that hangs";
 const KERNEL_BYTES: usize = 1_000_000;
 const RAMDISK_BYTES: usize = 2_000_001;
@@ -234,7 +234,7 @@ fn a_machine_on_which_ipxe_hangs_is_installed_by_pxelinux_when_it_comes_again() 
     );
 }
 
-/// Which way kernel and ramdisk went.
+/// Requires that kernel and ramdisk were sent over this protocol.
 fn assert_over(way: &str, log: &Log) {
     let log = log.text();
     for file in ["deploy/vmlinuz", "deploy/initramfs"] {
