@@ -249,10 +249,8 @@ impl Agent {
         // A machine may netboot before the directory has been read.
         executor.present(&mut adapters);
         bmc_names.note_installed(executor.fleet().bmcs_of_installed(), std::iter::empty());
-        let tftp = tftp
-            .with_cached(cached)
-            .start(table, evidence)
-            .map_err(not_listening("TFTP listener"))?;
+        let tftp = tftp.with_cached(cached).start(table, evidence);
+        let tftp = tftp.map_err(not_listening("TFTP listener"))?;
         let ended = || {
             let mut closed = closed.clone();
             async move { drop(closed.wait_for(|closed| *closed).await) }
