@@ -6,7 +6,7 @@
 //! - L0 [`model`]: the vocabulary; `atomic_file`: replaces files; `file_mark`: notices changed
 //!   files; `regular_file`: opens files that others wrote; [`checked_file`]: compares a file with
 //!   its checksums at each read; `listener`: accepts connections; [`progress`]: progress and
-//!   cancellation.
+//!   cancellation; [`boot_call`]: an installed system's call, which two listeners receive.
 //! - L1 [`lifecycle`], the core, and the adapters, one for each outside party: an adapter knows the
 //!   model and no other module.
 //! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's boot sequence; [`cli`], the
@@ -14,6 +14,7 @@
 //! - L3 the two binaries.
 
 mod atomic_file;
+pub mod boot_call;
 pub mod checked_file;
 mod file_mark;
 mod listener;

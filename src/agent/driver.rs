@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin,
+    boot_call::BootCall,
     callback::CallbackRequest,
     lifecycle::{Event, Executor},
     model::{boot::Fetch, ids::NodeName},
@@ -52,6 +53,7 @@ pub(super) struct Driver {
 pub(super) struct Sources {
     pub(super) scans: mpsc::Receiver<Result<Snapshot, ReadError>>,
     pub(super) calls: mpsc::Receiver<CallbackRequest>,
+    pub(super) boot_calls: mpsc::Receiver<BootCall>,
     pub(super) orders: mpsc::Receiver<admin::AdminRequest>,
     pub(super) fetches: mpsc::Receiver<Fetch>,
     pub(super) reports: mpsc::Receiver<NodeEvent>,
@@ -93,6 +95,10 @@ impl Driver {
                 Some(CallbackRequest { node, peer, key, call, reply }) = sources.calls.recv() => {
                     let request = self.adapters.expect_reply(reply);
                     (node, Event::Callback { request, peer, key, call })
+                }
+                Some(BootCall { node, peer, token, report, reply }) = sources.boot_calls.recv() => {
+                    let request = self.adapters.expect_boot_reply(reply);
+                    (node, Event::BootCalled { request, peer, token, report })
                 }
                 Some(request) = sources.orders.recv() => {
                     self.attend(request);

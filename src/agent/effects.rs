@@ -58,12 +58,20 @@ pub(super) struct Adapters {
     /// The channel for the ends of operations.
     reports: mpsc::Sender<NodeEvent>,
     /// The unanswered callbacks.
-    replies: BTreeMap<u64, oneshot::Sender<Reply>>,
+    replies: BTreeMap<u64, ReplySender>,
     requests: u64,
     /// The running operations.
     running: BTreeMap<(NodeName, OpId), RunningOperation>,
     /// The logged code of each node's failed poll.
     failed_polls: BTreeMap<NodeName, Cow<'static, str>>,
+}
+
+/// The way back to a caller.
+#[derive(Debug)]
+enum ReplySender {
+    Ramdisk(oneshot::Sender<Reply>),
+    /// An installed system learns only whether its call counts.
+    System(oneshot::Sender<bool>),
 }
 
 #[derive(Debug)]
@@ -100,6 +108,15 @@ impl Adapters {
 
     /// Registers an unanswered callback, and returns its number.
     pub(super) fn expect_reply(&mut self, reply: oneshot::Sender<Reply>) -> u64 {
+        self.expect(ReplySender::Ramdisk(reply))
+    }
+
+    /// An installed system waits for an answer.
+    pub(super) fn expect_boot_reply(&mut self, reply: oneshot::Sender<bool>) -> u64 {
+        self.expect(ReplySender::System(reply))
+    }
+
+    fn expect(&mut self, reply: ReplySender) -> u64 {
         self.requests += 1;
         self.replies.insert(self.requests, reply);
         self.requests
@@ -281,9 +298,11 @@ impl Effects for Adapters {
     }
 
     fn reply(&mut self, request: u64, reply: Reply) {
-        if let Some(waiting) = self.replies.remove(&request) {
-            // A client that has gone will call again.
-            drop(waiting.send(reply));
+        // A client that has gone will call again.
+        match self.replies.remove(&request) {
+            Some(ReplySender::Ramdisk(waiting)) => drop(waiting.send(reply)),
+            Some(ReplySender::System(waiting)) => drop(waiting.send(reply == Reply::Accepted)),
+            None => {}
         }
     }
 

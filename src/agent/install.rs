@@ -8,15 +8,16 @@ use std::{sync::Arc, time::Duration};
 use tracing::{info, warn};
 
 use crate::{
+    boot_call,
     image::Entry,
     imaging::{self, Geometry, ImageFile, ImagingError, ImagingOrder, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
         ids::Digest,
-        secret::AttemptKey,
+        secret::{AttemptKey, BootToken, Secret},
         size::show_bytes,
-        spec::NodeSpec,
+        spec::{BootCheck, NodeSpec},
         system_guid::SystemGuid,
     },
     progress::{Cancel, Meter, Watch, stopped},
@@ -41,11 +42,19 @@ pub(super) struct DiskWrite<'a> {
     pub(super) image: &'a Digest,
     pub(super) target: &'a Target,
     pub(super) size: DiskSize,
+    /// The token for the config drive.
+    pub(super) boot_token: Option<&'a BootToken>,
 }
 
 /// Most repetitions because of a decayed image in one operation: more of them mean that the cache's
 /// disk fails.
 const DECAYED_MAX: usize = 3;
+
+fn random() -> Result<[u8; 32], Fault> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+    Ok(random)
+}
 
 impl Operations {
     /// Fetches the image into the cache, and makes the attempt's key.
@@ -75,11 +84,15 @@ impl Operations {
             }
         };
         let stages = meter.durations();
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+        let key = AttemptKey::from_bytes(&random()?);
+        let boot_token = match spec.boot_check {
+            BootCheck::Call => Some(BootToken::from_bytes(&random()?)),
+            BootCheck::None | BootCheck::Tcp { .. } => None,
+        };
         let root_partuuid = None;
-        let image = PreparedImage { digest, disk_bytes, root_uuid, root_partuuid, netboot };
-        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
+        let image =
+            PreparedImage { digest, disk_bytes, root_uuid, root_partuuid, netboot, boot_token };
+        Ok(Outcome::Prepared { image, key, system_guid, stages })
     }
 
     /// Gets the image from the cache, or fetches it again. `decayed` has the faults of decayed
@@ -152,7 +165,8 @@ impl Operations {
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        let DiskWrite { spec, image, target, .. } = wanted;
+        let DiskWrite { spec, image, target, boot_token, .. } = wanted;
+        let url = boot_token.map(|token| boot_call::url(self.boot_calls_at, &spec.name, token));
         let target_disk = TargetDisk::new(target);
         let disk = imaging::open(&target_disk, cancel.clone()).await;
         let disk = disk.map_err(|error| faults::of_opening(&error))?;
@@ -160,7 +174,7 @@ impl Operations {
         let begun = Begun::new(&self.checkpoints, &spec.name, image, target, geometry);
         let laid_out = match &begun {
             Ok(begun) => tokio::select! {
-                laid_out = lay_out(wanted, source, geometry, begun.seed().clone()) => laid_out,
+                laid_out = lay_out(wanted, source, geometry, begun.seed().clone(), url) => laid_out,
                 () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
             },
             Err(fault) => Err(fault.clone()),
@@ -199,9 +213,10 @@ async fn lay_out(
     source: CachedImage,
     disk: Geometry,
     seed: Seed,
+    url: Option<Secret>,
 ) -> Result<LaidOut, Fault> {
     check_size(target, disk.bytes, size)?;
-    layout::layout(Arc::clone(spec), source, disk, seed).await
+    layout::layout(Arc::clone(spec), source, disk, seed, url).await
 }
 
 /// Refuses a disk of a wrong size.

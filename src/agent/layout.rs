@@ -22,6 +22,7 @@ use crate::{
         boot::Firmware,
         fault::{Fault, Step},
         ids::{Digest, hex},
+        secret::Secret,
         spec::{ImageKind, NodeSpec, Partitions},
     },
 };
@@ -97,7 +98,7 @@ pub(super) struct Needs {
 /// Checks that the image can be installed as the spec wants, and returns the requirements.
 pub(super) fn needs(spec: &NodeSpec, source: &CachedImage) -> Result<Needs, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
-    drive(spec, USUAL_BLOCK_BYTES).map_err(of_drive)?;
+    drive(spec, USUAL_BLOCK_BYTES, None).map_err(of_drive)?;
     let ImageKind::Partition(partitions) = &spec.image.kind else {
         drive::check_disk(&source.entry.file).map_err(of_drive)?;
         let disk_bytes = whole_disk_needs(&source.image, spec.config_drive.is_some());
@@ -116,12 +117,13 @@ pub(super) fn needs(spec: &NodeSpec, source: &CachedImage) -> Result<Needs, Faul
     Ok(Needs { disk_bytes, root_uuid: Some(found.uuid) })
 }
 
-/// Makes the layout of this disk.
+/// Makes the layout of this disk. Its system is to call `url` once it is up.
 pub(super) async fn layout(
     spec: Arc<NodeSpec>,
     source: CachedImage,
     disk: Geometry,
     seed: Seed,
+    url: Option<Secret>,
 ) -> Result<LaidOut, Fault> {
     let ephemeral = match &spec.image.kind {
         ImageKind::Partition(Partitions { ephemeral_bytes: Some(bytes), .. }) => {
@@ -135,7 +137,7 @@ pub(super) async fn layout(
         _ => None,
     };
     let laying_out = move || {
-        let layout = lay_out(&spec, &source, disk, ephemeral, &seed)?;
+        let layout = lay_out(&spec, &source, disk, ephemeral, &seed, url.as_ref())?;
         // The image is known by its digest, and read only once.
         let fingerprint = layout.fingerprint(|file| file.path() == source.image.path());
         let fingerprint = fingerprint.map_err(|error| Fault::of(Step::Imaging, &error))?;
@@ -152,9 +154,10 @@ fn lay_out(
     disk: Geometry,
     ephemeral: Option<ImageFile>,
     seed: &Seed,
+    url: Option<&Secret>,
 ) -> Result<Layout, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
-    let config_drive = drive(spec, disk.block_bytes).map_err(of_drive)?;
+    let config_drive = drive(spec, disk.block_bytes, url).map_err(of_drive)?;
     let mut ids = seed.ids("table");
     let layout = match &spec.image.kind {
         ImageKind::Disk => whole_disk(&source.image, disk, config_drive, &mut ids),
@@ -168,9 +171,13 @@ fn lay_out(
     layout.map_err(|error: LayoutError| Fault::of(Step::Imaging, &error))
 }
 
-fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
-    let make =
-        |drive| drive::config_drive(drive, &spec.name, &spec.identity().written, block_bytes);
+fn drive(
+    spec: &NodeSpec,
+    block_bytes: u32,
+    url: Option<&Secret>,
+) -> Result<Option<Bytes>, DriveError> {
+    let (instance, url) = (spec.identity().written, url.map(Secret::expose));
+    let make = |drive| drive::config_drive_calling(drive, &spec.name, &instance, block_bytes, url);
     spec.config_drive.as_deref().map(make).transpose()
 }
 

@@ -60,7 +60,9 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    admin, callback,
+    admin,
+    boot_call::BootCalls,
+    callback,
     config::{self, Config},
     lifecycle::{Executor, Fleet, Policy},
     model::problem::Problem,
@@ -227,14 +229,13 @@ impl Agent {
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
         let (reporting, reports) = mpsc::channel(CHANNEL_DEPTH);
         let (changed, updates) = watch::channel(0);
+        let (calling, boot_calls) = BootCalls::channel(CHANNEL_DEPTH);
         let (closing, closed) = watch::channel(false);
 
         // A listener may bind the wildcard address; machines need the advertised one.
         let reachable = |port| SocketAddr::new(config.network.advertise, port);
         let reached = |what: &str, bound: io::Result<SocketAddr>| {
-            bound
-                .map(|bound| reachable(bound.port()))
-                .map_err(|source| StartError::Listen { what: what.to_owned(), source })
+            bound.map(|bound| reachable(bound.port())).map_err(not_listening(what))
         };
         let api = reached("callback listener", callback.local_addr())?;
         let http_address = reached("HTTP listener", http.local_addr())?;
@@ -243,7 +244,8 @@ impl Agent {
         let menus = MenuWriter::new(table.clone(), config.tftp.loaders.clone(), api, pin, ironic);
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
-        let operations = Operations::new(&config, standing.clone(), store.checkpoints());
+        let operations =
+            Operations::new(&config, standing.clone(), store.checkpoints(), http_address);
         let cached = netboot_files::cached(operations.library.clone(), reporting.downgrade());
         let bmc_names = operations.bmc_names.clone();
         let mut adapters = Adapters::new(store, menus, publisher, operations, changed, reporting);
@@ -254,22 +256,22 @@ impl Agent {
         let tftp = tftp
             .with_cached(cached)
             .start(table, evidence)
-            .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
+            .map_err(not_listening("TFTP listener"))?;
         let ended = || {
             let mut closed = closed.clone();
             async move { drop(closed.wait_for(|closed| *closed).await) }
         };
-        let http = tokio::spawn(http.serve(tftp.catalog(), ended()));
-        let callback = tokio::spawn(callback.serve(requests, updates, ended()));
+        let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended()));
+        let callback = tokio::spawn(callback.serve(requests, calling, updates, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
         let (watcher, wakes) =
-            Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
-                |source| StartError::Listen { what: "directory watcher".into(), source },
-            )?;
+            Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE)
+                .map_err(not_listening("directory watcher"))?;
         let sources = Sources {
             scans: scan::start(&config, executor.fleet(), bmc_names, wakes),
             calls,
+            boot_calls,
             orders,
             fetches,
             reports,
@@ -293,16 +295,21 @@ impl Agent {
 
         closing.send_replace(true);
         drop(watcher);
-        // The TFTP server waits for its transfers' threads.
-        let tftp = tokio::task::spawn_blocking(move || tftp.stop());
-        await_all([callback, http, tftp].into_iter().chain(admin)).await;
+        await_all(tftp, [callback, http].into_iter().chain(admin)).await;
         standing.stop().await;
         Ok(end)
     }
 }
 
-async fn await_all(listeners: impl IntoIterator<Item = JoinHandle<()>>) {
-    for listener in listeners {
+fn not_listening(what: &str) -> impl FnOnce(io::Error) -> StartError {
+    let what = what.to_owned();
+    move |source| StartError::Listen { what, source }
+}
+
+async fn await_all(tftp: netboot::Running, others: impl Iterator<Item = JoinHandle<()>>) {
+    // The TFTP server waits for its transfers' threads.
+    let tftp = tokio::task::spawn_blocking(move || tftp.stop());
+    for listener in others.chain([tftp]) {
         if let Err(error) = listener.await {
             error!(%error, "a listener panicked");
         }

@@ -3,7 +3,7 @@
 //!
 //! Started by `effects.rs`. Nothing here may decide what comes next.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     callback,
@@ -39,14 +39,22 @@ pub(super) struct Operations {
     pub(super) imaging_rate_min: u64,
     pub(super) standing: Standing,
     pub(super) bmc_names: BmcNames,
+    /// Where installed systems call.
+    pub(super) boot_calls_at: SocketAddr,
 }
 
 impl Operations {
-    pub(super) fn new(config: &Config, standing: Standing, checkpoints: Checkpoints) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        standing: Standing,
+        checkpoints: Checkpoints,
+        boot_calls_at: SocketAddr,
+    ) -> Self {
         Self {
             imaging_rate_min: config.limits.imaging_rate_min,
             standing,
             checkpoints,
+            boot_calls_at,
             bmc_names: BmcNames::default(),
             library: library(config),
             deploy_files: DeployFiles::new(config),
@@ -85,10 +93,11 @@ impl Operations {
                 self.bmcs.netboot(spec, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
-            Operation::Image { image, target, size } => {
+            Operation::Image { image, target, size, boot_token } => {
                 // Boxed, because this future is large, and all others, which are many, must stay
                 // small.
-                let wanted = DiskWrite { spec, image: &image, target: &target, size };
+                let (image, target, boot_token) = (&image, &target, boot_token.as_ref());
+                let wanted = DiskWrite { spec, image, target, size, boot_token };
                 Box::pin(self.image(wanted, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {

@@ -28,6 +28,7 @@ use tracing::debug;
 
 use super::{Call, CallbackLimits, CallbackRequest, Reply};
 use crate::{
+    boot_call::BootCalls,
     listener::ConnectionPermit,
     model::{
         callback::{BODY_BYTES_MAX, DeployState},
@@ -61,6 +62,24 @@ pub(super) fn router(state: Arc<AppState>) -> Router {
         .fallback(async || refused())
         .layer(from_fn_with_state(Arc::clone(&state), bounded))
         .with_state(state)
+}
+
+/// Routes the call of an installed system, whose body and rate have limits of their own.
+pub(super) fn boot_router(calls: BootCalls) -> Router {
+    Router::new().route("/v1/nodes/{node}/booted/{token}", routing::any(booted)).with_state(calls)
+}
+
+async fn booted(
+    State(calls): State<BootCalls>,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
+    request: HttpRequest,
+) -> Response {
+    let (head, body) = request.into_parts();
+    match calls.answer(&head.method, head.uri.path(), body, permit.peer()).await {
+        StatusCode::ACCEPTED => json(StatusCode::ACCEPTED, &serde_json::json!({})),
+        StatusCode::NOT_FOUND => refused(),
+        status => failure(status, "try again"),
+    }
 }
 
 /// Counts the request and reads its whole body within the limits, before the path is looked at.

@@ -22,6 +22,7 @@ use super::{
     http::{self, AppState},
     ironic,
 };
+use crate::boot_call::BootCalls;
 use crate::listener::{
     Admission, ConnectionLimits, ConnectionPermit, Listener, RateLimit, WhenFull, http1,
 };
@@ -71,6 +72,7 @@ impl Server {
     pub async fn serve(
         self,
         requests: mpsc::Sender<CallbackRequest>,
+        boot_calls: BootCalls,
         changed: watch::Receiver<u64>,
         shutdown: impl Future<Output = ()>,
     ) {
@@ -89,7 +91,7 @@ impl Server {
             async move { closed.changed().await.unwrap_or_default() }
         };
         let https = async {
-            let router = http::router(Arc::clone(&state));
+            let router = http::router(Arc::clone(&state)).merge(http::boot_router(boot_calls));
             let tls = TlsAcceptor::from(Arc::clone(&self.identity.tls));
             let connection = |stream, permit| {
                 tls_connection(tls.clone(), stream, router.clone(), permit, limits)

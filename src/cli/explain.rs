@@ -132,11 +132,13 @@ impl Timeline<'_> {
         writeln!(out, "  first boot {booted}")?;
         let Some(system) = &installed.system else { return Ok(()) };
         let address = system.address.map(|address| format!("at {address}"));
-        let shown = address.into_iter().chain(system.ssh_banner.clone()).collect::<Vec<_>>();
-        if shown.is_empty() {
-            return Ok(());
+        let hostname = system.hostname.as_ref().map(|name| format!("as {name}"));
+        let shown = hostname.into_iter().chain(address).chain(system.ssh_banner.clone());
+        let shown = shown.collect::<Vec<_>>();
+        if !shown.is_empty() {
+            writeln!(out, "             {}", shown.join(", "))?;
         }
-        writeln!(out, "             {}", shown.join(", "))
+        system.ssh_host_keys.iter().try_for_each(|key| writeln!(out, "             {key}"))
     }
 
     /// Prints the problems that the agent found, or else those of the current spec file.

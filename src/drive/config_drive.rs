@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{DriveError, DriveFile, fat, hyphenated, iso};
+use super::{DriveError, DriveFile, boot_call, fat, hyphenated, iso};
 use crate::model::{
     attached::MetaData,
     ids::{Digest, NodeName},
@@ -35,11 +35,30 @@ pub fn config_drive(
     instance: &Digest,
     block_bytes: u32,
 ) -> Result<Bytes, DriveError> {
+    config_drive_calling(drive, node, instance, block_bytes, None)
+}
+
+/// As [`config_drive`], with a `url` that the installed system calls once it is up. The URL is
+/// secret.
+pub fn config_drive_calling(
+    drive: &ConfigDrive,
+    node: &NodeName,
+    instance: &Digest,
+    block_bytes: u32,
+    url: Option<&str>,
+) -> Result<Bytes, DriveError> {
     let seed = seed(node, instance);
-    let files = match drive.label {
+    let mut files = match drive.label {
         DriveLabel::Config2 => openstack(drive, node, seed),
         DriveLabel::Cidata => nocloud(drive, node, seed),
     };
+    if let Some(url) = url {
+        let vendor = vendor_path(drive.label);
+        files.retain(|(path, _)| *path != vendor);
+        let given = drive.vendor_data.as_ref();
+        files.push((vendor, boot_call::vendor_data(drive.label, given, url)));
+        files.extend(boot_call::files(url));
+    }
     let label = match drive.label {
         DriveLabel::Config2 => "config-2",
         DriveLabel::Cidata => "cidata",
@@ -54,6 +73,14 @@ pub fn config_drive(
             hint: "; use config_drive.filesystem = \"vfat\"",
         }),
         DriveFilesystem::Iso9660 => Ok(iso::make(label, seed, &files)),
+    }
+}
+
+/// The file of the vendor data.
+const fn vendor_path(label: DriveLabel) -> &'static str {
+    match label {
+        DriveLabel::Config2 => "openstack/latest/vendor_data.json",
+        DriveLabel::Cidata => "vendor-data",
     }
 }
 
@@ -90,7 +117,7 @@ fn openstack<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<Dri
         files.extend(attachment.iter().map(|file| (path, file.content.as_bytes().into())));
     }
     let vendor = drive.vendor_data.iter();
-    files.extend(vendor.map(|file| ("openstack/latest/vendor_data.json", vendor_json(file))));
+    files.extend(vendor.map(|file| (vendor_path(drive.label), vendor_json(file))));
     files
 }
 
@@ -120,7 +147,8 @@ fn nocloud<'a>(drive: &'a ConfigDrive, node: &NodeName, seed: u128) -> Vec<Drive
     top.extend(given(drive));
     let user_data = drive.user_data.as_ref().map_or(&[][..], |file| file.content.as_bytes());
     let mut files = vec![("meta-data", json(top)), ("user-data", user_data.into())];
-    let attached = [("network-config", &drive.network_config), ("vendor-data", &drive.vendor_data)];
+    let attached =
+        [("network-config", &drive.network_config), (vendor_path(drive.label), &drive.vendor_data)];
     for (path, attachment) in attached {
         files.extend(attachment.iter().map(|file| (path, file.content.as_bytes().into())));
     }

@@ -10,6 +10,7 @@ use std::{borrow::Cow, io};
 use crate::model::{ids::hex, size::show_bytes};
 
 mod advice;
+mod boot_call;
 mod config_drive;
 mod ephemeral;
 mod esp;
@@ -19,7 +20,7 @@ mod iso;
 mod probe;
 mod swap;
 
-pub use config_drive::config_drive;
+pub use config_drive::{config_drive, config_drive_calling};
 pub use ephemeral::{EPHEMERAL_LABEL, ephemeral, mke2fs_is_there};
 pub use esp::esp;
 pub use probe::{FileSystem, FileSystemKind, check_disk, probe};

@@ -217,7 +217,10 @@ impl Node {
 
     fn note_installed(&mut self, now: Timestamp, attempt: Attempt, disk: Disk) {
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
-        let PreparedImage { digest: image, root_uuid, root_partuuid, netboot, .. } = attempt.image;
+        let PreparedImage { digest: image, root_uuid, root_partuuid, netboot, boot_token, .. } =
+            attempt.image;
+        let has_token = boot_token.is_some();
+        self.record.boot_token = boot_token;
         self.netboot = NetbootUpdate::default();
         self.boot_trouble = None;
         self.record.restarted_again = false;
@@ -238,7 +241,7 @@ impl Node {
                 machine: Some(Machine::named_by(spec)),
                 system: None,
             };
-            installed.booted = Some(booted(spec, &installed));
+            installed.booted = Some(booted(spec, &installed, has_token));
             installed
         });
     }

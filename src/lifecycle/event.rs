@@ -9,13 +9,14 @@ use jiff::Timestamp;
 
 use crate::model::{
     boot::Fetch,
+    boot_report::BootReport,
     callback::{Call, DiskRange, RamdiskLog, Reply},
     fault::Fault,
     ids::{Digest, OpId},
     netboot::{BootFile, NetbootFiles},
     power::PowerState,
     problem::Problem,
-    secret::AttemptKey,
+    secret::{AttemptKey, BootToken},
     spec::NodeSpec,
     status::{ImagingStage, Progress},
     system_guid::SystemGuid,
@@ -53,6 +54,16 @@ pub enum Event {
         key: AttemptKey,
         call: Call,
     },
+    /// An installed system calls, because it is up.
+    BootCalled {
+        /// The number that the reply is given back with.
+        request: u64,
+        /// The caller's address.
+        peer: IpAddr,
+        /// The token that the caller shows.
+        token: BootToken,
+        report: BootReport,
+    },
     /// The machine fetched a boot file.
     Fetched(Fetch),
     /// Time passed.
@@ -71,6 +82,28 @@ pub enum Event {
 }
 
 impl Event {
+    /// The number of the reply that somebody waits for.
+    pub fn request(&self) -> Option<u64> {
+        match self {
+            Self::Callback { request, .. } | Self::BootCalled { request, .. } => Some(*request),
+            Self::Spec(_)
+            | Self::MassChange(_)
+            | Self::SpecProblems(_)
+            | Self::SpecClash(_)
+            | Self::SpecGone
+            | Self::DirectoryLost(_)
+            | Self::Done { .. }
+            | Self::Progress { .. }
+            | Self::Fetched(_)
+            | Self::Tick
+            | Self::Granted(_)
+            | Self::NetbootLost
+            | Self::PowerMayHaveChanged
+            | Self::Approve
+            | Self::Retry => None,
+        }
+    }
+
     /// Whether the event is about the node's spec.
     pub(super) fn is_about_spec(&self) -> bool {
         match self {
@@ -83,6 +116,7 @@ impl Event {
             | Self::Done { .. }
             | Self::Progress { .. }
             | Self::Callback { .. }
+            | Self::BootCalled { .. }
             | Self::Fetched(_)
             | Self::Tick
             | Self::Granted(_)
@@ -236,6 +270,8 @@ pub enum Operation {
         target: Box<Target>,
         /// The size by which a wrong target is noticed.
         size: DiskSize,
+        /// The token for the config drive.
+        boot_token: Option<BootToken>,
     },
     /// Tell Ironic's ramdisk at this address that its disk is written, and retry until it listens.
     Release(IpAddr),

@@ -184,8 +184,7 @@ impl Executor {
         event: Event,
         effects: &mut impl Effects,
     ) -> Option<Decided> {
-        let request =
-            if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
+        let request = event.request();
         let before = self.fleet.node(&name).map(|node| node.record().clone());
         match (self.fleet.step(now, &name, event), request) {
             (Some(actions), _) => self.record(now, name, before, actions, effects),

@@ -11,8 +11,11 @@ use std::{net::IpAddr, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::model::{
+    boot_report::BootReport,
+    callback::Reply,
     fault::{Fault, Step},
     power::PowerState,
+    secret::BootToken,
     spec::{BootCheck, Goal, NodeSpec, WantedPower},
     status::{Booted, Installed, InstalledSystem, LastError},
 };
@@ -26,30 +29,36 @@ use super::{
     transitions::Cause,
 };
 
-/// The time that a system still has to show that it is up if the agent was gone when its time was
+/// The time that a system still has to show that it is up, if the agent was gone when its time was
 /// over.
 pub(super) const OVERDUE_WAIT: Duration = Duration::from_secs(120);
 /// The code of a probe that nobody answered, which is no reason to pause before the next.
 pub const NO_ANSWER: &str = "NoAnswer";
-/// Longest banner that is kept, in characters (RFC 4253 §4.2: 255 with its line end).
-const BANNER_CHARS_MAX: usize = 253;
+/// Longest text of a system that is kept, in characters: a banner of SSH has 253 at most (RFC 4253
+/// §4.2), and so has a host name.
+const TEXT_CHARS_MAX: usize = 253;
+/// Most SSH host keys that are kept: a system has three or four.
+const HOST_KEYS_MAX: usize = 8;
 
 /// The way in which this system shows that it is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Check {
     /// It answers there.
     Port { address: String, port: u16 },
+    /// It calls, with its token.
+    Call,
 }
 
 impl Check {
     /// The check that the spec wants of what is installed; `None`: none, or one that could not be
     /// met.
-    fn of(spec: &NodeSpec, installed: &Installed) -> Option<Self> {
+    fn of(spec: &NodeSpec, installed: &Installed, has_token: bool) -> Option<Self> {
         if spec.power == WantedPower::Off {
             return None;
         }
         match &spec.boot_check {
             BootCheck::None => None,
+            BootCheck::Call => has_token.then_some(Self::Call),
             BootCheck::Tcp { port, address } => {
                 let ramdisks = || installed.address.map(|address| address.to_string());
                 let address = address.clone().or_else(ramdisks)?;
@@ -60,8 +69,8 @@ impl Check {
 }
 
 /// Whether what was just installed has yet to show that it is up.
-pub(super) fn booted(spec: &NodeSpec, installed: &Installed) -> Booted {
-    match Check::of(spec, installed) {
+pub(super) fn booted(spec: &NodeSpec, installed: &Installed, has_token: bool) -> Booted {
+    match Check::of(spec, installed, has_token) {
         Some(_) => Booted::Waiting,
         None => Booted::Unchecked,
     }
@@ -79,7 +88,8 @@ impl Node {
     }
 
     fn check(&self) -> Option<Check> {
-        Check::of(self.record.spec.as_deref()?, self.record.installed.as_ref()?)
+        let has_token = self.record.boot_token.is_some();
+        Check::of(self.record.spec.as_deref()?, self.record.installed.as_ref()?, has_token)
     }
 
     /// Whether an installed system did not show in time that it is up, and still is to.
@@ -181,6 +191,7 @@ impl Node {
     pub(super) fn boot_operation(&self, boot: FirstBoot) -> Option<Operation> {
         match (boot, self.check()?) {
             (FirstBoot::Restarting, _) => Some(Operation::Restart { wanted: PowerState::On }),
+            (FirstBoot::Waiting | FirstBoot::Overdue, Check::Call) => None,
             (FirstBoot::Waiting | FirstBoot::Overdue, Check::Port { address, port }) => {
                 Some(Operation::ProbePort { address, port })
             }
@@ -206,18 +217,76 @@ impl Node {
         self.enter(now, Cause::Restarted);
     }
 
-    /// The system is up.
+    /// The system answers.
     pub(super) fn boot_seen(&mut self, now: Timestamp, address: IpAddr, banner: Option<&str>) {
-        let ssh_banner = banner.map(|banner| plain_up_to(BANNER_CHARS_MAX, banner));
+        let ssh_banner = banner.map(|banner| plain_up_to(TEXT_CHARS_MAX, banner));
+        let address = Some(address);
+        self.note_up(now, InstalledSystem { address, ssh_banner, ..InstalledSystem::default() });
+        self.enter(now, Cause::BootJudged);
+        self.polls.ask(now);
+    }
+
+    /// Judges a call of an installed system. Only the token of this very installation counts,
+    /// whenever it comes; a repetition changes nothing, and neither does anything else.
+    pub(super) fn boot_called(
+        &mut self,
+        now: Timestamp,
+        peer: IpAddr,
+        token: &BootToken,
+        report: BootReport,
+        actions: &mut Vec<Action>,
+    ) -> Reply {
+        if self.record.boot_token.as_ref() != Some(token) || self.booted().is_none() {
+            return Reply::Refused;
+        }
+        if self.booted() == Some(Booted::Up) {
+            return Reply::Accepted;
+        }
+        let short = |text: String| plain_up_to(TEXT_CHARS_MAX, &text);
+        let keys = report.ssh_host_keys.into_iter().take(HOST_KEYS_MAX).map(short).collect();
+        self.note_up(
+            now,
+            InstalledSystem {
+                address: Some(peer),
+                ssh_banner: None,
+                hostname: report.hostname.map(short),
+                instance_id: report.instance_id.map(short),
+                ssh_host_keys: keys,
+            },
+        );
+        match self.record.state {
+            State::Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue } => {
+                self.stop_at_rest(now, actions);
+                self.enter(now, Cause::BootJudged);
+                self.polls.ask(now);
+            }
+            // It runs its own system, whoever restarted it.
+            State::Idle | State::Failed => self.record.awaits_restart = false,
+            // The operation under way ends by itself, and finds the system up.
+            State::Booting { boot: FirstBoot::Restarting }
+            | State::Held { .. }
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. }
+            | State::CleaningUp { .. } => {}
+        }
+        Reply::Accepted
+    }
+
+    fn note_up(&mut self, now: Timestamp, system: InstalledSystem) {
         if let Some(installed) = &mut self.record.installed {
             installed.booted = Some(Booted::Up);
             installed.booted_at = Some(now);
-            installed.system = Some(InstalledSystem { address: Some(address), ssh_banner });
+            installed.system = Some(system);
         }
-        self.record.last_error = None;
+        let is_settled = |step| matches!(step, Step::FirstBoot | Step::Restart);
+        self.record.last_error.take_if(|error| is_settled(error.fault.step));
         self.boot_trouble = None;
-        self.enter(now, Cause::BootJudged);
-        self.polls.ask(now);
     }
 
     /// Notes why a probe had no answer.
@@ -247,7 +316,7 @@ impl Node {
             let message = "the installed system did not show that it is up, and the machine was \
                 not restarted in time";
             self.boot_was_missed(now, "RestartTimeout".to_owned(), message);
-        } else if self.may_restart() && !self.record.restarted_again {
+        } else if self.may_restart() && !self.record.restarted_again && !self.may_have_called() {
             self.record.restarted_again = true;
             self.cancel(actions);
             self.enter(now, Cause::BootRepeated);
@@ -257,6 +326,12 @@ impl Node {
             self.boot_was_missed(now, "NotBooted".to_owned(), &message);
         }
         self.stop_at_rest(now, actions);
+    }
+
+    /// Whether the system may have called while the agent was gone, and runs well.
+    fn may_have_called(&self) -> bool {
+        self.record.state == State::Booting { boot: FirstBoot::Overdue }
+            && self.check() == Some(Check::Call)
     }
 
     /// The machine stays as it is, because its disk is whole.
@@ -283,10 +358,15 @@ impl Node {
             limit.and_then(|limit| SignedDuration::try_from(limit).ok()).unwrap_or_default();
         let trouble = self.boot_trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
         let evidence = self.netboot_evidence();
+        let gone = if self.may_have_called() {
+            "; it may have called while hostler did not run"
+        } else {
+            ""
+        };
         let again = if self.record.restarted_again { ", also after another restart" } else { "" };
         format!(
             "the installed system did not show within {limit:#}{again} that it is \
-             up{trouble}{evidence}"
+             up{trouble}{evidence}{gone}"
         )
     }
 
@@ -310,6 +390,7 @@ impl Node {
         }
         let sign = match self.check() {
             Some(Check::Port { address, port }) => format!("port {port} of {address} to answer"),
+            Some(Check::Call) => "it to call".to_owned(),
             None => "its own system".to_owned(),
         };
         let trouble = self.boot_trouble.as_ref().map(|why| format!("; {why}")).unwrap_or_default();

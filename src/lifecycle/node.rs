@@ -258,6 +258,10 @@ impl Node {
                 let reply = self.judge(now, peer, &key, call, &mut actions);
                 actions.push(Action::Reply { request, reply });
             }
+            Event::BootCalled { request, peer, token, report } => {
+                let reply = self.boot_called(now, peer, &token, report, &mut actions);
+                actions.push(Action::Reply { request, reply });
+            }
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
             Event::Granted(permit) => self.take_permit(now, permit),
@@ -532,6 +536,7 @@ impl Node {
                 image: attempt.image.digest.clone(),
                 target: Box::new(target.clone()),
                 size: self.disk_size(attempt, disk),
+                boot_token: attempt.image.boot_token.clone(),
             }),
             State::Switching { attempt, .. } if !self.ramdisk().confirms_completion() => {
                 attempt.peer.map(Operation::Release)

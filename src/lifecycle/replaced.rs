@@ -49,6 +49,7 @@ impl Node {
             // A machine never seen before. A damaged record may have been about any machine.
             (_, None, _) => {
                 self.record.installed = None;
+                self.record.boot_token = None;
             }
         }
         if let Some(installed) = &mut self.record.installed {

@@ -14,7 +14,7 @@ use crate::model::{
     machine::Machine,
     netboot::{self, NetbootFiles},
     power::PowerState,
-    secret::{AttemptKey, Secret},
+    secret::{AttemptKey, BootToken, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
     system_guid::SystemGuid,
@@ -62,6 +62,10 @@ pub struct Record {
     /// show that it was up. It is not asked a second time for one installation.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub restarted_again: bool,
+    /// The token by which the installed system says that it is up. It stays for a call that is
+    /// repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_token: Option<BootToken>,
     /// The installation that hostler put on the disk.
     pub installed: Option<Installed>,
     /// Former root devices that were still in the machine at its last lookup.
@@ -96,6 +100,7 @@ impl Record {
             power_forced_at: None,
             awaits_restart: false,
             restarted_again: false,
+            boot_token: None,
             installed: None,
             other_disks: Vec::new(),
             last_error: None,
@@ -134,7 +139,7 @@ impl Record {
     /// Sets the machine's installation from another source. `None`: unknown.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
         // Nobody knows any more how often it was restarted, so that it is not.
-        (self.awaits_restart, self.restarted_again) = (false, true);
+        (self.awaits_restart, self.restarted_again, self.boot_token) = (false, true, None);
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -142,6 +147,7 @@ impl Record {
     /// Clears the installation, because the disk is being written.
     pub(super) fn know_nothing_installed(&mut self) {
         (self.awaits_restart, self.record_lost, self.installed) = (false, false, None);
+        self.boot_token = None;
     }
 
     /// The BMCs of the installation's and of the spec's machine.
@@ -325,6 +331,9 @@ pub struct PreparedImage {
     /// The kernel and ramdisk of the installed machine, if it boots over the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
+    /// The token for its config drive, if its system is to call once it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_token: Option<BootToken>,
 }
 
 /// The iSCSI target that the ramdisk offers.

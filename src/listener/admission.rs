@@ -141,6 +141,11 @@ impl<P: Peer> Admission<P> {
         Ok(Admitted { permit, eviction, evicted })
     }
 
+    /// Whether one more request of this peer, connected or not, fits into its rate.
+    pub(crate) fn takes(&self, peer: P, now: Instant) -> bool {
+        self.book().takes(self.limits.rate, peer, now)
+    }
+
     /// Whether a connection of a peer that has none would be admitted.
     pub(crate) fn has_room(&self) -> bool {
         let book = self.book();

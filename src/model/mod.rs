@@ -10,6 +10,7 @@ pub mod attached;
 pub mod backoff;
 pub mod bmc_key;
 pub mod boot;
+pub mod boot_report;
 pub mod callback;
 pub mod consent;
 pub mod disk;

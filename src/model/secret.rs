@@ -95,6 +95,38 @@ impl fmt::Debug for AttemptKey {
     }
 }
 
+/// The token of one installation: 256 random bits, by which its system says that it is up, and
+/// nothing else.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootToken(AttemptKey);
+
+impl BootToken {
+    /// A token from 32 random bytes.
+    pub fn from_bytes(random: &[u8; 32]) -> Self {
+        Self(AttemptKey::from_bytes(random))
+    }
+
+    /// 64 lower-case hex digits, for the URL on the config drive.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+impl FromStr for BootToken {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Debug for BootToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BootToken(..)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +135,8 @@ mod tests {
     fn debug_output_never_shows_a_secret() {
         let secret = Secret::new("hunter2".to_owned());
         let key = AttemptKey::from_bytes(&[0xab; 32]);
-        let shown = format!("{secret:?} {key:?} {:#?}", Some((&secret, &key)));
+        let token = BootToken::from_bytes(&[0xab; 32]);
+        let shown = format!("{secret:?} {key:?} {token:?} {:#?}", Some((&secret, &key)));
         assert!(!shown.contains("hunter2") && !shown.contains("abab"), "{shown}");
     }
 

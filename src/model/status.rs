@@ -321,7 +321,7 @@ pub enum Booted {
     Up,
 }
 
-/// `[installed.system]`: what an installed system showed of itself. Untrusted.
+/// `[installed.system]`: what an installed system showed or said of itself. Nothing proves it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstalledSystem {
     /// Where it answered.
@@ -330,6 +330,15 @@ pub struct InstalledSystem {
     /// The banner of its SSH server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_banner: Option<String>,
+    /// Its host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// cloud-init's id of the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// Its SSH host keys, each as its kind and its fingerprint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_host_keys: Vec<String>,
 }
 
 impl Installed {

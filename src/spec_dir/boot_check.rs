@@ -17,14 +17,16 @@ use super::values;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     None,
+    Call,
     Tcp,
 }
 
 /// Reads the table, which may be absent.
 pub(super) fn read(check: &mut Section<'_>, drive: Option<&ConfigDrive>) -> Option<BootCheck> {
-    let by = check.key("by").or("none").choice(&[("none", By::None), ("tcp", By::Tcp)]);
+    let ways = [("none", By::None), ("call", By::Call), ("tcp", By::Tcp)];
+    let by = check.key("by").or("none").choice(&ways);
     let (mut port, mut address) = (check.key("port").or(i64::from(SSH_PORT)), check.key("address"));
-    if by == Some(By::None) {
+    if matches!(by, Some(By::None | By::Call)) {
         let why = "is of no use unless boot_check.by = \"tcp\"";
         (port, address) = (port.idle(why), address.idle(why));
     }
@@ -32,6 +34,16 @@ pub(super) fn read(check: &mut Section<'_>, drive: Option<&ConfigDrive>) -> Opti
     let address = address.text(values::system_address);
     match by? {
         By::None => Some(BootCheck::None),
+        By::Call => {
+            if drive.is_none() {
+                check.refuse(
+                    "by",
+                    "a system finds what it calls with on its config drive: write [config_drive], \
+                     which may be empty, or by = \"tcp\"",
+                );
+            }
+            Some(BootCheck::Call)
+        }
         By::Tcp => {
             let network =
                 drive.and_then(|drive| Some((drive.label, drive.network_config.as_ref()?)));

@@ -161,6 +161,11 @@ fn installed() -> Installed {
         system: Some(InstalledSystem {
             address: Some("192.0.2.51".parse().unwrap()),
             ssh_banner: Some("SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u7".to_owned()),
+            hostname: Some("edge-07".to_owned()),
+            instance_id: Some("cd1f7d92-8163-8693-8176-68e351ef6430".to_owned()),
+            ssh_host_keys: vec![
+                "ssh-ed25519 SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU".to_owned(),
+            ],
         }),
     }
 }

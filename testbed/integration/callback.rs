@@ -11,6 +11,7 @@ use std::{
 };
 
 use hostler::{
+    boot_call::BootCalls,
     callback::{CallbackLimits, CallbackRequest, Server, TlsIdentity},
     model::{
         callback::{Call, DeployState, LookupReply, Reply},
@@ -325,7 +326,8 @@ impl Agent {
         });
         let server = tokio::spawn(async move {
             let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
-            server.serve(requests, ticks, stopped).await;
+            let (calls, _nobody) = BootCalls::channel(1);
+            server.serve(requests, calls, ticks, stopped).await;
         });
         Self { addr, pin, dir, changed, requested, shutdown, server }
     }

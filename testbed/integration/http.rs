@@ -13,6 +13,7 @@ use std::{
 };
 
 use hostler::{
+    boot_call::BootCalls,
     model::{
         boot::{BootMenu, BootStage, Fetch, Firmware},
         ids::{MacAddr, NodeName},
@@ -76,7 +77,8 @@ impl BootServer {
         let server = runtime.block_on(bind).unwrap();
         let http = server.local_addr().unwrap();
         let (shut_down, ended) = oneshot::channel();
-        runtime.spawn(server.serve(running.catalog(), async { drop(ended.await) }));
+        let (calls, _nobody) = BootCalls::channel(1);
+        runtime.spawn(server.serve(running.catalog(), calls, async { drop(ended.await) }));
         let shut_down = Some(shut_down);
         Self { tftp, http, table, fetched, dir, shut_down, _running: running, runtime }
     }

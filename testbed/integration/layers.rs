@@ -35,6 +35,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             Some(&[])
         }
         "progress" | "lifecycle" => Some(&["model"]),
+        "boot_call" => Some(&["model", "listener"]),
         "ramdisk" => Some(&["model", "regular_file"]),
         adapter if ADAPTERS.contains(&adapter) => Some(&[
             "model",
@@ -44,6 +45,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             "listener",
             "regular_file",
             "progress",
+            "boot_call",
         ]),
         _ => None,
     }

@@ -2,6 +2,7 @@
 //! of every phase against every event. Random histories of a whole site are `testbed/sim`'s.
 
 mod adoption;
+mod boot_call;
 mod boot_evidence;
 mod breaker;
 mod callback;

@@ -53,6 +53,7 @@ pub(super) fn prepared(key: AttemptKey) -> Outcome {
         root_uuid: None,
         root_partuuid: None,
         netboot: None,
+        boot_token: None,
     };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }

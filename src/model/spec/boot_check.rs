@@ -10,6 +10,8 @@ pub enum BootCheck {
     /// Not at all: the machine counts as installed once it was restarted.
     #[default]
     None,
+    /// It calls hostler, with a token from its config drive.
+    Call,
     /// A TCP port answers.
     Tcp {
         /// With [`SSH_PORT`], by the banner of SSH.

@@ -6,8 +6,8 @@
 //! menu is as readable for others as over TFTP; kernels and ramdisks hold no secret.
 //!
 //! `body` reads a file piece by piece as the client takes it; `activity` watches the connection,
-//! and cuts it without progress. The server must never list a directory, accept an upload, or hold
-//! a file in memory.
+//! and cuts it without progress. The server must never list a directory, accept an upload but
+//! the call of an installed system, or hold a file in memory.
 
 mod activity;
 mod body;
@@ -27,6 +27,7 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
     header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE},
     service::service_fn,
 };
@@ -47,6 +48,7 @@ use super::{
     refusal::Refusal,
     table::FETCH_LIMIT,
 };
+use crate::boot_call::{self, BootCalls};
 use crate::listener::{
     Admission, ConnectionLimits, ConnectionPermit, Listener, Protection, WhenFull, http1,
 };
@@ -97,9 +99,14 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown`. Cuts all connections at the end: boot loaders repeat their
-    /// requests.
-    pub async fn serve(self, catalog: Arc<BootFileCatalog>, shutdown: impl Future<Output = ()>) {
+    /// Serves until `shutdown`, and hands over the calls of installed systems. Cuts all connections
+    /// at the end: boot loaders repeat their requests.
+    pub async fn serve(
+        self,
+        catalog: Arc<BootFileCatalog>,
+        calls: BootCalls,
+        shutdown: impl Future<Output = ()>,
+    ) {
         let limits = self.limits;
         let listener = Listener {
             name: "HTTP",
@@ -107,7 +114,10 @@ impl Server {
             admission: Admission::new(limits.into()),
             when_full: WhenFull::Refuse,
         };
-        let connection = |stream, permit| connection(stream, permit, Arc::clone(&catalog), limits);
+        let connection = |stream, permit| {
+            let served = (Arc::clone(&catalog), calls.clone());
+            connection(stream, permit, served, limits)
+        };
         listener.serve(shutdown, connection).await;
     }
 }
@@ -124,16 +134,25 @@ impl From<HttpLimits> for ConnectionLimits {
 async fn connection(
     stream: TcpStream,
     permit: ConnectionPermit,
-    catalog: Arc<BootFileCatalog>,
+    (catalog, calls): (Arc<BootFileCatalog>, BootCalls),
     limits: HttpLimits,
 ) {
     let (peer, permit) = (permit.peer(), Arc::new(permit));
     let activity = Arc::new(ConnectionActivity::new(limits.total));
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
+        let calls = calls.clone();
         let (catalog, activity) = (Arc::clone(&catalog), Arc::clone(&activity));
         // While it sends a response, the connection cannot be displaced.
         let guard = permit.protect_while();
-        async move { Ok::<_, Infallible>(respond(&request, peer, catalog, activity, guard).await) }
+        async move {
+            let is_call =
+                request.method() == Method::POST && boot_call::is_call(request.uri().path());
+            Ok::<_, Infallible>(if is_call {
+                called(request, peer, &calls, &activity).await
+            } else {
+                respond(&request, peer, catalog, activity, guard).await
+            })
+        }
     });
     let http = http1(limits.head)
         // GRUB knows `Content-Length` only in this spelling; without it, GRUB waits for the end of
@@ -196,6 +215,28 @@ async fn respond<B>(
             refusal(status, error)
         }
     }
+}
+
+/// Passes on the call of an installed system, the only upload that the server accepts.
+async fn called(
+    request: Request<Incoming>,
+    peer: IpAddr,
+    calls: &BootCalls,
+    activity: &ConnectionActivity,
+) -> FileResponse {
+    activity.note();
+    let (head, body) = request.into_parts();
+    let status = calls.answer(&head.method, head.uri.path(), body, peer).await;
+    debug!(%peer, status = status.as_u16(), "an installed system's call answered");
+    let text = match status {
+        StatusCode::ACCEPTED => "accepted\n",
+        StatusCode::NOT_FOUND => "not found\n",
+        _ => "try again\n",
+    };
+    let mut response = Response::new(Either::Left(Full::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
 }
 
 /// Opens the requested file.

@@ -96,6 +96,7 @@ pub fn prepared(key: AttemptKey) -> Outcome {
         root_uuid: None,
         root_partuuid: None,
         netboot: None,
+        boot_token: None,
     };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use hostler::{
+    boot_call::BootCalls,
     model::boot::{BootMenu, BootStage, Fetch, Firmware},
     netboot::{BootTable, Config, http},
 };
@@ -353,7 +354,8 @@ impl Site {
         let bind = http::Server::bind(address, http::HttpLimits::default());
         let server = runtime.block_on(bind).unwrap();
         let catalog = site.boot_server.running.as_ref().unwrap().catalog();
-        runtime.spawn(server.serve(catalog, std::future::pending()));
+        let (calls, _nobody) = BootCalls::channel(1);
+        runtime.spawn(server.serve(catalog, calls, std::future::pending()));
         site.http = Some(runtime);
         site
     }

@@ -117,14 +117,16 @@ impl Site {
         self.watch.touched.insert(node.clone());
     }
 
-    /// If the event is a stranger's call or the end of an operation that does not run: the record
-    /// as it is, which must stay so by this rule.
+    /// The node's record, which must stay as it is by this invariant, if the event is a stranger's
+    /// call, a call with another token than the installation's, or the end of an operation that
+    /// does not run.
     pub(crate) fn unchanged_by(
         &self,
         executor: &Executor,
         name: &NodeName,
         event: &Event,
     ) -> Option<(&'static str, Record)> {
+        let node = executor.fleet().node(name)?;
         let rule = match event {
             Event::Done { op, .. } if self.watch.running.get(name) != Some(op) => {
                 "stale_result_changes_nothing"
@@ -132,9 +134,11 @@ impl Site {
             Event::Callback { request, .. } if self.open_requests.get(request) == Some(&None) => {
                 "strangers_are_refused"
             }
+            Event::BootCalled { token, .. } if node.record().boot_token.as_ref() != Some(token) => {
+                "strangers_are_refused"
+            }
             _ => return None,
         };
-        let node = executor.fleet().node(name)?;
         let quiet = node.next_wake().is_none_or(|(at, _)| at > self.now());
         quiet.then(|| (rule, node.record().clone()))
     }

@@ -47,7 +47,8 @@ impl Site {
         }
     }
 
-    /// A record has its attempt's secrets only for as long as they are needed, and can be read back.
+    /// A record has its attempt's secrets only for as long as they are needed, and can be read
+    /// back.
     pub(crate) fn judge_saved_secrets(&mut self, node: &NodeName, record: &Record) {
         if !self.steps.is_multiple_of(EVERY) {
             return;

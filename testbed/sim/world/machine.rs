@@ -4,7 +4,8 @@
 
 use hostler::model::{
     disk::Disk,
-    ids::MacAddr,
+    ids::{MacAddr, NodeName},
+    secret::BootToken,
     spec::{BmcAddress, NodeSpec},
 };
 use std::net::IpAddr;
@@ -28,6 +29,8 @@ pub(crate) struct Platter {
     pub(crate) disk: Disk,
     pub(crate) content: Content,
     pub(crate) writers: Vec<u64>,
+    /// The token with which the disk's system calls, and its node.
+    pub(crate) token: Option<(NodeName, BootToken)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +122,8 @@ impl Machine {
             serial: Some(format!("{name}-{n}")),
             ..Disk::default()
         };
-        let platter = |disk| Platter { disk, content: Content::Foreign, writers: Vec::new() };
+        let platter =
+            |disk| Platter { disk, content: Content::Foreign, writers: Vec::new(), token: None };
         Self {
             bmc: BmcAddress::at(format!("192.0.2.{octet}"), 623),
             has_bmc,

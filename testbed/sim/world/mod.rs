@@ -105,6 +105,12 @@ impl World {
                 }
             }
             Happening::SystemUp { machine, session } => site.system_up(machine, session),
+            Happening::BootCall { node, token, peer } => {
+                let event = site.boot_call(node, token, peer);
+                if let Some((node, event)) = event.filter(|_| self.executor.is_some()) {
+                    self.bring(&node, event);
+                }
+            }
             Happening::Ramdisk { id, stamp } => site.ramdisk_acts(id, stamp),
             Happening::Arrival(message) => {
                 // A dead agent gets no event.
@@ -139,8 +145,7 @@ impl World {
         site.note(Some(node), || shorten(&format!("{event:?}")));
         let unchanged = site.unchanged_by(executor, node, &event);
         site.judge_event(node, &event);
-        let request =
-            if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
+        let request = event.request();
         executor.step(site.now(), node, event, site);
         if let (Some((rule, before)), Some(after)) = (unchanged, executor.fleet().node(node))
             && !site.dead
@@ -168,6 +173,7 @@ fn event_number(event: &Event) -> u64 {
         Event::Done { op, outcome } => 8 + op.0 * 64 + u64::from(outcome.is_ok()) * 32,
         Event::Progress { .. } => 9,
         Event::Callback { call, .. } => 10 + 64 * call.name().len() as u64,
+        Event::BootCalled { .. } => 18,
         Event::Fetched(_) => 11,
         Event::Tick => 12,
         Event::Granted(_) => 13,

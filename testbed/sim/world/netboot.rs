@@ -1,12 +1,15 @@
 //! A machine that comes on: its firmware boots the network, which the agent serves, or the disk.
 
+use std::net::IpAddr;
+
 use hostler::{
     lifecycle::{Event, Menu},
     model::{
         boot::{BootStage, Fetch},
+        boot_report::BootReport,
         ids::{Digest, NodeName},
         netboot::{BootFile, Netboot, NetbootFiles},
-        secret::AttemptKey,
+        secret::{AttemptKey, BootToken},
     },
 };
 
@@ -160,5 +163,43 @@ impl Site {
         self.note(None, || format!("the system of machine {m} is up"));
         self.machines[m].up = Some(session);
         self.machines[m].ups += 1;
+        if let Some((node, token)) = self.machines[m].platters[0].token.clone() {
+            // The system repeats its call whether the agent received it or not.
+            for call in 0..4 {
+                let peer = self.machines[m].ip;
+                let (node, token) = (node.clone(), token.clone());
+                let happening = Happening::BootCall { node, token, peer };
+                self.after_s(call * 60, call * 60 + 40, happening);
+            }
+        }
+    }
+
+    /// Calls as an installed system, real or imitated.
+    pub(crate) fn boot_call(
+        &mut self,
+        node: NodeName,
+        token: BootToken,
+        peer: IpAddr,
+    ) -> Option<(NodeName, Event)> {
+        if self.mishap(60) {
+            return None;
+        }
+        self.requests += 1;
+        let request = self.requests;
+        self.open_requests.insert(request, None);
+        let report = BootReport { hostname: Some(node.to_string()), ..BootReport::default() };
+        Some((node, Event::BootCalled { request, peer, token, report }))
+    }
+
+    /// A stranger calls with a token that no attempt has, or with an old one.
+    pub(crate) fn stranger_boots(&mut self) {
+        let Some(n) = self.tokens.len().checked_sub(1) else { return };
+        let (node, old) = self.tokens[n.saturating_sub(self.dice.index(8))].clone();
+        let is_current =
+            self.records.get(&node).and_then(|record| record.boot_token.as_ref()) == Some(&old);
+        let guess = BootToken::from_bytes(&[9; 32]);
+        let token = if is_current { guess } else { old };
+        let peer = IpAddr::from([203, 0, 113, 66]);
+        self.after_ms(10, 500, Happening::BootCall { node, token, peer });
     }
 }

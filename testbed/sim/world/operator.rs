@@ -127,6 +127,7 @@ impl Site {
             match minutes.as_secs() / 60 % 5 {
                 0 => spec.boot_check = BootCheck::None,
                 1 => spec.boot_check = BootCheck::Tcp { port: 443, address: None },
+                2 => spec.boot_check = BootCheck::Call,
                 _ => spec.timeouts.first_boot = minutes,
             }
             if let Some(netboot) = &mut spec.image.netboot {

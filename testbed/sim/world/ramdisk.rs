@@ -313,6 +313,9 @@ impl Site {
 
     /// A stranger on the deploy network makes a call.
     pub(crate) fn stranger_calls(&mut self) {
+        if self.dice.permille(300) {
+            return self.stranger_boots();
+        }
         let Some(n) = self.ramdisks.len().checked_sub(1) else { return };
         let newest = n.saturating_sub(self.dice.index(8));
         let Ramdisk { node, key, machine, .. } = self.ramdisks[newest].clone();

@@ -15,7 +15,7 @@ use hostler::{
         callback::{Call, Reply, Then},
         fault::Fault,
         ids::{Digest, MacAddr, NodeName, OpId},
-        secret::AttemptKey,
+        secret::{AttemptKey, BootToken},
         spec::NodeSpec,
         status::Status,
     },
@@ -46,6 +46,8 @@ pub(crate) enum Happening {
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
     /// A machine's own system has come up.
     SystemUp { machine: usize, session: u64 },
+    /// An installed system calls, or a stranger that imitates one.
+    BootCall { node: NodeName, token: BootToken, peer: IpAddr },
     /// A ramdisk makes its next step.
     Ramdisk { id: usize, stamp: u64 },
     /// A call reaches the agent.
@@ -198,6 +200,8 @@ pub(crate) struct Site {
     pub(crate) jobs: BTreeMap<JobKey, Job>,
     pub(crate) jobs_begun: u64,
     pub(crate) requests: u64,
+    /// All attempts' tokens, the newest last.
+    pub(crate) tokens: Vec<(NodeName, BootToken)>,
     /// Calls without an answer yet.
     pub(crate) open_requests: BTreeMap<u64, Option<usize>>,
     pub(crate) files: BTreeMap<NodeName, File>,
@@ -249,6 +253,7 @@ impl Site {
             jobs: BTreeMap::new(),
             jobs_begun: 0,
             requests: 0,
+            tokens: Vec::new(),
             open_requests: BTreeMap::new(),
             files: BTreeMap::new(),
             directory: Directory::There,

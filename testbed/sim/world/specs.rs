@@ -43,10 +43,12 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
-        // Two of five specs have a boot check.
-        if home % 5 < 2 {
-            spec.boot_check = BootCheck::Tcp { port: 80, address: None };
-        }
+        // Two of three specs have a boot check.
+        spec.boot_check = match home % 3 {
+            0 => BootCheck::Tcp { port: 80, address: None },
+            1 => BootCheck::Call,
+            _ => BootCheck::None,
+        };
         spec.timeouts.power = power_limit(machine.has_bmc);
         if self.plan.other_ramdisks && home % 5 == 4 && machine.has_bmc {
             spec.boot.ramdisk = DeployRamdisk::Ironic;

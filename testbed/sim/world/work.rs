@@ -11,8 +11,8 @@ use hostler::{
         fault::{Fault, Step},
         ids::NodeName,
         power::PowerState,
-        secret::{AttemptKey, Secret},
-        spec::{Checksum, NodeSpec, Verify},
+        secret::{AttemptKey, BootToken, Secret},
+        spec::{BootCheck, Checksum, NodeSpec, Verify},
         status::{ImagingStage, Progress},
     },
 };
@@ -241,6 +241,11 @@ impl Site {
             return None;
         }
         if next == Move::Verify {
+            let token = match &self.jobs[key].operation {
+                Operation::Image { boot_token, .. } => boot_token.clone(),
+                _ => None,
+            };
+            self.machines[m].platters[platter].token = token.map(|token| (key.0.clone(), token));
             self.machines[m].platters[platter].content = Content::Whole(image);
             self.arrange(key, 500, 3000);
             return None;
@@ -255,6 +260,18 @@ impl Site {
             remaining_s: None,
         };
         Some((key.0.clone(), Event::Progress { op, progress }))
+    }
+
+    /// Makes the attempt's token, if the spec has a boot check by a call.
+    fn boot_token(&mut self, key: &JobKey) -> Option<BootToken> {
+        let job = &self.jobs[key];
+        let calls = job.spec.boot_check == BootCheck::Call;
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&job.id.to_be_bytes());
+        bytes[8] = 0xbb;
+        let token = calls.then(|| BootToken::from_bytes(&bytes))?;
+        self.tokens.push((key.0.clone(), token.clone()));
+        Some(token)
     }
 
     /// Probes for half a minute whether the installed system at the operation's address answers.
@@ -291,6 +308,7 @@ impl Site {
                     root_uuid,
                     root_partuuid: None,
                     netboot,
+                    boot_token: self.boot_token(key),
                 };
                 let key = AttemptKey::from_bytes(&bytes);
                 Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
