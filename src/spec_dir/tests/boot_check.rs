@@ -1,6 +1,9 @@
 //! Tests of boot checks: their values, and the errors in them.
 
-use super::*;
+use expect_test::expect;
+
+use super::{MINIMAL, good, values::check_each, with};
+use crate::model::spec::BootCheck;
 
 #[test]
 fn bad_boot_checks_are_named() {

@@ -5,12 +5,10 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{
-    BmcAddress, BmcDriver, BootCheck, DeployRamdisk, MachineId, NodeSpec, Password,
-};
+use crate::model::spec::{BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password};
 
 /// Formats the problems of each line, alone in its table of an otherwise valid spec.
-fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
+pub(super) fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
     let mut said = String::new();
     for line in bad_lines {
         let text = with(table, line);
