@@ -82,7 +82,7 @@ pub(crate) enum Quirk {
 /// The target a ramdisk exports.
 #[derive(Clone, Debug)]
 pub(crate) struct Export {
-    /// `None`: everybody may log in.
+    /// `None` for a target without a secret, as Ironic's.
     pub(crate) secret: Option<String>,
     pub(crate) platter: usize,
 }
