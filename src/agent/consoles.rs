@@ -81,7 +81,7 @@ impl Consoles {
     ) {
         let (name, record) = (node.name(), node.record());
         if record.phase == Phase::Booting {
-            // The installed system prints, too; whether that is kept is known when it is up.
+            // The first boot is recorded, too, and decides whether the recording is kept.
             return;
         }
         let attempt = record.state.attempt().filter(|_| record.phase.is_busy());

@@ -140,7 +140,7 @@ impl Adapters {
                     info!(%node, "its BMC answers again");
                 }
             }
-            Err(fault) if is_cancellation(fault) => {}
+            Err(fault) if is_expected(fault) => {}
             Err(fault) => {
                 let reported = self.failed_polls.insert(node.clone(), fault.code.clone());
                 if reported.as_ref() != Some(&fault.code) {
@@ -281,7 +281,7 @@ impl Effects for Adapters {
             };
             if let Err(fault) = &outcome
                 && !is_poll
-                && !is_cancellation(fault)
+                && !is_expected(fault)
             {
                 tell_failure(&node, fault);
             }
@@ -350,9 +350,9 @@ fn tell_failure(node: &NodeName, fault: &Fault) {
     warn!(%node, ?step, %code, error = message, "operation failed");
 }
 
-/// Whether the operation was told to stop, or asked a system that is not up yet: that it did not
-/// succeed then is no news.
-fn is_cancellation(fault: &Fault) -> bool {
+/// Whether the operation was cancelled, or probed a system that is not up yet, so that its failure
+/// is not logged.
+fn is_expected(fault: &Fault) -> bool {
     [CANCELLED, faults::POLL_CUT, NO_ANSWER].contains(&fault.code.as_ref())
 }
 

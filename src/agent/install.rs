@@ -38,7 +38,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DiskWrite<'a> {
     pub(super) spec: &'a Arc<NodeSpec>,
-    /// The digest of the image as published.
+    /// The digest of the published image.
     pub(super) image: &'a Digest,
     pub(super) target: &'a Target,
     pub(super) size: DiskSize,
@@ -137,8 +137,8 @@ impl Operations {
         if fault.code == CANCELLED { Err(fault) } else { Ok(fault) }
     }
 
-    /// Writes the image to the disk. If it turns out to have decayed in the cache, the operation
-    /// fetches it again.
+    /// Writes the image to the disk. If the cached image has decayed, the operation fetches it
+    /// again.
     pub(super) async fn image(
         &self,
         wanted: DiskWrite<'_>,
@@ -197,7 +197,7 @@ impl Operations {
         };
         let written = disk.write(&order, meter, cancel).await;
         drop(order);
-        // An agent that stops cancels the write, and the next one goes on with it.
+        // A stopping agent cancels the write, which the next start resumes.
         followed.end(matches!(written, Err(ImagingError::Cancelled))).await;
         let Written { bytes, writing, verifying, ranges } =
             written.map_err(|error| Fault::of(Step::Imaging, &error))?;

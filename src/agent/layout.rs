@@ -50,14 +50,13 @@ impl CachedImage {
     }
 }
 
-/// The part of a layout that neither spec nor image nor disk decides: the same seed makes the same
-/// layout.
+/// The random part of a layout: the same seed gives the same layout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Seed {
-    /// 64 random hex digits, from which identifiers are made.
+    /// 64 random hex digits, from which identifiers are derived.
     ids: String,
-    /// The time at which file systems were made.
+    /// The time of creation in file systems.
     made_at: Timestamp,
 }
 
@@ -68,7 +67,7 @@ impl Seed {
         Ok(Self { ids: hex(&random), made_at: now() })
     }
 
-    /// Identifiers for tables and file systems, one after the other.
+    /// Derives identifiers for tables and file systems.
     fn ids(&self, purpose: &str) -> impl FnMut() -> [u8; 16] {
         let mut numbers = 0_u64..;
         let text = format!("{} {purpose}", self.ids);
@@ -80,7 +79,7 @@ impl Seed {
     }
 }
 
-/// A layout, and the fingerprint of what it puts on the disk.
+/// A layout with the fingerprint of its content.
 pub(super) struct LaidOut {
     pub(super) layout: Layout,
     pub(super) fingerprint: Option<Digest>,

@@ -93,6 +93,7 @@ const OVERTAKEN: &str = "another agent has taken over: this one stops its operat
 
 /// The reason why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StartError {
     /// The configuration's `[defaults]` are invalid.
     #[error("[defaults]: {0}")]
@@ -105,12 +106,7 @@ pub enum StartError {
     TlsIdentity(#[from] callback::TlsIdentityError),
     /// A listener or thread cannot be started.
     #[error("{what}: {source}{}", way_out(source))]
-    Listen {
-        /// The listener.
-        what: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    Listen { what: String, source: io::Error },
 }
 
 /// The advice for a failed listener.

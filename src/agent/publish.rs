@@ -1,7 +1,6 @@
-//! Writes status files, and consoles and ramdisks' logs beside them, in a thread of its own: at
-//! most once a second for a node whose phase has not changed. A slow disk never holds up the
-//! driver. A status file that cannot be written, or that somebody removed or changed, is written
-//! again.
+//! Writes status files, console logs and ramdisks' logs in a thread of its own: at most once a
+//! second for a node whose phase has not changed. A slow disk never delays the driver. The thread
+//! retries a status file that cannot be written, and restores one that somebody removed or changed.
 //!
 //! Called by the driver, which puts the latest status of each node into a map; the thread takes it
 //! from there. Neither ever waits for the other: a directory that hangs delays only its own files.
@@ -57,7 +56,7 @@ struct Updates {
     files: BTreeMap<NodeName, Option<Box<Status>>>,
     /// Each node's console of a failed attempt; `None`: the log is to be removed.
     consoles: BTreeMap<NodeName, Option<ConsoleLog>>,
-    /// The log of a deploy ramdisk; `None`: it is to go.
+    /// Each node's ramdisk log; `None`: the log is to be removed.
     ramdisk_logs: BTreeMap<NodeName, Option<Box<KeptLog>>>,
     closed: bool,
     /// The thread has ended, perhaps by a panic.
@@ -159,7 +158,7 @@ impl Publisher {
         self.shared.change(|updates| drop(updates.consoles.insert(name.clone(), None)));
     }
 
-    /// Keeps what a deploy ramdisk logged.
+    /// Queues a ramdisk log to be written.
     pub(super) fn keep_ramdisk_log(&self, log: KeptLog) {
         let node = log.node.clone();
         self.shared.change(|updates| drop(updates.ramdisk_logs.insert(node, Some(Box::new(log)))));
@@ -269,14 +268,14 @@ impl StatusWriter {
                 Some(log) => self.files.write_console(log),
                 None => self.files.remove_console(&name),
             });
-            tell_unkept(&name, kept, "its machine printed");
+            log_unkept(&name, kept, "console log");
         }
         for (name, log) in ramdisk_logs {
             let kept = self.shared.busy(|| match &log {
                 Some(log) => self.files.write_ramdisk_log(log),
                 None => self.files.remove_ramdisk_log(&name),
             });
-            tell_unkept(&name, kept, "its deploy ramdisk logged");
+            log_unkept(&name, kept, "ramdisk log");
         }
         if now.duration_since(self.scanned_at) >= self.rescan {
             self.find_changed();
@@ -409,10 +408,10 @@ impl StatusWriter {
     }
 }
 
-/// Tells that a text of the node's machine can be neither kept nor removed. It is not tried again.
-fn tell_unkept(node: &NodeName, kept: Result<(), StatusFileError>, what: &str) {
+/// Logs that a console log or a ramdisk log cannot be changed. There is no retry.
+fn log_unkept(node: &NodeName, kept: Result<(), StatusFileError>, what: &str) {
     if let Err(error) = kept {
-        warn!(%node, %error, "the file of what {what} cannot be changed");
+        warn!(%node, %error, "its {what} cannot be changed");
     }
 }
 

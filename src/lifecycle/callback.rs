@@ -63,7 +63,7 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Reply {
         let name = call.name();
-        // A log changes nothing, and has rules of its own.
+        // A log changes nothing, and `ramdisk_log.rs` judges it.
         let is_log = matches!(call, Call::Log(_));
         let admitted = if is_log {
             Ok(())

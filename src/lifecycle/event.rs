@@ -181,9 +181,9 @@ pub enum Outcome {
     Restarted(PowerState),
     /// [`Operation::ProbePort`]: the port answers.
     PortAnswered {
-        /// The address that answered.
+        /// The answering address.
         address: IpAddr,
-        /// The banner, where it is SSH's.
+        /// The banner of an SSH server.
         ssh_banner: Option<String>,
     },
     /// [`Operation::SetPower`]: the machine is in this state.
@@ -231,20 +231,20 @@ pub enum Action {
     Cancel(OpId),
     /// Answer a callback.
     Reply { request: u64, reply: Reply },
-    /// Keep a deploy ramdisk's log beside the status file, in place of the one before.
+    /// Keep a deploy ramdisk's log beside the status file, and replace the last one.
     KeepLog(Box<ReceivedLog>),
     /// Remove the node's record, status file and boot menu.
     Forget,
 }
 
-/// A deploy ramdisk's log that was let in.
+/// An accepted log of a deploy ramdisk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceivedLog {
-    /// The number of its attempt.
+    /// The attempt's number.
     pub attempt: u32,
     /// The ramdisk's address.
     pub peer: IpAddr,
-    /// The attempt's key, to be made unreadable.
+    /// The attempt's key, which is replaced in the file.
     pub key: AttemptKey,
     pub log: RamdiskLog,
 }
@@ -278,7 +278,7 @@ pub enum Operation {
     /// Switch the machine off, set the installed system's boot device persistently, and switch it
     /// on or leave it off.
     Restart { wanted: PowerState },
-    /// Ask for a while whether something answers at this port of the installed system.
+    /// Probe a port of the installed system for a while.
     ProbePort { address: String, port: u16 },
     /// Switch the machine on, from the installed system's boot device, or shut it down.
     SetPower(PowerState),

@@ -45,7 +45,7 @@ pub trait Effects {
     fn cancel(&mut self, node: &NodeName, op: OpId);
     /// Answers a callback.
     fn reply(&mut self, request: u64, reply: Reply);
-    /// Keeps a deploy ramdisk's log. That it cannot be kept changes nothing.
+    /// Writes a deploy ramdisk's log. A failure has no effect.
     fn keep_log(&mut self, node: &NodeName, log: ReceivedLog);
     /// Wakes the waiting ramdisks after a change of a node's state.
     fn wake_ramdisks(&mut self);

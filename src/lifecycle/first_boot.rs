@@ -1,10 +1,10 @@
-//! The first boot: an installed system has to show that it is up before its machine counts as
-//! deployed, if its spec says how (`[boot_check]`).
+//! The first boot: with a `[boot_check]` in the spec, a machine is deployed only once its installed
+//! system has shown that it is up.
 //!
 //! Called by `settle.rs`, `attempt.rs` and `node.rs`. [`Installed::booted`] is on record from the
-//! moment the disk is good, and [`State::Booting`] lasts exactly while it says `waiting` and the
-//! spec wants the machine to run. Nothing here may ever lead to a write, use up an attempt, or
-//! switch a machine but for the one restart that the BMC is asked for.
+//! moment the disk is good, and [`State::Booting`] lasts exactly while it is `waiting` and the spec
+//! wants the machine to run. Nothing here may ever cause a write, use up an attempt, or switch a
+//! machine except for one restart by the BMC.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -29,10 +29,9 @@ use super::{
     transitions::Cause,
 };
 
-/// The time that a system still has to show that it is up, if the agent was gone when its time was
-/// over.
+/// The time that a system still has if its deadline passed while the agent was stopped.
 pub(super) const OVERDUE_WAIT: Duration = Duration::from_secs(120);
-/// The code of a probe that nobody answered, which is no reason to pause before the next.
+/// The code of a probe without an answer, after which the next probe needs no pause.
 pub const NO_ANSWER: &str = "NoAnswer";
 /// Longest text of a system that is kept, in characters: a banner of SSH has 253 at most (RFC 4253
 /// §4.2), and so has a host name.
@@ -40,18 +39,17 @@ const TEXT_CHARS_MAX: usize = 253;
 /// Most SSH host keys that are kept: a system has three or four.
 const HOST_KEYS_MAX: usize = 8;
 
-/// The way in which this system shows that it is up.
+/// The check that applies to an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Check {
-    /// It answers there.
+    /// This port must answer.
     Port { address: String, port: u16 },
     /// It calls, with its token.
     Call,
 }
 
 impl Check {
-    /// The check that the spec wants of what is installed; `None`: none, or one that could not be
-    /// met.
+    /// Returns the spec's check of an installation; `None` without one, or if it cannot be met.
     fn of(spec: &NodeSpec, installed: &Installed, has_token: bool) -> Option<Self> {
         if spec.power == WantedPower::Off {
             return None;
@@ -68,7 +66,7 @@ impl Check {
     }
 }
 
-/// Whether what was just installed has yet to show that it is up.
+/// The initial value of [`Installed::booted`].
 pub(super) fn booted(spec: &NodeSpec, installed: &Installed, has_token: bool) -> Booted {
     match Check::of(spec, installed, has_token) {
         Some(_) => Booted::Waiting,
@@ -92,12 +90,12 @@ impl Node {
         Check::of(self.record.spec.as_deref()?, self.record.installed.as_ref()?, has_token)
     }
 
-    /// Whether an installed system did not show in time that it is up, and still is to.
+    /// Whether the first boot missed its deadline and the spec still wants a check.
     pub fn boot_missed(&self) -> bool {
         self.booted() == Some(Booted::Missed) && self.wants_boot_check()
     }
 
-    /// Whether the machine's first boot is waited for, now or as soon as nothing is in the way.
+    /// Whether the node waits for the first boot, now or once nothing blocks it.
     pub(super) fn awaits_boot(&self) -> bool {
         self.booted() == Some(Booted::Waiting) && self.wants_boot_check()
     }
@@ -109,7 +107,7 @@ impl Node {
             && !self.owes_restart()
     }
 
-    /// Keeps the state in step with what is on record and with what the spec wants.
+    /// Enters or leaves [`State::Booting`], as the record and the spec require.
     pub(super) fn await_boot(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.unread {
             return;
@@ -129,7 +127,7 @@ impl Node {
         }
     }
 
-    /// A check that the spec does not want any more, or that cannot be met, is none.
+    /// Drops a check that the spec no longer wants or that cannot be met.
     fn drop_moot_check(&mut self) {
         let is_open = matches!(self.booted(), Some(Booted::Waiting | Booted::Missed));
         let deployed = self.record.spec.as_ref().is_some_and(|spec| spec.goal == Goal::Deployed);
@@ -139,10 +137,11 @@ impl Node {
         }
     }
 
-    /// Something else is wanted of the machine, or another machine is meant.
+    /// Ends the first boot without a result, because the spec wants something else or names another
+    /// machine.
     fn end_boot_early(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.record.state == (State::Booting { boot: FirstBoot::Restarting }) {
-            // The restart may be cut off between off and on.
+            // The restart may be interrupted while the machine is off.
             self.record.power_ordered = self.wanted_power().is_some();
             self.polls.ask(now);
         }
@@ -150,12 +149,12 @@ impl Node {
         self.enter(now, Cause::StartedAfresh);
     }
 
-    /// Whether the BMC of this very machine can be asked to restart it.
+    /// Whether the installed machine's own BMC can restart it.
     fn may_restart(&self) -> bool {
         self.power_control().can_switch() && self.answers_where_installed()
     }
 
-    /// A changed spec is about the check: what was missed is waited for again.
+    /// Waits again for a missed first boot after a change of the check.
     pub(super) fn reconsider_boot(&mut self, old: &NodeSpec, new: &NodeSpec) {
         let checks_otherwise =
             old.boot_check != new.boot_check || old.timeouts.first_boot != new.timeouts.first_boot;
@@ -164,7 +163,7 @@ impl Node {
         }
     }
 
-    /// The operation under way is about what a changed spec says otherwise.
+    /// Cancels the probe or restart after a change of the BMC or of the check.
     pub(super) fn restart_boot_check(
         &mut self,
         old: &NodeSpec,
@@ -178,7 +177,7 @@ impl Node {
         }
     }
 
-    /// An operator has the first boot waited for again. Whether that was one that was missed.
+    /// Waits again for a missed first boot, by an operator's order. Returns whether it was missed.
     pub(super) fn retry_boot(&mut self) -> bool {
         let was_missed = self.boot_missed();
         if was_missed {
@@ -198,8 +197,8 @@ impl Node {
         }
     }
 
-    /// The agent was gone: a system whose time is up may have shown itself meanwhile, and is not
-    /// restarted before it was asked once more.
+    /// Extends a first boot whose deadline passed while the agent was stopped, so that hostler
+    /// probes the system before it restarts the machine.
     pub(super) fn give_boot_time_if_cut_off(&mut self, now: Timestamp) {
         let ends_at = self.record.deadline.unwrap_or(Timestamp::MAX);
         if self.record.state == (State::Booting { boot: FirstBoot::Waiting })
@@ -209,7 +208,7 @@ impl Node {
         }
     }
 
-    /// The BMC has restarted the machine.
+    /// Notes that the BMC has restarted the machine.
     pub(super) fn boot_restarted(&mut self, now: Timestamp) {
         self.see_power(now, PowerState::On);
         self.record.last_seen.netbooted_at = None;
@@ -217,7 +216,7 @@ impl Node {
         self.enter(now, Cause::Restarted);
     }
 
-    /// The system answers.
+    /// Notes that the system is up.
     pub(super) fn boot_seen(&mut self, now: Timestamp, address: IpAddr, banner: Option<&str>) {
         let ssh_banner = banner.map(|banner| plain_up_to(TEXT_CHARS_MAX, banner));
         let address = Some(address);
@@ -289,17 +288,17 @@ impl Node {
         self.boot_trouble = None;
     }
 
-    /// Notes why a probe had no answer.
+    /// Notes the failure of a probe.
     pub(super) fn boot_probe_failed(&mut self, now: Timestamp, fault: Fault) {
         if fault.code != NO_ANSWER {
-            // The agent's own trouble: not again at once.
+            // The agent's own fault: the next probe waits.
             self.record.tries = self.record.tries.saturating_add(1);
             self.record.not_before = Some(after(now, self.pause_after(self.record.tries)));
         }
         self.boot_trouble = Some(fault.message);
     }
 
-    /// The BMC could not restart the machine once more.
+    /// Notes that the BMC could not restart the machine.
     pub(super) fn boot_not_restarted(&mut self, now: Timestamp, fault: &Fault) {
         let message = format!(
             "the installed system did not show that it is up, and the machine could not be \
@@ -310,7 +309,7 @@ impl Node {
         self.boot_was_missed(now, fault.code.clone().into_owned(), &message);
     }
 
-    /// The time of a first boot is up.
+    /// Handles the deadline of a first boot: one restart, and then the end.
     pub(super) fn miss_boot(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.record.state == (State::Booting { boot: FirstBoot::Restarting }) {
             let message = "the installed system did not show that it is up, and the machine was \
@@ -328,7 +327,7 @@ impl Node {
         self.stop_at_rest(now, actions);
     }
 
-    /// Whether the system may have called while the agent was gone, and runs well.
+    /// Ends a missed first boot. The machine stays as it is, because its disk is whole.
     fn may_have_called(&self) -> bool {
         self.record.state == State::Booting { boot: FirstBoot::Overdue }
             && self.check() == Some(Check::Call)
@@ -370,7 +369,7 @@ impl Node {
         )
     }
 
-    /// `; it netbooted instead of booting its disk`
+    /// The remark about a boot from the wrong device.
     fn netboot_evidence(&self) -> &'static str {
         let boots_disk = self.record.installed.as_ref().is_some_and(|it| it.netboot.is_none());
         match (boots_disk, self.record.last_seen.netbooted_at) {

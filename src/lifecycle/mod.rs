@@ -27,11 +27,11 @@
 //!                     (its own system is up)
 //! ```
 //!
-//! While cleaning up a node shows `pending`. A restart that fails is tried a few times within its
-//! deadline: the disk is good by then. Without a `[boot_check]` the node is `deployed` after it. A
-//! clean-up that fails is too; when it cannot be done, the node is `failed` and no attempt follows.
-//! In `imaging` a node may have to wait for another permit. Switching an installed machine on or
-//! off as its spec says shows as the phase it is in anyway.
+//! A node that is cleaning up shows `pending`. The core retries a failed restart a few times within
+//! its deadline, because the disk is good by then. Without a `[boot_check]`, the node is `deployed`
+//! after the restart. The core retries a failed clean-up, too; if all tries fail, the node is
+//! `failed` and no attempt follows. In `imaging`, a node may have to wait for another permit.
+//! Switching an installed machine on or off does not change its phase.
 //!
 //! Rules of the core, each with its test in `tests/`:
 //! - At most one operation of a node runs. A new one starts only after the old one has *reported*,

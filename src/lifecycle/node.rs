@@ -60,14 +60,14 @@ pub struct Node {
     pub(super) power: Option<Power>,
     /// The fault of the BMC's last command, if that failed.
     pub(super) bmc_trouble: Option<Fault>,
-    /// Why the installed system did not answer when it was last asked whether it is up.
+    /// The reason why the installed system's last probe failed.
     pub(super) boot_trouble: Option<String>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
     /// The root device that the node waits for. Not on record: after a restart of the agent, the
     /// wait begins again.
     pub(super) missing_disk: Option<Box<MissingDisk>>,
-    /// The logs that its ramdisk has sent.
+    /// The accepted logs of the attempt's ramdisk.
     pub(super) ramdisk_logs: RamdiskLogs,
     /// The known installation of the machine that the next spec names, if another node had that
     /// machine.
@@ -223,7 +223,7 @@ impl Node {
                 self.gone = true;
                 if self.record.state.at_rest() || matches!(self.record.state, State::Booting { .. })
                 {
-                    // A first boot ends where everything settles.
+                    // `settle` ends a first boot.
                     self.cancel(&mut actions);
                 } else {
                     self.abandon(now, Purpose::StartOver, &mut actions);
@@ -396,7 +396,7 @@ impl Node {
         match &self.record.state {
             State::Held { .. } => self.consider_hold(now, spec, old.is_none()),
             State::Idle | State::Failed => self.start_afresh(now),
-            // It ends where everything settles.
+            // `settle` ends it.
             State::Booting { .. } => {}
             State::CleaningUp { .. } | State::SettingPower { .. } => {
                 self.abandon(now, Purpose::StartOver, actions);
@@ -438,7 +438,7 @@ impl Node {
         // A retry after a fault of the BMC is no order to switch the machine.
         let has_trouble = self.bmc_trouble.is_some();
         let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
-        // To wait for a system again is no order to switch its machine.
+        // Waiting again for a first boot is no order to switch the machine.
         let waits_again = self.retry_boot();
         if is_order && !waits_again || self.owes_restart() {
             self.record.power_ordered = true;

@@ -348,7 +348,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
     }
 }
 
-/// Whether nothing is left to do but to see whether its system is up.
+/// Whether the status is that of a missed first boot.
 fn is_installed_unseen(status: &Status) -> bool {
     let booted = status.installed.as_ref().and_then(|installed| installed.booted);
     booted == Some(Booted::Missed)

@@ -449,7 +449,7 @@ impl Node {
     }
 }
 
-/// The installation as it is shown: a version that did not ask has not checked it.
+/// The installation for the status. An earlier version, without `booted`, did not check it.
 fn with_booted(mut installed: Installed) -> Installed {
     installed.booted.get_or_insert(Booted::Unchecked);
     installed

@@ -23,8 +23,8 @@ impl Node {
         // A node is held as `RecordLost` exactly while its spec wants an installation, the disk's
         // content is unknown, and nobody has consented.
         self.hold_lost_record(now);
-        // A node is `Booting` exactly while its installed system has yet to show that it is up and
-        // is wanted to run. (`first_boot.rs`)
+        // A node is `Booting` exactly while its first boot is awaited and its spec wants the
+        // machine to run. (`first_boot.rs`)
         self.await_boot(now, actions);
         // A machine without a BMC is never held for being on, and never waits for a poll.
         // (`manual_power.rs`)

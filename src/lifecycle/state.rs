@@ -58,8 +58,8 @@ pub struct Record {
     /// the deploy ramdisk. `installed` is set by then.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub awaits_restart: bool,
-    /// Whether the BMC was asked to restart the machine once more, because its own system did not
-    /// show that it was up. It is not asked a second time for one installation.
+    /// Whether the BMC has restarted the machine after a missed first boot, which happens once for
+    /// an installation.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub restarted_again: bool,
     /// The token by which the installed system says that it is up. It stays for a call that is
@@ -138,7 +138,7 @@ impl Record {
 
     /// Sets the machine's installation from another source. `None`: unknown.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
-        // Nobody knows any more how often it was restarted, so that it is not.
+        // No further restart, because the number of restarts is unknown.
         (self.awaits_restart, self.restarted_again, self.boot_token) = (false, true, None);
         self.record_lost = installed.is_none();
         self.installed = installed;
@@ -229,8 +229,8 @@ pub enum State {
         /// The written disk.
         disk: Disk,
     },
-    /// The machine boots its own system, which has yet to show that it is up. Whatever becomes of
-    /// that, the disk stays as it is, and so does the power, but for one restart by the BMC.
+    /// The machine boots its installed system, which must show that it is up. A failure here never
+    /// writes the disk, and never switches the machine except for one restart by the BMC.
     Booting { boot: FirstBoot },
     /// The attempt is over. The running operation stops, and then the BMC or the ramdisk switches
     /// the machine off. The phase is `pending`.
@@ -241,15 +241,15 @@ pub enum State {
     },
 }
 
-/// How far a first boot is.
+/// The progress of a first boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FirstBoot {
-    /// Its system has its time.
+    /// The system has its full time.
     Waiting,
-    /// The agent was gone when that time was up, so that its system has a little longer.
+    /// The deadline passed while the agent was stopped, so that the system has a little longer.
     Overdue,
-    /// The BMC restarts it, because its system did not come up.
+    /// The BMC restarts the machine, because its system did not come up.
     Restarting,
 }
 

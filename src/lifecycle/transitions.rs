@@ -44,8 +44,8 @@ pub(super) enum Cause {
     PoweredOn,
     /// The machine without a BMC was seen to netboot (`manual_power.rs`).
     SeenBooting,
-    /// The agent was gone while the machine fetched its boot files, or when the time of its first
-    /// boot was up (`attempt.rs`, `first_boot.rs`).
+    /// The agent was stopped while the machine fetched its boot files, or at the deadline of its
+    /// first boot (`attempt.rs`, `first_boot.rs`).
     CutOff,
     /// The ramdisk exports its disk (`callback.rs`).
     TargetOffered { disk: Disk, target: Target },
@@ -59,11 +59,11 @@ pub(super) enum Cause {
     Restarted,
     /// The BMC has not restarted the machine in all tries, or in time (`attempt.rs`).
     NotRestarted,
-    /// The installed system has yet to show that it is up (`first_boot.rs`).
+    /// The installed system must show that it is up (`first_boot.rs`).
     BootAwaited(FirstBoot),
-    /// It did not do so in time, and its machine is restarted once (`first_boot.rs`).
+    /// The first boot missed its deadline, and the BMC restarts the machine once (`first_boot.rs`).
     BootRepeated,
-    /// It has shown that it is up, or has not done so in time (`first_boot.rs`).
+    /// The installed system is up, or has finally missed its deadline (`first_boot.rs`).
     BootJudged,
     /// A file is missing on the agent's own machine; the node's machine was not touched
     /// (`missing.rs`).

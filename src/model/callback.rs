@@ -237,21 +237,21 @@ pub struct Completed {
     pub verify_ms: u64,
 }
 
-/// Most of each log that is sent and kept, in bytes: the end.
+/// Longest part of each log, in bytes, which is its end.
 pub const LOG_BYTES_MAX: usize = 64 << 10;
 
-/// `POST …/log`: what the deploy ramdisk has logged since its boot.
+/// `POST …/log`: the logs of the deploy ramdisk and its kernel since the boot.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamdiskLog {
     /// The kernel's messages, a line each.
     #[serde(default)]
     pub kernel: String,
-    /// The ramdisk's own.
+    /// The ramdisk's own log.
     #[serde(default)]
     pub ramdisk: String,
 }
 
-/// The kernel prints its command line, and with it the attempt's key.
+/// Hides the texts, because the kernel logs its command line with the attempt's key.
 impl fmt::Debug for RamdiskLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kernel, ramdisk } = self;

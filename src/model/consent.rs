@@ -30,7 +30,7 @@ pub fn retry(node: &NodeName) -> String {
     format!("run `hostler retry {node}`, to WIPE and install it")
 }
 
-/// `hostler retry` of an installed node whose system did not show that it is up. It writes nothing.
+/// The advice to run `hostler retry` for a missed first boot, which writes nothing.
 pub fn retry_boot(node: &NodeName) -> String {
     format!("run `hostler retry {node}`, to have its first boot waited for again")
 }

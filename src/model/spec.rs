@@ -50,8 +50,8 @@ pub struct NodeSpec {
     /// The data for the installed system at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<Box<ConfigDrive>>,
-    /// How its system shows that it is up. Records leave the default out, so that those of an
-    /// earlier version read the same.
+    /// The check of the installed system's first boot. Records omit the default, so that an earlier
+    /// version's records read the same.
     #[serde(default, skip_serializing_if = "BootCheck::is_none")]
     pub boot_check: BootCheck,
     /// The time limits of the steps.

@@ -47,7 +47,7 @@ pub enum Phase {
     WaitingCompleted,
     /// The BMC restarts the machine into its own system.
     Restarting,
-    /// Its own system boots, and has yet to show that it is up.
+    /// The installed system boots and must show that it is up.
     Booting,
     /// The machine is installed.
     Deployed,
@@ -270,14 +270,14 @@ pub struct Installed {
     pub disk: Disk,
     /// When the machine restarted into the installed system.
     pub at: Timestamp,
-    /// Whether its system has shown that it is up. `None`, of a version that did not ask: it was
-    /// not checked.
+    /// Whether the installed system has shown that it is up. `None`: an earlier version installed
+    /// it without a check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub booted: Option<Booted>,
-    /// When it did.
+    /// When the installed system showed that it is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub booted_at: Option<Timestamp>,
-    /// The address that the deploy ramdisk had, where its system may answer, too.
+    /// The deploy ramdisk's address, which the installed system may have, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// The identity of the disk's content: `digest` without the network boot files. `None`: an
@@ -302,7 +302,7 @@ pub struct Installed {
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
-    /// The system as it showed itself when it was up.
+    /// The first sign of the installed system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<InstalledSystem>,
 }
@@ -311,20 +311,20 @@ pub struct Installed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Booted {
-    /// Nobody asked: its spec has no `[boot_check]`, or wants the machine off.
+    /// No check: the spec has no `[boot_check]`, or wants the machine off.
     Unchecked,
-    /// It has time to do so.
+    /// The first boot is under way.
     Waiting,
-    /// It has not done so in time.
+    /// The first boot missed its deadline.
     Missed,
-    /// It has.
+    /// The installed system is up.
     Up,
 }
 
-/// `[installed.system]`: what an installed system showed or said of itself. Nothing proves it.
+/// `[installed.system]`: the untrusted answer of an installed system.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstalledSystem {
-    /// Where it answered.
+    /// The answering address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// The banner of its SSH server.
@@ -398,7 +398,7 @@ pub struct LastSeen {
     /// The time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_at: Option<Timestamp>,
-    /// When the machine netbooted after it was restarted into its own system, at first.
+    /// The machine's first netboot after its restart into the installed system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netbooted_at: Option<Timestamp>,
     /// Callbacks refused in this attempt.

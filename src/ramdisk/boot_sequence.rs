@@ -424,6 +424,7 @@ mod tests {
                 while agent.requested() != requested && Instant::now() < until {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
+                assert_eq!(agent.requested(), requested, "while the target is being stopped");
                 sent.send(()).unwrap();
             };
             let ((ended, stopped), ()) = tokio::join!(offered, logged);

@@ -1,7 +1,7 @@
-//! `[boot_check]`: how the installed system shows that it is up.
+//! The keys of `[boot_check]`.
 //!
-//! Read with the spec, because the config drive may say where that system answers. It must never
-//! guess an address: a machine that is asked for in the wrong place is restarted in vain.
+//! Called by the schema, with the config drive, which may have the system's address. It must never
+//! guess an address: a probe of a wrong one restarts the machine in vain.
 
 use std::net::IpAddr;
 
@@ -66,7 +66,7 @@ pub(super) fn read(check: &mut Section<'_>, drive: Option<&ConfigDrive>) -> Opti
     }
 }
 
-/// The first static address of `OpenStack`'s `network_data.json`, of IPv4 if there is one.
+/// The first static address in `OpenStack`'s `network_data.json`, an IPv4 one if there is one.
 fn static_address(network_data: &[u8]) -> Option<IpAddr> {
     let data: Value = serde_json::from_slice(network_data).ok()?;
     let networks = data.get("networks")?.as_array()?;

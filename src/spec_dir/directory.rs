@@ -66,6 +66,7 @@ pub struct Snapshot {
 
 /// The reason why the directory cannot be read. This must never mean that there are no nodes.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum ReadError {
     /// The directory does not exist.
     #[error("{0}: no such directory")]
@@ -75,12 +76,7 @@ pub enum ReadError {
     TooMany(PathBuf),
     /// The system refused.
     #[error("reading {path}: {source}")]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 /// The result of [`check`].

@@ -141,7 +141,7 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
     Ok(BmcAddress::at(host, port))
 }
 
-/// A host name or address in its one spelling; `None` if it is neither.
+/// Parses a host name or address into its canonical spelling; `None` if it is neither.
 fn host(text: &str) -> Result<Option<String>, String> {
     match text.parse::<IpAddr>() {
         Ok(ip) if is_no_machines(ip.to_canonical()) => {
@@ -153,14 +153,14 @@ fn host(text: &str) -> Result<Option<String>, String> {
     }
 }
 
-/// Where an installed system answers, without a port.
+/// Checks the address of an installed system, without a port.
 pub(super) fn system_address(text: &str) -> Result<String, String> {
     let wrong =
         || format!("`{text}` is no host name and no IP address; the port is boot_check.port");
     host(text)?.ok_or_else(wrong)
 }
 
-/// A TCP port.
+/// Checks a TCP port.
 pub(super) fn port(number: i64) -> Result<u16, String> {
     u16::try_from(number)
         .ok()

@@ -1,8 +1,8 @@
 //! `<name>.console.log`, beside the status file: a machine's serial console during the attempt that
 //! failed last.
 //!
-//! Written by the agent's publisher when the attempt is over. The machine may be hostile:
-//! `untrusted.rs` makes what it printed fit to be read.
+//! The agent's publisher writes it when the attempt is over. The machine may be hostile, so that
+//! the text must always pass through `untrusted.rs`.
 
 use std::{fmt::Write as _, path::PathBuf};
 

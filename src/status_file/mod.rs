@@ -1,9 +1,9 @@
 //! `<name>.status.toml`: one node's status for administrators, scripts and `hostler status`.
 //!
-//! Written by the agent's publisher, read by the CLI, which needs no agent for it, and by the agent
-//! where a record is lost. Small synchronous file work. It must never show a reader half a file,
-//! take a damaged one for whole, nor put anything here that not everybody may read: the files have
-//! mode 0644. Beside them is what `console` and `ramdisk_log` keep.
+//! The agent's publisher writes it; the CLI reads it without an agent, and the agent reads it if a
+//! record is lost. A reader must never see half a file or take a damaged one for whole. A status
+//! must hold nothing secret: everybody may read the files, which have mode 0644. `console` and
+//! `ramdisk_log` keep other files beside them.
 //!
 //! The last line is a comment with the checksum of everything before it. Writes are not synced:
 //! after a power cut a file may be old or damaged, and the checksum tells.
@@ -63,19 +63,14 @@ pub struct StatusFiles {
 
 /// The reason why a status file cannot be written or read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StatusFileError {
     /// The system refused.
     #[error("status file {}: {source}", path.display())]
-    Io {
-        /// The file, or the directory of all.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// The status cannot be put into TOML.
     #[error("status file {}: {source}", path.display())]
     Encode {
-        /// The file.
         path: PathBuf,
         /// The value that TOML cannot hold.
         source: toml::ser::Error,
@@ -86,7 +81,6 @@ pub enum StatusFileError {
         path.display()
     )]
     Unwritten {
-        /// The file.
         path: PathBuf,
         /// The obstacle, as the agent describes it.
         why: String,
@@ -94,7 +88,6 @@ pub enum StatusFileError {
     /// The file is damaged, edited, or of an unknown version.
     #[error("status file {}: {message}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// The problem and its place, in one line.
         message: String,

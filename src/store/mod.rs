@@ -101,23 +101,18 @@ pub struct Loaded<T> {
 
 /// The reason why the state directory or one of its files cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StoreError {
     /// The directory cannot be made, opened, locked or listed.
     #[error("state directory {}, which must be a directory that hostler's user owns and can write: \
         {source}", dir.display())]
-    Dir {
-        /// The state directory.
-        dir: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    Dir { dir: PathBuf, source: io::Error },
     /// Another agent has the directory.
     #[error(
         "state directory {} is in use by process {holder}; only one agent may run on it",
         dir.display()
     )]
     InUse {
-        /// The state directory.
         dir: PathBuf,
         /// The other agent's process id, as it wrote it down.
         holder: String,
@@ -125,43 +120,25 @@ pub enum StoreError {
     /// Somebody replaced the directory or its lock file: another agent may use it by now.
     #[error("state directory {} was removed or replaced while hostler runs: put it back, or \
         restart hostler", dir.display())]
-    Replaced {
-        /// The state directory.
-        dir: PathBuf,
-    },
+    Replaced { dir: PathBuf },
     /// A file cannot be read; its content may be whole.
     #[error("record {}, which hostler's user must be able to read: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// A file cannot be written or removed.
     #[error("record {}: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
     /// The content of a file is not what hostler wrote. The file stays until the next save, and is
     /// kept under another name beyond that.
     #[error("record {}: {source}; {fate}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
-        /// The damage.
         source: io::Error,
         /// Where it is kept, in words.
         fate: String,
     },
     /// A file that always exists is missing.
     #[error("{} is missing", path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
+    Missing { path: PathBuf },
 }
 
 impl Store {
@@ -239,7 +216,7 @@ impl Store {
         atomic_file::keep_aside(&self.path(node))
     }
 
-    /// Removes a node's record and checkpoint; that there is none is no error.
+    /// Removes a node's record durably, and its checkpoint. A missing file is no error.
     pub fn remove(&self, node: &NodeName) -> Result<(), StoreError> {
         self.check_still_ours()?;
         checkpoints::remove(&self.dir, node)?;

@@ -172,9 +172,9 @@ fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<DirId>>, Vec<PathBuf>) {
     (found, links)
 }
 
-/// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all
-/// files are links into. Above all not a status file, a console's log or a ramdisk's, nor what
-/// becomes one.
+/// Whether the agent may read this file: a spec, the defaults, an attached file, or a Kubernetes
+/// volume's `..data`, which all its files are links into. False, above all, for the files that the
+/// agent writes: status files, console logs, ramdisk logs and their temporary files.
 fn may_be_read(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.as_bytes().starts_with(b"..")

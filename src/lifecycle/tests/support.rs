@@ -39,7 +39,7 @@ pub(super) fn spec() -> NodeSpec {
     spec
 }
 
-/// Its system has to answer at port 22.
+/// Adds a check of port 22 to a spec.
 pub(super) fn check_port(spec: &mut NodeSpec) {
     spec.boot_check = BootCheck::Tcp { port: 22, address: None };
 }

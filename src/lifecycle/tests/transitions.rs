@@ -366,7 +366,7 @@ fn attempt_in(phase: Phase, end: impl FnOnce(&mut Bench)) {
     end(&mut bench);
 }
 
-/// A first boot, whose wait was cut off or whose time was up, and how it ends.
+/// Plays a first boot up to `place`, and then `end`.
 fn boot_to(place: FirstBoot, end: impl FnOnce(&mut Bench)) {
     let mut bench = Bench::with_spec();
     bench.change(check_port);
@@ -388,7 +388,7 @@ fn boot_to(place: FirstBoot, end: impl FnOnce(&mut Bench)) {
     end(&mut bench);
 }
 
-/// First boots that end in every way.
+/// Plays every end of a first boot.
 fn take_first_boots() {
     for place in [FirstBoot::Waiting, FirstBoot::Overdue, FirstBoot::Restarting] {
         boot_to(place, |bench| bench.change(|spec| spec.boot_check = BootCheck::None));
@@ -399,7 +399,7 @@ fn take_first_boots() {
         bench.done(Ok(good));
     });
     boot_to(FirstBoot::Restarting, |bench| bench.done(Ok(Outcome::Restarted(PowerState::On))));
-    // Paused, and switched off by somebody meanwhile.
+    // Paused, and switched off meanwhile.
     boot_to(FirstBoot::Waiting, |bench| {
         bench.change(|spec| spec.paused = true);
         bench.done(Err(passing()));
