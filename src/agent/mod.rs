@@ -253,10 +253,7 @@ impl Agent {
             .with_cached(cached)
             .start(table, evidence)
             .map_err(not_listening("TFTP listener"))?;
-        let ended = || {
-            let mut closed = closed.clone();
-            async move { drop(closed.wait_for(|closed| *closed).await) }
-        };
+        let ended = || closing_of(&closed);
         let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended()));
         let callback = tokio::spawn(callback.serve(requests, calling, updates, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
@@ -300,6 +297,12 @@ impl Agent {
 fn not_listening(what: &str) -> impl FnOnce(io::Error) -> StartError {
     let what = what.to_owned();
     move |source| StartError::Listen { what, source }
+}
+
+/// Waits until the agent closes its listeners.
+fn closing_of(closing: &watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+    let mut closing = closing.clone();
+    async move { drop(closing.wait_for(|closing| *closing).await) }
 }
 
 async fn await_all(tftp: netboot::Running, others: impl Iterator<Item = JoinHandle<()>>) {
