@@ -251,10 +251,7 @@ impl Agent {
         bmc_names.note_installed(executor.fleet().bmcs_of_installed(), std::iter::empty());
         let tftp = tftp.with_cached(cached).start(table, evidence);
         let tftp = tftp.map_err(not_listening("TFTP listener"))?;
-        let ended = || {
-            let mut closed = closed.clone();
-            async move { drop(closed.wait_for(|closed| *closed).await) }
-        };
+        let ended = || closing_of(&closed);
         let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended()));
         let callback = tokio::spawn(callback.serve(requests, calling, updates, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
@@ -299,6 +296,12 @@ fn log_running(config: &Config, tftp: SocketAddr, http: SocketAddr, callback: So
 fn not_listening(what: &str) -> impl FnOnce(io::Error) -> StartError {
     let what = what.to_owned();
     move |source| StartError::Listen { what, source }
+}
+
+/// Waits until the agent closes its listeners.
+fn closing_of(closing: &watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+    let mut closing = closing.clone();
+    async move { drop(closing.wait_for(|closing| *closing).await) }
 }
 
 async fn await_all(tftp: netboot::Running, others: impl Iterator<Item = JoinHandle<()>>) {

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::ports;
 
-/// A host key as cloud-init sends it, and as it is shown.
+/// A host key as cloud-init sends it, and as the status shows it.
 const HOST_KEY: &str = "pub_key_ed25519=ssh-ed25519 \
     AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl root@edge-07";
 const FINGERPRINT: &str = "ssh-ed25519 SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU";
@@ -132,7 +132,7 @@ fn an_order_to_retry_has_the_first_boot_waited_for_again() {
     assert_eq!(machine.story(), [&DEPLOYED[..], &RESTARTED].concat());
 }
 
-/// A spec whose system has to call.
+/// A spec with a boot check by a call.
 fn calling(site: &Site, machine: &Machine) -> Spec {
     let spec = machine.spec(site).with("boot_check.by", "call");
     spec.with("config_drive.label", "cidata").with("timeouts.first_boot", "5m")
@@ -147,7 +147,7 @@ fn texts_on_disk<'d>(disk: &'d [u8], start: &'d [u8]) -> impl Iterator<Item = St
     })
 }
 
-/// The URL that lies on the config drive of the machine's disk.
+/// Reads the URL from the config drive on the machine's disk.
 fn url_on_disk(machine: &Machine) -> String {
     let disk = machine.disk.disk();
     let urls = texts_on_disk(&disk, b"http://127.0.0.1:");
@@ -155,7 +155,7 @@ fn url_on_disk(machine: &Machine) -> String {
     lines.find(|url| url.rsplit('/').next().is_some_and(|token| token.len() == 64)).unwrap()
 }
 
-/// The status of a call, made as cloud-init's `phone_home` makes it.
+/// Calls as cloud-init's `phone_home` does; returns the HTTP status.
 fn call(url: &str, more: &[&str]) -> String {
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]);
