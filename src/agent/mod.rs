@@ -253,13 +253,10 @@ impl Agent {
             .with_cached(cached)
             .start(table, evidence)
             .map_err(not_listening("TFTP listener"))?;
-        let ended = || {
-            let mut closed = closed.clone();
-            async move { drop(closed.wait_for(|closed| *closed).await) }
-        };
-        let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended()));
-        let callback = tokio::spawn(callback.serve(requests, calling, updates, ended()));
-        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
+        let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended(closed.clone())));
+        let callback =
+            tokio::spawn(callback.serve(requests, calling, updates, ended(closed.clone())));
+        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended(closed.clone()))));
 
         let (watcher, wakes) =
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE)
@@ -300,6 +297,11 @@ impl Agent {
 fn not_listening(what: &str) -> impl FnOnce(io::Error) -> StartError {
     let what = what.to_owned();
     move |source| StartError::Listen { what, source }
+}
+
+/// Waits until the listeners must end.
+async fn ended(mut closed: watch::Receiver<bool>) {
+    drop(closed.wait_for(|closed| *closed).await);
 }
 
 async fn await_all(tftp: netboot::Running, others: impl Iterator<Item = JoinHandle<()>>) {
