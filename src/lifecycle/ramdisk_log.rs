@@ -28,28 +28,6 @@ pub(super) const LOGS_MAX: u32 = 8;
 pub(super) const READ_ITS_LOG: &str = "read the log of its deploy ramdisk, which hostler explain \
     names, or look at the machine's console";
 
-/// The attempt of a node whose logs are taken, and how many came.
-#[derive(Debug, Default)]
-pub(super) struct RamdiskLogs {
-    count: u32,
-    /// The last attempt, once it is over.
-    ended: Option<Box<EndedAttempt>>,
-}
-
-#[derive(Debug)]
-struct EndedAttempt {
-    number: u32,
-    key: AttemptKey,
-    peer: Option<IpAddr>,
-}
-
-impl RamdiskLogs {
-    /// Takes note of an attempt that is over.
-    pub(super) fn note_end(&mut self, number: u32, key: AttemptKey, peer: Option<IpAddr>) {
-        self.ended = Some(Box::new(EndedAttempt { number, key, peer }));
-    }
-}
-
 impl Node {
     /// Has a log kept, if it may be sent.
     pub(super) fn take_log(
