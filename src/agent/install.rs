@@ -28,23 +28,11 @@ use super::{
     faults,
     layout::{self, CachedImage, LaidOut, Needs, Seed},
     volume::TargetDisk,
-    work::Operations,
+    work::{DiskWrite, Operations},
 };
 
 /// The time over which a disk's rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
-
-/// The write of a spec's image to the disk that a ramdisk exports.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DiskWrite<'a> {
-    pub(super) spec: &'a Arc<NodeSpec>,
-    /// The digest of the published image.
-    pub(super) image: &'a Digest,
-    pub(super) target: &'a Target,
-    pub(super) size: DiskSize,
-    /// The token for the config drive.
-    pub(super) boot_token: Option<&'a BootToken>,
-}
 
 /// Most repetitions because of a decayed image in one operation: more of them mean that the cache's
 /// disk fails.

@@ -9,10 +9,11 @@ use crate::{
     callback,
     config::Config,
     image::{self, Library},
-    lifecycle::{Event, NO_ANSWER, Operation, Outcome},
+    lifecycle::{DiskSize, Event, NO_ANSWER, Operation, Outcome, Target},
     model::{
         fault::{Fault, Step},
-        ids::NodeName,
+        ids::{Digest, NodeName},
+        secret::BootToken,
         spec::{NodeSpec, SSH_PORT},
     },
     port_probe::{self, PortAnswer},
@@ -20,13 +21,22 @@ use crate::{
     store::Checkpoints,
 };
 
-use super::{
-    bmc_names::BmcNames, boot_files::DeployFiles, faults, install::DiskWrite, mark::Standing,
-    power::Bmcs,
-};
+use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
 
 /// An event of a node from an operation or another task of the agent, for the driver.
 pub(super) type NodeEvent = (NodeName, Event);
+
+/// The write of a spec's image to the disk that a ramdisk exports.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DiskWrite<'a> {
+    pub(super) spec: &'a Arc<NodeSpec>,
+    /// The digest of the published image.
+    pub(super) image: &'a Digest,
+    pub(super) target: &'a Target,
+    pub(super) size: DiskSize,
+    /// The token for the config drive.
+    pub(super) boot_token: Option<&'a BootToken>,
+}
 
 /// The resources of all operations.
 #[derive(Debug)]

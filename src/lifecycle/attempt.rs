@@ -25,8 +25,8 @@ use super::{
     limits::{CANCEL_PATIENCE, CLEANUP_TRIES_MAX, POWER_TRIES_MAX, RESTART_TRIES_MAX, after},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
-    ramdisk_log::{READ_ITS_LOG, RamdiskLogs},
-    state::{Attempt, FirstBoot, PreparedImage, Purpose, State},
+    ramdisk_log::READ_ITS_LOG,
+    state::{Attempt, FirstBoot, PreparedImage, Purpose, RamdiskLogs, State},
     text::plain,
     transitions::Cause,
 };

@@ -28,28 +28,6 @@ pub(super) const LOGS_MAX: u32 = 8;
 pub(super) const READ_ITS_LOG: &str = "read the log of its deploy ramdisk, which hostler explain \
     names, or look at the machine's console";
 
-/// The attempt whose logs are accepted, with their number.
-#[derive(Debug, Default)]
-pub(super) struct RamdiskLogs {
-    count: u32,
-    /// The last attempt after its end.
-    ended: Option<Box<EndedAttempt>>,
-}
-
-#[derive(Debug)]
-struct EndedAttempt {
-    number: u32,
-    key: AttemptKey,
-    peer: Option<IpAddr>,
-}
-
-impl RamdiskLogs {
-    /// Notes the end of an attempt.
-    pub(super) fn note_end(&mut self, number: u32, key: AttemptKey, peer: Option<IpAddr>) {
-        self.ended = Some(Box::new(EndedAttempt { number, key, peer }));
-    }
-}
-
 impl Node {
     /// Accepts a log, or returns the reason why not.
     pub(super) fn take_log(

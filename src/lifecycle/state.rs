@@ -422,3 +422,26 @@ impl Attempt {
         self.bmc.as_ref().map(|bmc| &bmc.address)
     }
 }
+
+/// The attempt of a node whose logs are taken, and how many came.
+#[derive(Debug, Default)]
+pub(super) struct RamdiskLogs {
+    pub(super) count: u32,
+    /// The last attempt, once it is over.
+    pub(super) ended: Option<Box<EndedAttempt>>,
+}
+
+/// The attempt that is over, and its ramdisk.
+#[derive(Debug)]
+pub(super) struct EndedAttempt {
+    pub(super) number: u32,
+    pub(super) key: AttemptKey,
+    pub(super) peer: Option<IpAddr>,
+}
+
+impl RamdiskLogs {
+    /// Takes note of an attempt that is over.
+    pub(super) fn note_end(&mut self, number: u32, key: AttemptKey, peer: Option<IpAddr>) {
+        self.ended = Some(Box::new(EndedAttempt { number, key, peer }));
+    }
+}

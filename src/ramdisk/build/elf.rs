@@ -75,22 +75,23 @@ fn number(bytes: &[u8], range: Range<usize>) -> Option<usize> {
     usize::try_from(number).ok()
 }
 
+/// The headers of a program with one segment to load.
 #[cfg(test)]
-pub(super) mod tests {
+pub(super) fn static_program() -> Vec<u8> {
+    let mut elf = vec![0; 0x40 + PROGRAM_HEADER_BYTES];
+    elf.splice(..6, MAGIC_64_BIT_LITTLE_ENDIAN);
+    elf[0x20] = 0x40;
+    elf[0x36] = u8::try_from(PROGRAM_HEADER_BYTES).unwrap();
+    elf[0x38] = 1;
+    elf[0x40] = 1;
+    elf
+}
+
+#[cfg(test)]
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Makes the headers of a program with one segment to load.
-    pub(in crate::ramdisk::build) fn static_program() -> Vec<u8> {
-        let mut elf = vec![0; 0x40 + PROGRAM_HEADER_BYTES];
-        elf.splice(..6, MAGIC_64_BIT_LITTLE_ENDIAN);
-        elf[0x20] = 0x40;
-        elf[0x36] = u8::try_from(PROGRAM_HEADER_BYTES).unwrap();
-        elf[0x38] = 1;
-        elf[0x40] = 1;
-        elf
-    }
 
     #[test]
     fn a_program_with_a_dynamic_loader_is_not_static() {

@@ -233,7 +233,7 @@ mod tests {
         fs::write(dir.join("package/lib/firmware/mlx4.bin"), "firmware").unwrap();
         fs::create_dir_all(dir.join("package/boot")).unwrap();
         fs::write(dir.join("package/boot/vmlinuz-6.1.0-1-amd64"), "kernel").unwrap();
-        fs::write(dir.join("program"), elf::tests::static_program()).unwrap();
+        fs::write(dir.join("program"), elf::static_program()).unwrap();
         BuildOptions {
             kernel_package: dir.join("package"),
             modules: Vec::new(),
