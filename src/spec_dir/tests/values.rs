@@ -5,9 +5,7 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{
-    BmcAddress, BmcDriver, BootCheck, DeployRamdisk, MachineId, NodeSpec, Password,
-};
+use crate::model::spec::{BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password};
 
 /// Formats the problems of each line, alone in its table of an otherwise valid spec.
 fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
@@ -602,20 +600,4 @@ fn bad_boot_checks_are_named() {
               nodes/edge-07.toml:11:1: boot_check.after: unknown key
         "#]],
     );
-}
-
-#[test]
-fn a_boot_check_has_the_defaults_of_ssh_and_one_spelling_of_its_address() {
-    let check = |line: &str| good(&with("boot_check", line)).boot_check;
-    let at = |port, address: Option<&str>| BootCheck::Tcp {
-        port,
-        address: address.map(ToOwned::to_owned),
-    };
-    assert_eq!(good(MINIMAL).boot_check, BootCheck::None);
-    assert_eq!(check("by = \"tcp\""), at(22, None));
-    assert_eq!(
-        check("by = \"tcp\"\nport = 443\naddress = \"Edge-07.Example\""),
-        at(443, Some("edge-07.example"))
-    );
-    assert_eq!(check("by = \"tcp\"\naddress = \"::ffff:192.0.2.7\""), at(22, Some("192.0.2.7")));
 }
