@@ -198,7 +198,7 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     for _ in 0..40 {
         let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
         if silent.is_empty() {
-            stream.write_all(b"{\"version\":1,").await.unwrap();
+            stream.write_all(b"{\"version\":2,").await.unwrap();
         }
         silent.push(stream);
     }
@@ -288,7 +288,7 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     for (line, why) in [
         (b"GET / HTTP/1.1\r\n".to_vec(), "not a message"),
         (b"{\"version\":7,\"body\":{\"order\":{\"approve\":\"all\"}}}\n".to_vec(), "version 7"),
-        (b"{\"version\":1,\"body\":{\"wipe\":\"all\"}}\n".to_vec(), "unknown variant"),
+        (b"{\"version\":2,\"body\":{\"wipe\":\"all\"}}\n".to_vec(), "unknown variant"),
         (b"\xff\xfe\x00\n".to_vec(), "not a message"),
         (vec![b'['; 60_000].into_iter().chain(*b"\n").collect(), "not a message"),
     ] {
@@ -299,7 +299,7 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     }
     // The end of an order is missing.
     let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
-    stream.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}").await.unwrap();
+    stream.write_all(b"{\"version\":2,\"body\":{\"order\":{\"approve\":\"all\"}}}").await.unwrap();
     stream.shutdown().await.unwrap();
     assert!(received(&mut stream).await.contains("cut off"));
     assert!(agent.requests.try_recv().is_err());
@@ -310,11 +310,11 @@ async fn an_order_whose_giver_has_gone_is_not_handed_over() {
     let mut agent = Agent::new().await;
     // The whole order arrives before the server reads its beginning.
     let mut gone = StdStream::connect(&agent.socket).unwrap();
-    gone.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}\n").unwrap();
+    gone.write_all(b"{\"version\":2,\"body\":{\"order\":{\"approve\":\"all\"}}}\n").unwrap();
     drop(gone);
     // A client that only shuts down its sending side is still there.
     let mut there = StdStream::connect(&agent.socket).unwrap();
-    there.write_all(b"{\"version\":1,\"body\":{\"order\":{\"retry\":\"all\"}}}\n").unwrap();
+    there.write_all(b"{\"version\":2,\"body\":{\"order\":{\"retry\":\"all\"}}}\n").unwrap();
     there.shutdown(Shutdown::Write).unwrap();
     assert_eq!(agent.order().await.0, Order::Retry(Selection::All));
     agent.answers(&agent.socket.clone()).await;
