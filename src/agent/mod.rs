@@ -249,14 +249,12 @@ impl Agent {
         // A machine may netboot before the directory has been read.
         executor.present(&mut adapters);
         bmc_names.note_installed(executor.fleet().bmcs_of_installed(), std::iter::empty());
-        let tftp = tftp
-            .with_cached(cached)
-            .start(table, evidence)
-            .map_err(not_listening("TFTP listener"))?;
-        let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended(closed.clone())));
-        let callback =
-            tokio::spawn(callback.serve(requests, calling, updates, ended(closed.clone())));
-        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended(closed.clone()))));
+        let tftp = tftp.with_cached(cached).start(table, evidence);
+        let tftp = tftp.map_err(not_listening("TFTP listener"))?;
+        let ended = || closing_of(&closed);
+        let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended()));
+        let callback = tokio::spawn(callback.serve(requests, calling, updates, ended()));
+        let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
         let (watcher, wakes) =
             Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE)
@@ -269,10 +267,7 @@ impl Agent {
             fetches,
             reports,
         };
-        info!(
-            specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address,
-            callback = %api, "running"
-        );
+        log_running(&config, tftp.local_addr(), http_address, api);
         ready();
         let mut end = AgentEnd::Shutdown;
         let over = async {
@@ -294,14 +289,19 @@ impl Agent {
     }
 }
 
+fn log_running(config: &Config, tftp: SocketAddr, http: SocketAddr, callback: SocketAddr) {
+    info!(specs = %config.specs.dir.display(), %tftp, %http, %callback, "running");
+}
+
 fn not_listening(what: &str) -> impl FnOnce(io::Error) -> StartError {
     let what = what.to_owned();
     move |source| StartError::Listen { what, source }
 }
 
-/// Waits until the listeners must end.
-async fn ended(mut closed: watch::Receiver<bool>) {
-    drop(closed.wait_for(|closed| *closed).await);
+/// Waits until the agent closes its listeners.
+fn closing_of(closing: &watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+    let mut closing = closing.clone();
+    async move { drop(closing.wait_for(|closing| *closing).await) }
 }
 
 async fn await_all(tftp: netboot::Running, others: impl Iterator<Item = JoinHandle<()>>) {

@@ -1,6 +1,6 @@
-//! Times, progress and tables as the commands print them for people.
+//! Formats times, progress and tables for people.
 //!
-//! Called by the commands. It must never print anything itself.
+//! Several commands use it. It must never print anything itself.
 
 use jiff::{SignedDuration, Timestamp, Unit};
 

@@ -1,8 +1,8 @@
 //! The files on a config drive by which an installed system says that it is up.
 //!
-//! Called by `config_drive.rs`. cloud-init gets its `phone_home` as vendor data, beside those of
-//! the administrator; everybody else a script and the URL as it is. The URL holds the token of the
-//! attempt, so that no error holds any of this.
+//! `config_drive.rs` calls it. cloud-init gets `phone_home` in the vendor data, beside the
+//! administrator's; other systems get a script and the plain URL. The URL holds the attempt's
+//! token, so that no error may hold any of these files.
 
 use std::borrow::Cow;
 
@@ -13,11 +13,11 @@ use crate::model::spec::{Attachment, DriveLabel};
 
 use super::DriveFile;
 
-/// cloud-init tries so often, three seconds apart.
+/// The number of cloud-init's calls, three seconds apart.
 const TRIES: u32 = 60;
-/// A line that is in no base64 and that MIME allows (RFC 2046 §5.1.1).
+/// The boundary of the MIME parts: allowed by MIME (RFC 2046 §5.1.1), and never a line of base64.
 const BOUNDARY: &str = "hostler-vendor-data";
-/// Beginnings of a file that cloud-init takes for MIME.
+/// Beginnings by which cloud-init recognizes a MIME file.
 const MIME_STARTS: [&str; 2] = ["content-type:", "mime-version:"];
 
 /// The files for a system without cloud-init.
@@ -44,7 +44,7 @@ pub(super) fn files<'a>(url: &str) -> [DriveFile<'a>; 2] {
     [("hostler/booted.sh", script.into_bytes().into()), ("hostler/booted.url", url.into())]
 }
 
-/// The vendor data with `phone_home`, and with what the administrator has there.
+/// The vendor data of `phone_home` and of the administrator.
 pub(super) fn vendor_data(
     label: DriveLabel,
     given: Option<&Attachment>,
@@ -83,7 +83,7 @@ fn openstack(given: Option<&[u8]>, own: &str) -> Value {
     }
 }
 
-/// Both as parts of one MIME message, of which cloud-init finds out the kinds by looking into them.
+/// Puts both into a MIME message, in which cloud-init detects the type of each part.
 fn multipart(given: &[u8], own: &[u8]) -> Vec<u8> {
     let start = given.get(..MIME_STARTS.map(str::len).into_iter().max().unwrap_or(0));
     let start = start.map(|start| String::from_utf8_lossy(start).to_ascii_lowercase());

@@ -38,7 +38,8 @@ pub fn config_drive(
     config_drive_calling(drive, node, instance, block_bytes, None)
 }
 
-/// The same, by which the system calls `url` once it is up. The URL is secret.
+/// As [`config_drive`], with a `url` that the installed system calls once it is up. The URL is
+/// secret.
 pub fn config_drive_calling(
     drive: &ConfigDrive,
     node: &NodeName,

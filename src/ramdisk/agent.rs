@@ -61,7 +61,7 @@ pub(super) enum AgentError {
 /// The pauses and limits of repeated requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// Between two tries.
+    /// The pauses between two tries.
     pub(super) pauses: Backoff,
     /// How long the agent may answer "no such attempt" before that is final. The agent has read its
     /// records before it listens, so that the answer is reliable.

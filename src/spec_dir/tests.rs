@@ -20,6 +20,7 @@ use crate::model::{
 
 use super::{Defaults, clashes};
 
+mod boot_check;
 mod drive;
 mod identity;
 mod settings;

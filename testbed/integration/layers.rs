@@ -67,7 +67,7 @@ fn no_files_of_a_folder_name_each_other_in_a_circle() {
     loop {
         let left = named.len();
         let modules: BTreeSet<PathBuf> = named.keys().cloned().collect();
-        // One that names none of those that are left is in no circle.
+        // A module that names no remaining module is in no circle.
         named.retain(|module, others| others.iter().any(|o| o != module && modules.contains(o)));
         if named.len() == left {
             break;

@@ -44,7 +44,7 @@ pub(crate) struct Ledger {
     pub(crate) polled: Option<(PowerState, MachineId)>,
     /// The machine that the current attempt switched on, and its spec.
     pub(crate) begun: Option<(MachineId, Arc<NodeSpec>)>,
-    /// The machine of the last attempt, for as long as that is cleaned up.
+    /// The machine of the last attempt, during its clean-up.
     pub(crate) abandoned: Option<MachineId>,
     pub(crate) restarted: bool,
     /// Whether the disk is written, without an observed restart since.

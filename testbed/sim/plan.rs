@@ -4,7 +4,7 @@ use hostler::lifecycle::Policy;
 
 use crate::dice::Dice;
 
-/// The first seed whose site may have other ramdisks.
+/// The first seed whose site may have Ironic's ramdisk.
 const OTHER_RAMDISKS_FROM: u64 = 100_000_000;
 
 /// Properties of a site. Rates are per mille; with `0` everywhere the site has no faults.
@@ -16,8 +16,8 @@ pub(crate) struct Plan {
     pub(crate) spares: usize,
     /// Whether some machines have no BMC, and an operator presses their buttons.
     pub(crate) manual_power: bool,
-    /// Whether some machines are given Ironic's ramdisk, and some of hostler's own compare nothing,
-    /// though they are told to.
+    /// Whether some machines get Ironic's ramdisk, and some of hostler's ramdisks do not compare
+    /// their disk although they should.
     pub(crate) other_ramdisks: bool,
     /// Longest time between two random faults, in seconds.
     pub(crate) pause_s: u64,
@@ -59,7 +59,7 @@ impl Plan {
         }
     }
 
-    /// The sites of `seed`, whose dice these are.
+    /// The options of the site of `seed`, by its dice.
     pub(crate) fn of(seed: u64, dice: &mut Dice) -> Self {
         let machines = usize::try_from(if dice.permille(700) {
             dice.between(3, 16)
@@ -81,7 +81,7 @@ impl Plan {
             policy,
             spares: machines / 8,
             manual_power: machines.is_multiple_of(2),
-            // The seeds before play as they did when what they found was found.
+            // Earlier seeds keep their sites, because they reproduce known errors.
             other_ramdisks: seed >= OTHER_RAMDISKS_FROM && seed.is_multiple_of(2),
             operator: 20 + weight(60),
             crash: weight(20),

@@ -1,7 +1,7 @@
 //! The IPMI client: a BMC's address and credentials, and what it accepted before.
 //!
-//! Made by the IPMI and ipmitool drivers. It must never be used by two calls at once: whoever holds
-//! the memory has the turn.
+//! The drivers `ipmi` and `ipmitool` make it. Two calls must never use it at once: the holder of
+//! its memory's lock has the BMC.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The address and credentials of a BMC that speaks IPMI.
 //!
-//! Made by the agent from a spec and its secrets, read by the call and by the transports.
+//! The agent makes it from a spec and its secrets; calls and transports read it.
 
 use std::time::Duration;
 

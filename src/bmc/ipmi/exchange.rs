@@ -1,6 +1,6 @@
-//! The ends of one try: of a command, and of a login.
+//! The results of one try of a command or a login.
 //!
-//! Said by the transports, judged by the call.
+//! Transports report them, and the call judges them.
 
 use std::io;
 

@@ -9,7 +9,8 @@
 //! - `exchange`: the results of a command and of a login
 //! - `handshake`, `session` and `sol`: the protocol without I/O
 //! - `link`: sends, waits and repeats
-//! - `transport`: the boundary between a link and a call; `rmcp`: our own sessions as a transport
+//! - `transport`: the boundary between a link and a call
+//! - `rmcp`: hostler's own sessions as a transport
 //! - `refusal`: passing and final refusals
 //! - `client`: a BMC's address and what it accepted before
 //! - `call`: retries until the deadline

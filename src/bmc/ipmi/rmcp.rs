@@ -1,6 +1,6 @@
-//! Sessions of our own, over UDP, as a transport.
+//! The transport of hostler's own sessions, over UDP.
 //!
-//! Used by the client where the spec's driver is `ipmi`.
+//! The driver `ipmi` uses it.
 
 use std::net::SocketAddr;
 

@@ -217,7 +217,7 @@ async fn respond<B>(
     }
 }
 
-/// Hands over the call of an installed system, the one upload that is accepted.
+/// Passes on the call of an installed system, the only upload that the server accepts.
 async fn called(
     request: Request<Incoming>,
     peer: IpAddr,

@@ -81,7 +81,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The headers of a program with one segment to load.
+    /// Makes the headers of a program with one segment to load.
     pub(in crate::ramdisk::build) fn static_program() -> Vec<u8> {
         let mut elf = vec![0; 0x40 + PROGRAM_HEADER_BYTES];
         elf.splice(..6, MAGIC_64_BIT_LITTLE_ENDIAN);

@@ -16,11 +16,11 @@ use hostler::model::{
 use super::{
     DEPLOYED, NODE,
     machine::Machine,
-    site::{Site, Spec, answer},
+    site::{Site, Spec, answer, signed},
 };
 use crate::ports;
 
-/// A host key as cloud-init sends it, and as it is shown.
+/// A host key as cloud-init sends it, and as the status shows it.
 const HOST_KEY: &str = "pub_key_ed25519=ssh-ed25519 \
     AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl root@edge-07";
 const FINGERPRINT: &str = "ssh-ed25519 SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU";
@@ -132,26 +132,30 @@ fn an_order_to_retry_has_the_first_boot_waited_for_again() {
     assert_eq!(machine.story(), [&DEPLOYED[..], &RESTARTED].concat());
 }
 
-/// A spec whose system has to call.
+/// A spec with a boot check by a call.
 fn calling(site: &Site, machine: &Machine) -> Spec {
     let spec = machine.spec(site).with("boot_check.by", "call");
     spec.with("config_drive.label", "cidata").with("timeouts.first_boot", "5m")
 }
 
-/// The URL that lies on the config drive of the machine's disk.
-fn url_on_disk(machine: &Machine) -> String {
-    let disk = machine.disk.disk();
-    let start = b"http://127.0.0.1:";
-    let urls = disk.windows(start.len()).enumerate().filter(|(_, window)| window == start);
-    let mut ends = urls.map(|(at, _)| {
-        let text: Vec<u8> =
-            disk[at..].iter().copied().take_while(|b| b.is_ascii_graphic()).collect();
-        String::from_utf8(text).unwrap()
-    });
-    ends.find(|url| url.rsplit('/').next().is_some_and(|token| token.len() == 64)).unwrap()
+/// The printable text on the machine's disk from each place on where it begins so.
+fn texts_on_disk<'d>(disk: &'d [u8], start: &'d [u8]) -> impl Iterator<Item = String> + 'd {
+    let places = disk.windows(start.len()).enumerate().filter(move |(_, found)| *found == start);
+    places.map(|(at, _)| {
+        let text = disk.iter().skip(at).take_while(|byte| byte.is_ascii() && **byte != 0);
+        text.map(|byte| char::from(*byte)).collect()
+    })
 }
 
-/// The status of a call, made as cloud-init's `phone_home` makes it.
+/// Reads the URL from the config drive on the machine's disk.
+fn url_on_disk(machine: &Machine) -> String {
+    let disk = machine.disk.disk();
+    let urls = texts_on_disk(&disk, b"http://127.0.0.1:");
+    let mut lines = urls.filter_map(|text| text.lines().next().map(ToOwned::to_owned));
+    lines.find(|url| url.rsplit('/').next().is_some_and(|token| token.len() == 64)).unwrap()
+}
+
+/// Calls as cloud-init's `phone_home` does; returns the HTTP status.
 fn call(url: &str, more: &[&str]) -> String {
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]);
@@ -228,21 +232,15 @@ fn the_script_on_the_config_drive_calls_with_curl_and_with_busybox() {
     }
 }
 
-/// An image with a partition table, to which a config drive can be added.
+/// An image with a partition table, to which a config drive can be added: a Linux partition of a
+/// MiB behind the first.
 fn partitioned() -> Vec<u8> {
-    let mut image = vec![0; 3 << 20];
-    image[..2].copy_from_slice(&[0xeb, 0xfe]);
-    image[510..512].copy_from_slice(&[0x55, 0xaa]);
-    // A Linux partition of a MiB behind the first.
-    image[450] = 0x83;
-    image[454..462].copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
+    let mut image = signed(vec![0; 3 << 20]);
+    image.get_mut(450..451).unwrap().fill(0x83);
+    image.get_mut(454..462).unwrap().copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
     image
 }
 
 fn script_on_disk(machine: &Machine) -> String {
-    let disk = machine.disk.disk();
-    let start = b"#!/bin/sh\n# Tells hostler";
-    let at = disk.windows(start.len()).position(|window| window == start).unwrap();
-    let text: Vec<u8> = disk[at..].iter().copied().take_while(|byte| *byte != 0).collect();
-    String::from_utf8(text).unwrap()
+    texts_on_disk(&machine.disk.disk(), b"#!/bin/sh\n# Tells hostler").next().unwrap()
 }

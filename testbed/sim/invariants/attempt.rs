@@ -1,4 +1,5 @@
-//! An attempt touches the machine that it was begun with, and nothing else of it than it was given.
+//! Invariants of attempts: one touches only the machine it began with, and only that machine's root
+//! disk.
 
 use hostler::{
     lifecycle::{DiskSize, Menu, Operation, Record, State, Target},
@@ -16,10 +17,10 @@ use crate::{
 };
 
 impl Site {
-    /// Judges an operation of an attempt by the machine as it is.
+    /// Judges an operation of an attempt by the machine's true state.
     pub(crate) fn judge_means(&mut self, node: &NodeName, operation: &Operation, spec: &NodeSpec) {
         let record = self.records.get(node);
-        // Any other restart is judged by who may order it.
+        // Other invariants judge other restarts.
         let restarts = record.is_some_and(|r| matches!(r.state, State::Restarting { .. }));
         match operation {
             Operation::Image { target, size, .. } => self.judge_target(node, target, *size, spec),
@@ -32,7 +33,7 @@ impl Site {
             }
             Operation::CleanUp => {
                 let abandoned = self.ledger(node).abandoned.clone();
-                // None: an attempt that a full disk kept from being written down.
+                // `None`: a full disk prevented the attempt's record.
                 if abandoned.as_ref().is_some_and(|machine| *machine != spec.machine()) {
                     let what =
                         format!("{:?} is cleaned up, and {abandoned:?} was begun", spec.machine());
@@ -50,8 +51,7 @@ impl Site {
         }
     }
 
-    /// The target is the one that the attempt's ramdisk exports, and what is known of its size is
-    /// compared with it.
+    /// Requires that the target is the one that the attempt's ramdisk exports, with the known size.
     fn judge_target(&mut self, node: &NodeName, target: &Target, size: DiskSize, spec: &NodeSpec) {
         let record = self.records.get(node);
         let key = record.and_then(|record| record.state.attempt()).map(|attempt| &attempt.key);
@@ -70,7 +70,7 @@ impl Site {
         }
     }
 
-    /// A disk that is to be compared is restarted only by a ramdisk that did so.
+    /// Requires that a ramdisk that must compare its disk has done so before the restart.
     pub(crate) fn judge_comparison(&mut self, node: &NodeName, record: &Record) {
         let before = self.records.get(node).filter(|before| before.spec.is_some());
         let restarts = matches!(record.state, State::Restarting { .. });
@@ -81,7 +81,8 @@ impl Site {
         }
     }
 
-    /// Judges an answer to a ramdisk: it lets go of the disk only when the menu boots that.
+    /// Judges an answer to a ramdisk: the ramdisk may release the disk only when the menu boots
+    /// that disk.
     pub(crate) fn judge_reply(&mut self, ramdisk: usize, reply: &Reply) {
         let released = DeployState::Release;
         if !matches!(reply, Reply::State(DeployStateReply { state, .. }) if *state == released) {

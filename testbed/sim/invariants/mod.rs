@@ -117,8 +117,9 @@ impl Site {
         self.watch.touched.insert(node.clone());
     }
 
-    /// If the event is a stranger's call, a call with another token than the installation's, or the
-    /// end of an operation that does not run: the record as it is, which must stay so by this rule.
+    /// The node's record, which must stay as it is by this invariant, if the event is a stranger's
+    /// call, a call with another token than the installation's, or the end of an operation that
+    /// does not run.
     pub(crate) fn unchanged_by(
         &self,
         executor: &Executor,

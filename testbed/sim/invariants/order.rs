@@ -82,7 +82,7 @@ impl Site {
         }
     }
 
-    /// The nodes that were due have been woken: none of them wants that at once again.
+    /// Requires that no woken node asks for another wake-up at the same time.
     pub(crate) fn judge_wake_ups(&mut self, executor: &Executor, due: &[NodeName]) {
         if self.dead {
             return;

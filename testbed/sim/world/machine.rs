@@ -29,7 +29,7 @@ pub(crate) struct Platter {
     pub(crate) disk: Disk,
     pub(crate) content: Content,
     pub(crate) writers: Vec<u64>,
-    /// The token with which the system on it calls, and the node that it calls for.
+    /// The token with which the disk's system calls, and its node.
     pub(crate) token: Option<(NodeName, BootToken)>,
 }
 
@@ -82,7 +82,7 @@ pub(crate) enum Quirk {
 /// The target a ramdisk exports.
 #[derive(Clone, Debug)]
 pub(crate) struct Export {
-    /// `None`: everybody may log in.
+    /// `None` for a target without a secret, as Ironic's.
     pub(crate) secret: Option<String>,
     pub(crate) platter: usize,
 }

@@ -164,7 +164,7 @@ impl Site {
         self.machines[m].up = Some(session);
         self.machines[m].ups += 1;
         if let Some((node, token)) = self.machines[m].platters[0].token.clone() {
-            // It repeats itself, heard or not.
+            // The system repeats its call whether the agent received it or not.
             for call in 0..4 {
                 let peer = self.machines[m].ip;
                 let (node, token) = (node.clone(), token.clone());
@@ -174,7 +174,7 @@ impl Site {
         }
     }
 
-    /// A call of a system that is up, or that poses as one.
+    /// Calls as an installed system, real or imitated.
     pub(crate) fn boot_call(
         &mut self,
         node: NodeName,
@@ -191,7 +191,7 @@ impl Site {
         Some((node, Event::BootCalled { request, peer, token, report }))
     }
 
-    /// A stranger calls with a token that nobody made, or with an old one.
+    /// A stranger calls with a token that no attempt has, or with an old one.
     pub(crate) fn stranger_boots(&mut self) {
         let Some(n) = self.tokens.len().checked_sub(1) else { return };
         let (node, old) = self.tokens[n.saturating_sub(self.dice.index(8))].clone();

@@ -65,12 +65,12 @@ impl Site {
         self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_completed)
     }
 
-    /// Whether the ramdisk with this key has said that its disk is what it must be.
+    /// Whether the ramdisk with this key has reported that its disk is verified.
     pub(crate) fn has_compared(&self, key: &AttemptKey) -> bool {
         self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_compared)
     }
 
-    /// The machine that was booted with this key.
+    /// The machine whose boot menu had this key.
     pub(crate) fn booted_with(&self, key: &AttemptKey) -> Option<&super::machine::Machine> {
         let ramdisk = self.ramdisks.iter().rev().find(|ramdisk| ramdisk.key == *key)?;
         self.machines.get(ramdisk.machine)
@@ -270,7 +270,7 @@ impl Site {
         }
     }
 
-    /// The agent calls Ironic's ramdisk: its disk is written.
+    /// The agent calls Ironic's ramdisk after the write.
     pub(crate) fn ironics_is_called(&mut self, peer: IpAddr) {
         let Self { machines, ramdisks, .. } = self;
         let lives = |ramdisk: &&mut Ramdisk| {

@@ -1,7 +1,7 @@
 //! A site as data: machines, spec files, ramdisks, operations, the state directory, a clock, and
 //! what is to happen.
 //!
-//! The other files of this folder say how it changes.
+//! The other files of this folder change it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -38,7 +38,7 @@ const TRACE_LINES: usize = 40;
 /// A scheduled event.
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
-    /// An operation makes its next move.
+    /// An operation makes its next step.
     Work { key: JobKey, id: u64, stamp: u64 },
     /// A machine's firmware has come up.
     Firmware { machine: usize, session: u64 },
@@ -112,7 +112,7 @@ pub(crate) struct Job {
     pub(super) stamp: u64,
 }
 
-/// A move of an operation.
+/// The kinds of steps of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Move {
     Poll,
@@ -147,12 +147,12 @@ pub(crate) struct Ramdisk {
     pub(super) secret: String,
     /// Whether it has digests to compare its disk with.
     pub(super) compares: bool,
-    /// How it ends its machine.
+    /// The machine's end: a restart, or off.
     pub(super) then: Then,
-    /// Ironic's, which calls only once, waits to be called when its disk is written, and has no
-    /// secret.
+    /// Whether this is Ironic's ramdisk, which calls only once, waits for the agent's call after
+    /// the write, and has no secret.
     pub(super) is_ironics: bool,
-    /// Whether it has said that its disk is what it must be.
+    /// Whether it has reported that its disk is verified.
     pub(super) said_compared: bool,
     /// Whether it has reported completed, without an error.
     pub(super) said_completed: bool,
@@ -160,7 +160,7 @@ pub(crate) struct Ramdisk {
     pub(super) refused: u32,
 }
 
-/// How far a boot of the ramdisk has come.
+/// The progress of a ramdisk's boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Lookup,
@@ -181,7 +181,7 @@ pub(crate) struct Message {
     pub(crate) call: Call,
 }
 
-/// Everything outside of the core.
+/// All that is outside of the core.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) plan: Plan,
@@ -200,7 +200,7 @@ pub(crate) struct Site {
     pub(crate) jobs: BTreeMap<JobKey, Job>,
     pub(crate) jobs_begun: u64,
     pub(crate) requests: u64,
-    /// The tokens that were made, the newest last.
+    /// All attempts' tokens, the newest last.
     pub(crate) tokens: Vec<(NodeName, BootToken)>,
     /// Calls without an answer yet.
     pub(crate) open_requests: BTreeMap<u64, Option<usize>>,

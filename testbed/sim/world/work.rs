@@ -262,7 +262,7 @@ impl Site {
         Some((key.0.clone(), Event::Progress { op, progress }))
     }
 
-    /// Makes the attempt's token, if its system is to call.
+    /// Makes the attempt's token, if the spec has a boot check by a call.
     fn boot_token(&mut self, key: &JobKey) -> Option<BootToken> {
         let job = &self.jobs[key];
         let calls = job.spec.boot_check == BootCheck::Call;
