@@ -243,7 +243,7 @@ fn clients_that_misbehave_keep_neither_the_agent_nor_operators_from_working() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for noise in
-            [&b"\n"[..], b"\xff\x00[[[[{{{{", b"{\"version\":1,\"body\":{\"approve\":\"all\"}"]
+            [&b"\n"[..], b"\xff\x00[[[[{{{{", b"{\"version\":2,\"body\":{\"approve\":\"all\"}"]
         {
             let over = &over;
             scope.spawn(move || {
