@@ -1,8 +1,9 @@
-//! Replacing a small file so that a reader sees the old content or the new one and nothing between.
+//! Replaces small files atomically: a reader sees the old content or the new one and nothing
+//! between.
 //!
 //! Called by the adapters that keep files. It must never leave half a file under the final name,
-//! nor follow a link somebody planted. Content that must outlive a power cut is written by
-//! [`replace`]; what is made anew anyway, and carries a checksum, by [`replace_unsynced`].
+//! nor follow a planted link. [`replace`] writes content that must outlive a power cut;
+//! [`replace_unsynced`] writes content that carries a checksum and can be made again.
 
 use std::{
     ffi::OsString,
@@ -16,24 +17,23 @@ use std::{
 };
 
 const TEMP_SUFFIX: &str = ".tmp";
-/// Temporary names tried for one file, where something that is no file lies in the way of the
-/// first.
+/// Temporary names tried for one file; a directory may occupy the first ones.
 const TEMP_NAMES_MAX: u32 = 8;
-/// Bad files kept of one name. So many damaged in a row point to the disk; more would only fill it.
+/// Bad files kept under one name: so many in a row point to a failing disk, which more would fill.
 const BAD_FILES_MAX: u32 = 100;
 
 /// Writes `bytes` to a new file beside `path`, gives it exactly `mode`, makes it durable and
 /// renames it over `path`.
 ///
 /// One writer per path at a time: the temporary name is fixed, so that a crash leaves at most one
-/// behind. Anything else that lies there is removed; a directory that is not empty is left alone,
-/// and the next name taken. An error names the file that is in the way.
+/// temporary file behind. Whatever has that name is removed; a directory that is not empty stays,
+/// and the next temporary name is used. An error names the obstacle.
 pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     write_beside(path, mode, bytes, true)
 }
 
-/// The same without making it durable: two waits for the disk less. After a power cut the file may
-/// be the old one, empty, or gone, so that its reader must be able to tell that it is whole.
+/// Replaces a file as [`replace`] does, but without `fsync`. After a power cut the file may be the
+/// old one, empty or gone: its reader must be able to verify it.
 pub(crate) fn replace_unsynced(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     write_beside(path, mode, bytes, false)
 }
@@ -41,13 +41,13 @@ pub(crate) fn replace_unsynced(path: &Path, mode: u32, bytes: &[u8]) -> io::Resu
 fn write_beside(path: &Path, mode: u32, bytes: &[u8], sync: bool) -> io::Result<()> {
     let (temp, file) = create_temp(path, mode)?;
     write_and_rename(file, &temp, path, mode, bytes, sync).inspect_err(|_| {
-        // The error that brought us here says more than this one would; the next write clears the
-        // name anyway.
+        // The first error matters more than a failed removal; the next write clears the name
+        // anyway.
         fs::remove_file(&temp).unwrap_or_default();
     })
 }
 
-/// A new file under a temporary name. Usually nothing lies there, and nothing is cleared away.
+/// Creates a new file under a temporary name, and clears the name only if it is taken.
 fn create_temp(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     let mut first_error = None;
     for number in 0..TEMP_NAMES_MAX {
@@ -77,13 +77,12 @@ fn clear_temp(temp: &Path) -> io::Result<()> {
     })
 }
 
-/// The same error, with the name of the file that it is about.
+/// Adds the file's name to an error.
 pub(crate) fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Removes what [`replace`] left under this name when it was killed. A directory is none of its
-/// own, and is left alone.
+/// Removes the temporary file of a killed [`replace`]. A directory of that name stays.
 pub(crate) fn remove_torn(path: &Path) -> io::Result<()> {
     remove_if_there(path).or_else(|error| match error.kind() {
         io::ErrorKind::IsADirectory => Ok(()),
@@ -91,7 +90,7 @@ pub(crate) fn remove_torn(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Whether this file name is one that `replace` was writing when it was killed.
+/// Whether this is the name of a temporary file, which a killed [`replace`] leaves behind.
 pub(crate) fn is_torn(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(TEMP_SUFFIX)
 }
@@ -118,9 +117,9 @@ fn write_and_rename(
     if sync { sync_dir(parent(path)) } else { Ok(()) }
 }
 
-/// Gives a bad file the first free name `<name>.bad-<n>` too, and says what became of it. It is
-/// linked, not moved: were the agent killed now, the next one must not take the file for one that
-/// never was.
+/// Keeps a bad file under the first free name `<name>.bad-<n>`, too, and returns its fate in words.
+/// The file is linked, not moved: if the agent is killed now, the next one must not take the file
+/// for one that never existed.
 pub(crate) fn keep_aside(path: &Path) -> String {
     for n in 1..=BAD_FILES_MAX {
         let aside = PathBuf::from(format!("{}.bad-{n}", path.display()));
@@ -139,8 +138,8 @@ pub(crate) fn keep_aside(path: &Path) -> String {
     format!("it is not kept: there are {BAD_FILES_MAX} bad ones beside it already")
 }
 
-/// Clears a name of whatever is no regular file there, so that a file can be put there: what it
-/// was, in words, if there was anything. A directory with something in it is given another name.
+/// Removes whatever has this name and is no regular file, and returns in words what that was. A
+/// directory that is not empty is kept under another name.
 pub(crate) fn clear_irregular(path: &Path) -> io::Result<Option<String>> {
     let there = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -166,14 +165,15 @@ pub(crate) fn clear_irregular(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Removes a file; that there is none is no error.
+/// Removes a file. A missing file is no error.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// `dir/.name.tmp` for `dir/name`, or `dir/.name.<number>.tmp`: hidden from globs and from the spec
-/// scan. A hidden name gets no second dot: names that begin with two are a Kubernetes volume's.
+/// Returns `dir/.name.tmp` for `dir/name`, or `dir/.name.<number>.tmp`: hidden from globs and from
+/// the spec scan. A hidden name gets no second dot, because Kubernetes volumes own the names with
+/// two.
 fn temp_path(path: &Path, number: u32) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
     let is_hidden = name.as_bytes().starts_with(b".");

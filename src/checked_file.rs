@@ -1,10 +1,9 @@
-//! A file whose blocks are compared with their checksums whenever they are read.
+//! A file that is compared with its checksums at each read, block by block.
 //!
-//! Made by the image library for what lies in its cache; read by everything that writes an image to
-//! a disk, compares a disk with it or looks into it. A disk decays without telling: the bytes are
-//! compared at the moment they are used, not only when they came. CRC-32C, as file systems have it,
-//! costs a small part of the reading. It must never hand out a byte that was not compared, if there
-//! is something to compare it with.
+//! The image library makes a [`CheckedFile`] of each cached image; everything that writes, compares
+//! or inspects an image reads it. Disks decay silently, so that bytes are compared when they are
+//! used, not only when they arrive. CRC-32C, which file systems use, costs a small part of the
+//! reading. A file with checksums must never hand out a byte that was not compared.
 
 use std::{
     fs::File,
@@ -21,20 +20,19 @@ use rustix::{
     io::Errno,
 };
 
-/// Bytes of a block: what one checksum is for.
+/// Bytes of a block, which has one checksum.
 pub const BLOCK_BYTES: u64 = 64 << 10;
-/// Bytes of a checksum in a file of them.
+/// Bytes of a checksum in the file of checksums.
 pub const SUM_BYTES: u64 = 4;
-/// Checksums of holes looked at together.
+/// Checksums of a hole read at once.
 const SUMS_AT_ONCE: u64 = 1024;
 
 const BLOCK_SIZE: usize = 64 << 10;
 static ZEROS: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
 static SUM_OF_ZEROS: LazyLock<u32> = LazyLock::new(|| crc32c::crc32c(&ZEROS));
 
-/// The checksum of a block, of which there may be less at the end of a file: its CRC-32C, so
-/// shifted that it is 0 for zeros. So a file of checksums has its holes where the file they are of
-/// has them.
+/// Returns the checksum of a block, or of the shorter one at a file's end: CRC-32C, shifted so that
+/// zeros have checksum 0. A file of checksums is thus sparse where its file is.
 pub fn sum(block: &[u8]) -> u32 {
     let of_zeros = match ZEROS.get(..block.len()) {
         Some(zeros) if zeros.len() < BLOCK_SIZE => crc32c::crc32c(zeros),
@@ -43,28 +41,27 @@ pub fn sum(block: &[u8]) -> u32 {
     crc32c::crc32c(block) ^ of_zeros
 }
 
-/// An open file, with or without checksums. Clones share it, and know together whether it has
-/// decayed.
+/// An open file, with or without checksums. Clones share the file and its `has_decayed`.
 #[derive(Clone, Debug)]
 pub struct CheckedFile(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     file: Arc<File>,
-    /// Its size when it was opened.
+    /// The size when the file was opened.
     bytes: u64,
-    /// A little-endian number for each block.
+    /// The checksum of each block, little-endian.
     sums: Option<File>,
     has_decayed: AtomicBool,
 }
 
 impl CheckedFile {
-    /// A file that nothing is known about: it is only read.
+    /// Wraps a file without checksums: reads compare nothing.
     pub fn unchecked(file: Arc<File>) -> io::Result<Self> {
         Self::of(file, None)
     }
 
-    /// A file and its checksums, one after the other.
+    /// Wraps a file and the file of its blocks' checksums, in the same order.
     pub fn new(file: Arc<File>, sums: File) -> io::Result<Self> {
         Self::of(file, Some(sums))
     }
@@ -74,7 +71,7 @@ impl CheckedFile {
         Ok(Self(Arc::new(Inner { file, bytes, sums, has_decayed: AtomicBool::new(false) })))
     }
 
-    /// Its size when it was opened.
+    /// The size when the file was opened.
     pub fn bytes(&self) -> u64 {
         self.0.bytes
     }
@@ -84,8 +81,8 @@ impl CheckedFile {
         &self.0.file
     }
 
-    /// Whether a block was met that is not what it was, or cannot be read any more. Only of a file
-    /// with checksums.
+    /// Whether a read met a block that is unreadable or differs from its checksum. Always false
+    /// without checksums.
     pub fn has_decayed(&self) -> bool {
         self.0.has_decayed.load(Ordering::Relaxed)
     }
@@ -100,7 +97,8 @@ impl CheckedFile {
         compared.map_err(|error| self.spoilt(error))
     }
 
-    /// Fills as much of the buffer as there is from `offset` on, and returns how much that is.
+    /// Reads from `offset` to the end of the file or of the buffer, and returns the number of
+    /// bytes.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let there = usize::try_from(self.bytes().saturating_sub(offset)).unwrap_or(usize::MAX);
         let there = there.min(buffer.len());
@@ -108,7 +106,7 @@ impl CheckedFile {
         Ok(there)
     }
 
-    /// Reads all of it, if there is something to compare it with.
+    /// Compares the whole file with its checksums, if it has any.
     pub fn check(&self) -> io::Result<()> {
         if self.0.sums.is_none() {
             return Ok(());
@@ -128,9 +126,8 @@ impl CheckedFile {
         Ok(())
     }
 
-    /// Where from `offset` on there are bytes that are not a hole: `offset` itself, or the end of
-    /// the hole there. A hole in a file with checksums is one of whole blocks, and was one from the
-    /// beginning.
+    /// Returns the first offset at or after `offset` with data, as `SEEK_DATA` does. With
+    /// checksums, holes are whole blocks and must have been holes when the checksums were made.
     pub fn data_from(&self, offset: u64) -> io::Result<u64> {
         self.find_data(offset).map_err(|error| self.spoilt(error))
     }
@@ -138,7 +135,7 @@ impl CheckedFile {
     fn find_data(&self, offset: u64) -> io::Result<u64> {
         let data = match seek(&self.0.file, SeekFrom::Data(offset)) {
             Ok(data) => data,
-            // No more data, because the rest is a hole, or because the file was made shorter.
+            // The rest is a hole, or the file was truncated.
             Err(Errno::NXIO) => {
                 let bytes = self.0.file.metadata()?.len();
                 if bytes < self.bytes() {
@@ -146,7 +143,7 @@ impl CheckedFile {
                 }
                 self.bytes().max(offset)
             }
-            // A file system that knows of no holes.
+            // The file system supports no holes.
             Err(Errno::INVAL | Errno::NOTSUP) => offset,
             Err(error) => return Err(error.into()),
         };
@@ -168,7 +165,7 @@ impl CheckedFile {
         Ok(end)
     }
 
-    /// Where from `offset`, which is no hole, the next hole begins, or the end.
+    /// Returns the first hole after `offset`, which has data, or the end of the file.
     pub fn hole_from(&self, offset: u64) -> io::Result<u64> {
         let hole = match seek(&self.0.file, SeekFrom::Hole(offset)) {
             Ok(hole) => hole,
@@ -181,8 +178,8 @@ impl CheckedFile {
         Ok(hole.max(offset + 1).next_multiple_of(BLOCK_BYTES).min(self.bytes()))
     }
 
-    /// Compares what was read. A block of which only a part is wanted is read as a whole, and that
-    /// part is taken from there.
+    /// Compares the bytes just read with their checksums. For a partial block, the whole block is
+    /// read again and the wanted part copied from it.
     fn compare(&self, sums: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset + buffer.len() as u64;
         let first = offset / BLOCK_BYTES;
@@ -230,7 +227,7 @@ fn decayed(at: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// The checksum of a value that is in memory, or is going to be.
+/// Converts a size that fits into memory.
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
@@ -244,7 +241,7 @@ mod tests {
     const BLOCKS: u64 = 6;
     const BYTES: u64 = BLOCKS * BLOCK_BYTES + 100;
 
-    /// A file with data here and there, and its checksums.
+    /// Makes a sparse file with these blocks of data, and its checksums.
     fn checked(data: &[(u64, u8)]) -> CheckedFile {
         let file = tempfile::tempfile().unwrap();
         file.set_len(BYTES).unwrap();
@@ -298,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_is_known_about_is_only_read() {
+    fn a_file_without_checksums_is_read_and_never_decays() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(10).unwrap();
         let file = CheckedFile::unchecked(Arc::new(file)).unwrap();

@@ -1,9 +1,9 @@
-//! A file's mark: tells without reading it whether a file is still the one that was read or
+//! Tells from a file's metadata, without reading it, whether it changed since it was read or
 //! written.
 //!
-//! Called by the adapters that look through many files again and again. It must never say
-//! "unchanged" of a file that may have been changed: where that is in doubt, it says nothing, and
-//! the file is read.
+//! Called by the adapters that scan many files repeatedly. A mark must never match a file that may
+//! have changed: a mark that is too fresh to be sure of is not [settled](FileMark::is_settled), and
+//! its file is read again.
 
 use std::{
     fs::Metadata,
@@ -13,12 +13,11 @@ use std::{
 
 use rustix::fs::Stat;
 
-/// The kernel stamps a change with a clock that ticks a few hundred times a second, and some file
-/// systems keep whole seconds: what was changed this lately may be changed again under the same
-/// stamp.
+/// The coarsest timestamps of a change. The kernel's clock ticks a few hundred times a second, and
+/// some file systems keep whole seconds: two changes within this time may have the same timestamp.
 const TICK_MAX: Duration = Duration::from_secs(2);
 
-/// Which file it is, how long, and when it and what is in it were last changed.
+/// A file's identity, size and times of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileMark {
     device: u64,
@@ -39,7 +38,7 @@ impl FileMark {
         }
     }
 
-    /// The same from what the kernel says of a name.
+    /// The mark of a file from its `stat`.
     pub(crate) fn of_stat(file: &Stat) -> Self {
         let nanos = |nanos| i64::try_from(nanos).unwrap_or(i64::MAX);
         Self {
@@ -51,12 +50,12 @@ impl FileMark {
         }
     }
 
-    /// The device of the file system it is on.
+    /// The device of the file's file system.
     pub(crate) fn device(&self) -> u64 {
         self.device
     }
 
-    /// Whether a change after `now` is sure to change the mark.
+    /// Whether any change after `now` changes the mark.
     pub(crate) fn is_settled(&self, now: SystemTime) -> bool {
         let since = |(seconds, nanos): (i64, i64)| {
             let at = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
@@ -84,7 +83,8 @@ mod tests {
         fs::write(&path, "one").unwrap();
         let first = mark();
         assert_eq!(mark(), first);
-        // As long as before, and put back in time: what only the kernel can set tells it.
+        // The size and the modification time are as before; only the kernel sets the time of
+        // change.
         let old = fs::metadata(&path).unwrap().modified().unwrap();
         while mark().changed == first.changed {
             fs::write(&path, "two").unwrap();
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_changed_just_now_or_in_the_future_is_in_doubt() {
+    fn the_mark_of_a_file_that_was_changed_just_now_or_in_the_future_is_not_settled() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mark = FileMark::of(&file.as_file().metadata().unwrap());
         let now = SystemTime::now();

@@ -3,16 +3,18 @@
 //! The layers, lowest first; a module may use those below it only (`testbed/integration/layers.rs`
 //! keeps it so):
 //!
-//! - L0 [`model`]: the vocabulary; `atomic_file`: how a file is replaced; `file_mark`: whether one
-//!   was changed; `regular_file`: how a file of other people is opened; [`checked_file`]: a file
-//!   that is compared with its checksums when it is read; `listener`: how connections are accepted;
-//!   [`progress`]: how far work is, and how it is told to stop.
-//! - L1 [`lifecycle`], the core, and the adapters, one for each outside party: each adapter knows
-//!   the model and nobody else.
-//! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's story; [`cli`], the commands.
+//! - L0 [`model`]: the vocabulary; `atomic_file`: replaces files; `file_mark`: notices changed
+//!   files; `regular_file`: opens files that others wrote; [`checked_file`]: compares a file with
+//!   its checksums at each read; `listener`: accepts connections; [`progress`]: progress and
+//!   cancellation; [`boot_call`]: an installed system's call, which two listeners receive.
+//! - L1 [`lifecycle`], the core, and the adapters, one for each outside party: an adapter knows the
+//!   model and no other module.
+//! - L2 [`agent`], the wiring; [`ramdisk`], the deploy ramdisk's boot sequence; [`cli`], the
+//!   commands.
 //! - L3 the two binaries.
 
 mod atomic_file;
+pub mod boot_call;
 pub mod checked_file;
 mod file_mark;
 mod listener;

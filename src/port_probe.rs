@@ -1,8 +1,8 @@
-//! Asks over TCP whether an installed system is up.
+//! Probes over TCP whether an installed system is up.
 //!
-//! Called by the agent while it waits for a machine's first boot. It sends nothing but what opens a
-//! connection, takes nothing in but the banner of SSH, and every step of it has a time limit. What
-//! answers is not trusted: anybody at that address may.
+//! Called by the agent during a machine's first boot. It must never send data, nor read more than
+//! an SSH banner, and every step has a time limit. The answer is untrusted: anybody may have that
+//! address.
 
 use std::{io, net::IpAddr, time::Duration};
 
@@ -12,29 +12,28 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-/// For finding out an address, for a connection, and for a banner.
+/// The limit of a lookup, of a connection, and of a banner.
 const STEP_TIME_MAX: Duration = Duration::from_secs(5);
 /// The pause between two probes.
 const PAUSE: Duration = Duration::from_secs(3);
-/// How long [`probe`] goes on asking.
+/// The duration of one [`probe`].
 const ROUND: Duration = Duration::from_secs(30);
-/// Most bytes that a server may send up to its banner (RFC 4253 §4.2 allows lines before it).
+/// Most bytes up to the end of a banner (RFC 4253 §4.2 allows lines before it).
 const BANNER_BYTES_MAX: u64 = 4096;
-/// The beginning of the banner.
+/// The beginning of an SSH banner.
 const SSH: &str = "SSH-";
 
-/// A system that answers.
+/// The answer of a system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortAnswer {
-    /// The address at which it does.
+    /// The answering address.
     pub address: IpAddr,
-    /// The banner, if that was to be read.
+    /// The banner, if the caller wants one.
     pub ssh_banner: Option<String>,
 }
 
-/// Asks until something answers at this host name or address, but not for longer than half a
-/// minute. With `ssh` only a server with the banner of SSH counts. The error is the reason why the
-/// last try failed, for people.
+/// Probes a host name or address until it answers, for at most half a minute. With `ssh`, the
+/// answer must be SSH's banner. The error is the last failure, in words.
 pub async fn probe(host: &str, port: u16, ssh: bool) -> Result<PortAnswer, String> {
     let until = Instant::now() + ROUND;
     loop {
@@ -45,7 +44,7 @@ pub async fn probe(host: &str, port: u16, ssh: bool) -> Result<PortAnswer, Strin
         };
         let next = Instant::now() + PAUSE;
         if next >= until {
-            // Whoever asks again at once still pauses.
+            // A pause before an immediate next call, too.
             sleep(PAUSE).await;
             return Err(why);
         }

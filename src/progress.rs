@@ -1,7 +1,7 @@
-//! How far a piece of work is, and how it is told to stop.
+//! Progress and cancellation of long work.
 //!
-//! Written by the adapters that move an image, looked at by the agent whenever it likes. A meter
-//! must never be waited for: it is a lock held for a few instructions, once per chunk.
+//! The adapters that move an image update a [`Meter`]; the agent reads it at any time. A meter must
+//! never block: its lock is held for a few instructions, once per chunk.
 
 use std::{
     future::Future,
@@ -13,8 +13,7 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::model::status::{ImagingStage, Progress};
 
-/// Says `true` when the work is to stop. A sender that is gone means the same: nobody wants the
-/// result any more.
+/// Becomes `true` when the work is to stop. A dropped sender means the same.
 pub type Cancel = watch::Receiver<bool>;
 
 /// Waits until the work is to stop.
@@ -22,31 +21,30 @@ pub async fn stopped(cancel: &mut Cancel) {
     drop(cancel.wait_for(|stop| *stop).await);
 }
 
-/// Who watches over a piece of work: the one who may cancel it, the limit on standing still, and
-/// the meter.
+/// The cancellation, stall limit and meter of one piece of work.
 #[derive(Clone, Debug)]
 pub struct Watch<'a> {
-    /// Who may cancel it.
+    /// Cancels the work.
     pub cancel: Cancel,
-    /// How long one step may take.
+    /// Longest time for one step.
     pub stall: Duration,
-    /// Where it says how far it is.
+    /// Counts the work's progress.
     pub meter: &'a Meter,
 }
 
-/// Why a step was not waited for any longer.
+/// The reason why a step was abandoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Interrupted {
-    /// It was told to stop.
+    /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// It took longer than the limit.
+    /// The step took longer than the stall limit.
     #[error("no progress in time")]
     Stalled,
 }
 
 impl Watch<'_> {
-    /// Waits for one step of the work, but not longer than the limit and not once cancelled.
+    /// Waits for one step of the work until the stall limit or the cancellation.
     pub async fn step<T>(&self, step: impl Future<Output = T>) -> Result<T, Interrupted> {
         let mut cancel = self.cancel.clone();
         tokio::select! {
@@ -71,7 +69,7 @@ struct Stages {
 struct Stage {
     kind: ImagingStage,
     done_bytes: u64,
-    /// Bytes that were done before it began, and so say nothing of the rate.
+    /// Bytes done before the stage began, which do not count for the rate.
     had_bytes: u64,
     total_bytes: u64,
     began: Instant,
@@ -95,16 +93,15 @@ impl Meter {
         })
     }
 
-    /// The stages so far, the one under way included, in the order they began, with how long each
-    /// took.
+    /// The stages so far, the current one included, in order, each with its duration.
     pub fn durations(&self) -> Vec<(ImagingStage, Duration)> {
         let stages = self.stages();
         let present = stages.present.map(|stage| (stage.kind, stage.began.elapsed()));
         stages.past.iter().copied().chain(present).collect()
     }
 
-    /// A stage begins; the one before has ended. `had_bytes` of the total are there already; a
-    /// total of 0 is not known.
+    /// Begins a stage and ends the one before. `had_bytes` of `total_bytes` are done already; a
+    /// total of 0 is unknown.
     pub fn begin(&self, kind: ImagingStage, had_bytes: u64, total_bytes: u64) {
         let mut stages = self.stages();
         let ended = stages.present.replace(Stage {
@@ -117,14 +114,14 @@ impl Meter {
         stages.past.extend(ended.map(|stage| (stage.kind, stage.began.elapsed())));
     }
 
-    /// So many more bytes are done.
+    /// Adds bytes to the stage's progress.
     pub fn add(&self, bytes: u64) {
         if let Some(stage) = &mut self.stages().present {
             stage.done_bytes = stage.done_bytes.saturating_add(bytes);
         }
     }
 
-    /// So many bytes are done in all: less than before, when something has to be done again.
+    /// Sets the stage's bytes done; fewer than before if a part must be repeated.
     pub fn set(&self, bytes: u64) {
         if let Some(stage) = &mut self.stages().present {
             stage.done_bytes = bytes;
@@ -132,7 +129,7 @@ impl Meter {
         }
     }
 
-    /// Shows what another meter shows: this work is done by somebody else.
+    /// Copies another meter, whose work this one waits for.
     pub fn show(&self, other: &Self) {
         let stages = other.stages().clone();
         *self.stages() = stages;

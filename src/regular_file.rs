@@ -1,12 +1,12 @@
-//! Opens files in directories that other people write to.
+//! Opens files in directories that others may write to.
 //!
 //! Called by every adapter and command that reads a file it did not make. It must never wait for a
 //! FIFO's writer, open a device (some act on being opened), or read more than its caller allows:
-//! whatever lies where a file should be gives an error at once.
+//! anything but a regular file is an error at once.
 //!
-//! A name is first taken hold of with `O_PATH`, which neither waits nor reads. The file itself is
-//! opened by that handle, through `/proc/self/fd`, once it is known to be a regular one. So no
-//! moment lies between the check and the opening.
+//! `open` first gets a handle with `O_PATH`, which neither waits nor reads, and checks that it is a
+//! regular file. It then opens that very file by the handle, through `/proc/self/fd`, so that
+//! nobody can exchange the file between the check and the opening.
 
 pub(crate) mod beneath;
 
@@ -23,10 +23,10 @@ use rustix::{
     path::Arg,
 };
 
-/// A file of at most so many bytes is read into one buffer.
+/// Largest file, in bytes, that is read into one buffer.
 const SMALL_BYTES: u64 = 1 << 20;
 
-/// The thing that lies there is no regular file. An error of this module holds it.
+/// The cause of an `io::Error` of this module: the file is of another type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotRegular(FileType);
 
@@ -46,7 +46,7 @@ impl fmt::Display for NotRegular {
 }
 
 impl NotRegular {
-    /// Whether an error of this module is this one.
+    /// Whether this is the cause of the error.
     pub(crate) fn is_cause_of(error: &io::Error) -> bool {
         error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Self>)
     }
@@ -57,12 +57,12 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_at(CWD, path)
 }
 
-/// The same for a name in an open directory.
+/// Opens a regular file by its name in an open directory.
 pub(crate) fn open_at(dir: impl AsFd, name: impl Arg) -> io::Result<File> {
     open_held(&openat(dir, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// All of a regular file; an error of kind `InvalidData` if it has more than `bytes_max`.
+/// Reads a whole regular file; an error of kind `InvalidData` if it has more than `bytes_max`.
 pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let bytes = read_start(open(path)?, bytes_max.saturating_add(1))?;
     if bytes.len() as u64 > bytes_max {
@@ -72,7 +72,7 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same for text in UTF-8.
+/// Reads a regular file as UTF-8.
 pub(crate) fn read_to_string(path: &Path, bytes_max: u64) -> io::Result<String> {
     String::from_utf8(read(path, bytes_max)?).map_err(|error| {
         let message = format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to());
@@ -80,8 +80,8 @@ pub(crate) fn read_to_string(path: &Path, bytes_max: u64) -> io::Result<String> 
     })
 }
 
-/// The first bytes of an open file, at most so many. Those of a small file are at one place in
-/// memory only, so that a caller who has read a secret can wipe it.
+/// Reads the first bytes of an open file, at most `bytes_max`. A small file's bytes are in one
+/// buffer only, so that a caller can wipe a secret.
 pub(crate) fn read_start(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
     let expected = file.metadata()?.len().min(bytes_max).min(SMALL_BYTES);
     let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
@@ -89,7 +89,7 @@ pub(crate) fn read_start(file: File, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens what an `O_PATH` handle holds, if it is a regular file.
+/// Opens the file of an `O_PATH` handle, if it is a regular one.
 fn open_held(held: &OwnedFd) -> io::Result<File> {
     let file_type = FileType::from_raw_mode(fstat(held)?.st_mode);
     if !file_type.is_file() {

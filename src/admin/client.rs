@@ -1,6 +1,6 @@
-//! The operator's end: one question, one answer.
+//! The client's end of the admin socket: one question, one answer.
 //!
-//! Called by the commands. It must never wait longer than its limit, whatever is at the other end.
+//! Called by the commands. It must never wait longer than its limit, whatever the server does.
 
 use std::{
     io::{self, ErrorKind},
@@ -24,27 +24,26 @@ use crate::model::{
     ids::{MacAddr, NodeName},
 };
 
-/// For the whole conversation: longer than the agent takes to give up, so that its reason arrives.
+/// For the whole conversation: longer than the agent's own limits, so that its reason arrives.
 const ANSWER_LIMIT: Duration = Duration::from_secs(25);
-/// The same for a BMC's work.
+/// For a conversation that waits for a BMC command.
 const BMC_ANSWER_LIMIT: Duration = BMC_LIMIT.saturating_add(Duration::from_secs(15));
-/// Between two tries to connect while the agent's backlog is full, which a Unix socket says at
-/// once.
+/// Between two tries to connect while the agent's backlog is full: a Unix socket refuses at once.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Gives the order to the agent that listens at `path`, and waits for its answers, at most 25 s.
+/// Sends an order to the agent that listens at `path` and returns its answers, within 25 s.
 pub async fn ask(path: &Path, order: &Order) -> Result<Vec<Answer>, AdminError> {
     converse(path, &Question::Order(order.clone()), ANSWER_LIMIT).await
 }
 
-/// Has machines that specs name from now on count as new again; answers whether they did not. At
-/// most 25 s.
+/// Approves that machines of specs which appear from now on are new, and returns whether that
+/// changes anything. Takes at most 25 s.
 pub async fn approve_new_machines(path: &Path) -> Result<bool, AdminError> {
     converse(path, &Question::ApproveNewMachines, ANSWER_LIMIT).await
 }
 
-/// Asks for the menus of a network interface; `None` if no node has it. The attempt's key is in it
-/// only if `secrets`. At most 25 s.
+/// Returns the boot menus of a network interface, or `None` if no node has it. They include the
+/// attempt's key only if `secrets`. Takes at most 25 s.
 pub async fn show_boot(
     path: &Path,
     mac: MacAddr,
@@ -53,8 +52,8 @@ pub async fn show_boot(
     converse(path, &Question::ShowBoot { mac, secrets }, ANSWER_LIMIT).await
 }
 
-/// Has a node's BMC do something, and waits until it is done. The agent gives up after the node's
-/// `timeouts.power`; at most 15 minutes.
+/// Has a node's BMC perform a command, and waits for the end. The agent gives up after the node's
+/// `timeouts.power`, and after 15 minutes at most.
 pub async fn use_bmc(
     path: &Path,
     node: &NodeName,
@@ -97,7 +96,7 @@ async fn converse<T: DeserializeOwned>(
     answer.map_err(AdminError::Refused)
 }
 
-/// Connects, as soon as the agent's backlog has room.
+/// Connects as soon as the agent's backlog has room.
 async fn connect(path: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path).await {

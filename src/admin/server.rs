@@ -1,11 +1,10 @@
-//! The agent's end: the socket, and a short conversation with everybody who connects.
+//! The agent's end of the admin socket: one short conversation with each client.
 //!
-//! Started by the agent. Every step of a conversation has a time limit: a client that says nothing,
-//! or too much, costs a few kilobytes for a few seconds. When the socket has no room left, the
-//! oldest conversation that has not asked anything is evicted.
+//! Started by the agent. Every step of a conversation has a time limit: a client that sends
+//! nothing, or too much, costs a few kilobytes for a few seconds. A full socket evicts the oldest
+//! client that has not asked anything.
 
 use std::{
-    convert::identity,
     fs::{self, DirBuilder, Permissions},
     future::Future,
     io::{self, ErrorKind},
@@ -27,7 +26,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    AdminError, AdminRequest, Peer, Wish,
+    AdminError, AdminPeer, AdminReply, AdminRequest,
     wire::{BMC_LIMIT, QUESTION_BYTES_MAX, WireError, decode, encode, read_line},
 };
 use crate::{
@@ -38,17 +37,17 @@ use crate::{
 /// Owner and group may give orders. Connecting takes the right to write (unix(7)).
 const SOCKET_MODE: u32 = 0o660;
 const DIR_MODE: u32 = 0o750;
-/// Conversations at once. A site has a handful of operators; when all of these have asked
-/// something, the next ones wait in the backlog.
+/// Conversations at once. A site has a handful of operators; when all conversations await an
+/// answer, the next clients wait in the backlog.
 const CONNECTIONS_MAX: usize = 32;
 const BACKLOG: u32 = 64;
-/// For the question to arrive: it is sent in one go.
+/// For the question to arrive: clients send it at once.
 const READ_LIMIT: Duration = Duration::from_secs(5);
-/// For the driver: it may be writing ten thousand records to a slow disk.
+/// For the driver's answer: the driver may be writing ten thousand records to a slow disk.
 const DRIVER_LIMIT: Duration = Duration::from_secs(10);
-/// Between two checks whether an operator went away while the answer is awaited.
+/// Between two checks whether a client has hung up while it waits for the answer.
 const HANGUP_POLL: Duration = Duration::from_millis(500);
-/// For the answer to be taken.
+/// For the client to read the answer.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A bound socket; its file is removed when this is dropped.
@@ -70,8 +69,8 @@ impl Drop for SocketFile {
 }
 
 impl Server {
-    /// Binds a socket of mode 0660 at `path`, in a directory that is made if need be. A killed
-    /// agent's socket is replaced; a living agent's, or a file of another kind, is not.
+    /// Binds a socket of mode 0660 at `path`, and makes its directory if need be. Replaces a killed
+    /// agent's socket, but neither a living agent's nor any other file.
     pub async fn bind(path: &Path) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Socket { path: path.to_owned(), source };
         if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
@@ -82,8 +81,8 @@ impl Server {
         Ok(Self { listener, _file: SocketFile(path.to_owned()) })
     }
 
-    /// Serves until `ended`, handing each question to the driver behind `requests`. Conversations
-    /// under way are cut at the end.
+    /// Serves until `ended`, and sends each question to the driver by `requests`. Cuts open
+    /// conversations at the end.
     pub async fn serve(
         self,
         requests: mpsc::Sender<AdminRequest>,
@@ -98,7 +97,7 @@ impl Server {
     }
 }
 
-/// A directory that the group may enter whatever the umask is.
+/// Makes a directory that the group may enter, whatever the umask is.
 fn make_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)?;
     fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
@@ -113,7 +112,7 @@ async fn clear(path: &Path) -> Result<(), AdminError> {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(failed)
             }
-            // Somebody listens who has no time at the moment.
+            // `WouldBlock`: an agent listens, and its backlog is full.
             Err(error) if error.kind() != ErrorKind::WouldBlock => Err(failed(error)),
             _ => Err(AdminError::InUse(path.to_owned())),
         },
@@ -124,11 +123,10 @@ async fn clear(path: &Path) -> Result<(), AdminError> {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let socket = UnixSocket::new_stream()?;
-    // Linux gives the file the socket's own mode less the umask, so that it is never open to more
-    // than it should be.
+    // Linux gives the file the socket's own mode less the umask: it never has more permissions.
     fchmod(&socket, Mode::from_raw_mode(SOCKET_MODE))?;
     socket.bind(path)?;
-    // And not to less either.
+    // The umask may have taken permissions away.
     fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
     socket.listen(BACKLOG)
 }
@@ -139,25 +137,25 @@ async fn converse(
     requests: mpsc::Sender<AdminRequest>,
     permit: ConnectionPermit<LocalClients>,
 ) {
-    let who = match stream.peer_cred() {
-        Ok(peer) => {
-            let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
-            Peer { uid: peer.uid(), pid }
+    let peer = match stream.peer_cred() {
+        Ok(process) => {
+            let pid = process.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+            AdminPeer { uid: process.uid(), pid }
         }
         Err(error) => return warn!(%error, "an operator cannot be identified, and is ignored"),
     };
-    let (uid, pid) = (who.uid, who.pid);
+    let (uid, pid) = (peer.uid, peer.pid);
     let arriving = timeout(READ_LIMIT, read_line(&mut stream, QUESTION_BYTES_MAX));
     let Ok(line) = arriving.await else {
         return debug!(uid, pid, "admin connection says nothing");
     };
-    // An operator's command asks in the moment it connects: silence keeps none of them out.
+    // Commands send their question with the connection, so that only silent clients are evicted.
     permit.protect();
     let answer = match line.and_then(|line| decode(&line)) {
         Ok(_) if has_hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
         // Dropping the answer tells the driver that nobody waits for it.
         Ok(question) => tokio::select! {
-            answer = answer(question, who, &requests) => answer,
+            answer = answer(question, peer, &requests) => answer,
             () = hung_up(&stream) => return debug!(uid, pid, "an operator went away"),
         },
         Err(WireError::Io(error)) => return debug!(uid, pid, %error, "admin connection failed"),
@@ -174,68 +172,41 @@ async fn converse(
     }
 }
 
-/// Returns when the other end is closed. The kernel's own notice would come for one that only has
-/// no more to say, too, again and again.
+/// Returns when the client has closed the connection. This polls, because the kernel's own event
+/// also fires, again and again, for a client that has only shut down its sending half.
 async fn hung_up(stream: &UnixStream) {
     while !has_hung_up(stream) {
         sleep(HANGUP_POLL).await;
     }
 }
 
-/// Whether the other end is closed. It may have given up long ago, if this process was stopped or
-/// starved meanwhile.
+/// Whether the client has closed the connection, perhaps long ago if this process was stopped.
 fn has_hung_up(stream: &UnixStream) -> bool {
     let mut ends = [PollFd::new(stream, PollFlags::empty())];
     let polled = poll(&mut ends, Some(&Timespec::default()));
     polled.is_err() || ends.iter().any(|end| end.revents().contains(PollFlags::HUP))
 }
 
-/// Has the driver answer, and returns that as a line.
+/// Returns the driver's answer as a line.
 async fn answer(
     question: Question,
-    who: Peer,
+    peer: AdminPeer,
     requests: &mpsc::Sender<AdminRequest>,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let ask = |wish| requests.send(AdminRequest { wish, who });
-    match question {
-        Question::Order(order) => {
-            let (reply, answers) = oneshot::channel();
-            let sent = ask(Wish::Order { order, reply });
-            encode(&await_reply(sent, answers, DRIVER_LIMIT).await)
-        }
-        Question::ApproveNewMachines => {
-            let (reply, changed) = oneshot::channel();
-            let sent = ask(Wish::ApproveNewMachines { reply });
-            encode(&await_reply(sent, changed, DRIVER_LIMIT).await.and_then(identity))
-        }
-        Question::ShowBoot { mac, secrets } => {
-            let (reply, boot) = oneshot::channel();
-            let sent = ask(Wish::ShowBoot { mac, secrets, reply });
-            encode(&await_reply(sent, boot, DRIVER_LIMIT).await)
-        }
-        Question::Bmc { node, command } => {
-            let (reply, facts) = oneshot::channel();
-            let sent = ask(Wish::Bmc { node, command, reply });
-            encode(&await_reply(sent, facts, BMC_LIMIT).await.and_then(identity))
-        }
-    }
-}
-
-async fn await_reply<T>(
-    sent: impl Future<Output = Result<(), mpsc::error::SendError<AdminRequest>>>,
-    answer: oneshot::Receiver<T>,
-    limit: Duration,
-) -> Result<T, String> {
+    let limit = if matches!(question, Question::Bmc { .. }) { BMC_LIMIT } else { DRIVER_LIMIT };
+    let (reply, line) = oneshot::channel();
+    let request = AdminRequest { question, peer, reply: AdminReply(reply) };
     let answered = timeout(limit, async {
-        sent.await.ok()?;
-        answer.await.ok()
+        requests.send(request).await.ok()?;
+        line.await.ok()
     });
-    match answered.await {
-        Ok(Some(answer)) => Ok(answer),
-        Ok(None) => Err("it is stopping".to_owned()),
-        Err(_) => Err(format!(
+    let why = match answered.await {
+        Ok(Some(line)) => return line,
+        Ok(None) => "it is stopping".to_owned(),
+        Err(_) => format!(
             "it is not done after {} s; `hostler status` shows how far it came",
             limit.as_secs()
-        )),
-    }
+        ),
+    };
+    encode(&Err::<(), _>(why))
 }

@@ -1,7 +1,6 @@
-//! One message: a line of JSON with the protocol's version, bounded on both sides.
+//! The admin socket's messages: a bounded line of JSON with the protocol's version.
 //!
-//! Used by server and client alike. Nothing here waits for ever by itself: the callers put a time
-//! limit around every read and write.
+//! Used by server and client. The callers put a time limit around every read and write.
 
 use std::{io, time::Duration};
 
@@ -10,36 +9,36 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 
 use crate::model::printable::escaped;
 
-/// Longest question in bytes, with its end of line: about a thousand of the longest names.
+/// Longest question in bytes, with its line feed: about a thousand of the longest names.
 pub(super) const QUESTION_BYTES_MAX: usize = 64 << 10;
-/// Longest answer in bytes, with its end of line: about ten thousand nodes with a sentence each.
+/// Longest answer in bytes, with its line feed: about ten thousand nodes with a sentence each.
 pub(super) const ANSWER_BYTES_MAX: usize = 8 << 20;
-/// Longest work of a BMC: the agent gives up itself after the node's `timeouts.power`, which may be
-/// as long as anybody likes.
+/// Longest time for a BMC command: the agent's own limit, the node's `timeouts.power`, is
+/// unbounded.
 pub(super) const BMC_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// The protocol's version. Client and agent are one binary: they differ only when one of them was
-/// not restarted after an update.
-const VERSION: u32 = 1;
+/// The protocol's version. Client and agent are one binary: their versions differ only if the agent
+/// was not restarted after an update.
+const VERSION: u32 = 2;
 
-/// A line that is no message.
+/// The reason why a line is no message.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// It does not end within the limit.
+    /// The line does not end within the limit.
     #[error("longer than {0} bytes")]
     TooLong(usize),
-    /// It does not end.
+    /// The connection ended in the middle of a line.
     #[error("cut off in the middle of a line")]
     CutOff,
-    /// It speaks another version.
+    /// The message is of another version of the protocol.
     #[error(
         "version {0} of the protocol, this hostler speaks version {VERSION}; restart the agent \
          after an update"
     )]
     Version(u32),
-    /// It is not the JSON that was expected. The reason is one line, whatever was sent.
+    /// The line is not the expected JSON. The reason is one line, whatever was sent.
     #[error("not a message: {0}")]
     Json(String),
-    /// It cannot be read.
+    /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -51,13 +50,13 @@ struct Message<T> {
     body: T,
 }
 
-/// A message of any version.
+/// The part of a message that every version has.
 #[derive(Debug, Deserialize)]
 struct AnyMessage {
     version: u32,
 }
 
-/// Reads one line of at most `bytes_max` bytes, which comes back without its end.
+/// Reads one line of at most `bytes_max` bytes, and returns it without its line feed.
 pub(super) async fn read_line(
     stream: impl AsyncRead + Unpin,
     bytes_max: usize,
@@ -72,16 +71,16 @@ pub(super) async fn read_line(
     }
 }
 
-/// Writes a message as a line, with its end.
+/// Encodes a message as a line, with its line feed.
 pub(super) fn encode(body: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut line = serde_json::to_vec(&Message { version: VERSION, body })?;
     line.push(b'\n');
     Ok(line)
 }
 
-/// Reads the message in a line.
+/// Decodes the message in a line.
 pub(super) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, WireError> {
-    // The version first: nothing else can be expected of another one.
+    // The version first: a message of another version may differ in everything else.
     let AnyMessage { version } = serde_json::from_slice(line)?;
     if version != VERSION {
         return Err(WireError::Version(version));
@@ -108,7 +107,7 @@ mod tests {
     };
 
     const LINE: &str =
-        r#"{"version":1,"body":{"order":{"approve":{"nodes":["edge-07","edge-8"]}}}}"#;
+        r#"{"version":2,"body":{"order":{"approve":{"nodes":["edge-07","edge-8"]}}}}"#;
 
     fn names(names: &[&str]) -> BTreeSet<NodeName> {
         names.iter().map(|name| name.parse().unwrap()).collect()
@@ -134,19 +133,19 @@ mod tests {
                 r#"{"show-boot":{"mac":"52:54:00:00:00:01","secrets":false}}"#,
                 Question::ShowBoot { mac: "52:54:00:00:00:01".parse().unwrap(), secrets: false },
             ),
-            (r#"{"bmc":{"node":"edge-07","deed":"status"}}"#, bmc(BmcCommand::Status)),
+            (r#"{"bmc":{"node":"edge-07","command":"status"}}"#, bmc(BmcCommand::Status)),
             (
-                r#"{"bmc":{"node":"edge-07","deed":{"off":{"hard":true}}}}"#,
+                r#"{"bmc":{"node":"edge-07","command":{"off":{"hard":true}}}}"#,
                 bmc(BmcCommand::Off { hard: true }),
             ),
         ] {
-            assert_eq!(question(&format!("{{\"version\":1,\"body\":{line}}}")), Ok(meant));
+            assert_eq!(question(&format!("{{\"version\":2,\"body\":{line}}}")), Ok(meant));
         }
     }
 
     #[test]
     fn an_error_is_one_line_whatever_the_agents_end_sends() {
-        let line = serde_json::json!({ "version": 1, "body": "X\nFORGED\u{202e}" });
+        let line = serde_json::json!({ "version": 2, "body": "X\nFORGED\u{202e}" });
         let garbled = decode::<Question>(line.to_string().as_bytes()).unwrap_err().to_string();
         let said = crate::admin::AdminError::Refused("X\nFORGED\u{202e}".to_owned()).to_string();
         for text in [garbled, said] {
@@ -155,25 +154,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_exactly_a_question_is_none() {
+    fn a_message_that_is_not_exactly_a_question_is_refused() {
         for (line, why) in [
             ("", "not a message"),
             ("{}", "missing field `version`"),
-            (r#"{"version":2,"body":{"wipe":"all"}}"#, "version 2 of the protocol"),
-            (r#"{"version":1,"body":{"wipe":"all"}}"#, "unknown variant `wipe`"),
-            (r#"{"version":1,"body":{"order":{"wipe":"all"}}}"#, "unknown variant `wipe`"),
-            (r#"{"version":1,"body":{"order":{"approve":"some"}}}"#, "unknown variant `some`"),
-            (r#"{"version":1,"body":{"order":{"approve":{"nodes":["../etc"]}}}}"#, "RFC 1123"),
-            (r#"{"version":1,"body":{"show-boot":{"mac":"52:54","secrets":true}}}"#, "MAC"),
+            (r#"{"version":1,"body":{"wipe":"all"}}"#, "version 1 of the protocol"),
+            (r#"{"version":2,"body":{"wipe":"all"}}"#, "unknown variant `wipe`"),
+            (r#"{"version":2,"body":{"order":{"wipe":"all"}}}"#, "unknown variant `wipe`"),
+            (r#"{"version":2,"body":{"order":{"approve":"some"}}}"#, "unknown variant `some`"),
+            (r#"{"version":2,"body":{"order":{"approve":{"nodes":["../etc"]}}}}"#, "RFC 1123"),
+            (r#"{"version":2,"body":{"show-boot":{"mac":"52:54","secrets":true}}}"#, "MAC"),
             (
-                r#"{"version":1,"body":{"bmc":{"node":"a","deed":"on","force":1}}}"#,
+                r#"{"version":2,"body":{"bmc":{"node":"a","command":"on","force":1}}}"#,
                 "unknown field `force`",
             ),
             (
-                r#"{"version":1,"body":{"order":{"approve":"all"}},"dry_run":true}"#,
+                r#"{"version":2,"body":{"order":{"approve":"all"}},"dry_run":true}"#,
                 "unknown field `dry_run`",
             ),
-            (r#"{"version":1,"body":{"order":{"approve":"all"}}} {}"#, "trailing characters"),
+            (r#"{"version":2,"body":{"order":{"approve":"all"}}} {}"#, "trailing characters"),
         ] {
             let error = question(line).unwrap_err();
             assert!(error.contains(why), "{line}: {error}");
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_comes_back_and_a_long_sentence_is_cut() {
+    fn an_answer_survives_the_wire_and_a_long_sentence_is_cut() {
         let answer = Answer::new("edge-07".parse().unwrap(), true, &"é".repeat(1000));
         assert_eq!(answer.message.chars().count(), 300);
         let answers: Result<Vec<Answer>, String> = Ok(vec![answer]);
@@ -224,7 +223,7 @@ mod tests {
         }
 
         #[test]
-        fn every_order_comes_back(
+        fn every_order_survives_the_wire(
             nodes in prop::collection::btree_set("[a-z0-9]{1,63}", 0..20),
             approve: bool,
         ) {

@@ -1,11 +1,11 @@
-//! The work of operators' BMC commands (`hostler bmc`).
+//! Performs operators' BMC commands (`hostler bmc`).
 //!
-//! Each runs as a task of its own, once the driver has admitted it, and waits for the node's BMC
-//! lock like the core's operations.
+//! Called once the driver has admitted a command, in a task for each. A command must wait for the
+//! node's BMC lock, as the core's operations do.
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
 use crate::{
@@ -19,22 +19,22 @@ use crate::{
     },
 };
 
-use super::{power::Bmcs, work::cancel_signal};
+use super::power::Bmcs;
 
-/// The facts after a command, or why it was not done.
-pub(super) type Done = Result<Vec<Fact>, String>;
+/// The facts after a command, or the error in words.
+pub(super) type CommandResult = Result<Vec<Fact>, String>;
 
 impl Bmcs {
-    /// Performs a command within the node's `timeouts.power`, counted from when the BMC is free.
-    pub(super) async fn command(&self, spec: &NodeSpec, command: BmcCommand) -> Done {
+    /// Performs a command within the node's `timeouts.power`, from the moment when the BMC is free.
+    pub(super) async fn command(&self, spec: &NodeSpec, command: BmcCommand) -> CommandResult {
         let Ok(_permit) = self.bmc_commands.try_acquire() else {
             return Err("operators use too many BMCs at once; try again in a while".to_owned());
         };
-        let (_stop, cancel) = cancel_signal();
+        let (_stop, cancel) = watch::channel(false);
         let firmware = spec.boot.firmware;
         let call = async |bmc: Bmc, limit: Duration| {
             use PowerState::{Off, On};
-            // An operator waits: a silent BMC is told of as soon as by a poll.
+            // Reports a silent BMC as soon as a poll does, because an operator waits.
             let soon = Instant::now() + limit.min(POLL_LIMIT);
             if !command.changes_nothing() {
                 bmc.power_state(soon).await?;
@@ -43,10 +43,9 @@ impl Bmcs {
             match command {
                 BmcCommand::Status => return bmc.chassis(soon).await.map(of_chassis),
                 BmcCommand::Info => {
-                    let mut facts = way_to(spec);
+                    let mut facts = connection(spec);
                     facts.extend(bmc.facts(soon).await?);
-                    // Not every BMC says it, and its meaning depends on an order of bytes that only
-                    // its maker knows.
+                    // Optional: not every BMC has one, and its byte order depends on the vendor.
                     let guid = bmc.system_guid(soon).await.ok();
                     facts.extend(guid.map(|guid| Fact::new("system_guid", &guid.to_string())));
                     return Ok(facts);
@@ -54,7 +53,7 @@ impl Bmcs {
                 BmcCommand::On => bmc.reach_power(On, deadline).await?,
                 BmcCommand::Off { hard: true } => bmc.reach_power(Off, deadline).await?,
                 BmcCommand::Off { hard: false } => bmc.soft_off(limit / 2, deadline).await?,
-                // The BMC has to report that it was off.
+                // The BMC must report the machine off in between.
                 BmcCommand::Cycle => {
                     bmc.reach_power(Off, deadline).await?;
                     bmc.reach_power(On, deadline).await?;
@@ -71,9 +70,12 @@ impl Bmcs {
                 On
             })])
         };
-        self.with(Step::Power, spec, cancel, call).await.map_err(|Fault { code, message, hint, .. }| {
-            warn!(node = %spec.name, command = command.name(), %code, error = message, "a bmc did \
-                not do what an operator wanted");
+        self.with(Step::Power, spec, cancel, call).await.map_err(|fault| {
+            let Fault { code, message, hint, .. } = fault;
+            warn!(
+                node = %spec.name, command = command.name(), %code, error = message,
+                "a BMC did not perform an operator's command"
+            );
             format!("{}: {message}; {hint}", spec.name)
         })
     }
@@ -109,7 +111,7 @@ fn of_chassis(chassis: Chassis) -> Vec<Fact> {
     [power(chassis.power)].into_iter().chain(chassis.boot.map(boot)).collect()
 }
 
-fn way_to(spec: &NodeSpec) -> Vec<Fact> {
+fn connection(spec: &NodeSpec) -> Vec<Fact> {
     let bmc = spec.bmc.iter();
     bmc.flat_map(|bmc| {
         let address = Fact::new("address", &bmc.address.to_string());

@@ -1,9 +1,8 @@
-//! Addresses behind the host names of BMCs: two specs whose BMC is one, by address and by name,
-//! claim one machine.
+//! Resolves the host names of BMCs, to find clashes and installed machines under other spellings.
 //!
-//! The reading of the spec directory has names resolved, the driver asks for clashes, and every
-//! operation that leads to a power command asks once more before. Lookups have a time limit and run
-//! beside everything else; one that fails is no clash. Nothing here may wait on the driver's task.
+//! Each scan resolves the names in its specs, the driver requests the clashes, and every operation
+//! that switches a machine checks once more. Lookups have a time limit and run in tasks of their
+//! own; a failed lookup is no clash. Nothing here may block the driver's task.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,18 +25,18 @@ use crate::model::{
     spec::{BmcAddress, HostPort, NodeSpec},
 };
 
-/// How long a lookup may take.
+/// The limit of a lookup.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
-/// How long a scan waits for names it has not met before.
+/// The time that a scan waits for new names.
 const SCAN_LIMIT: Duration = Duration::from_secs(2);
-/// How long a resolved name is good.
+/// The time for which a resolved name is valid.
 const LIFE: Duration = Duration::from_secs(60);
-/// How long a name is remembered that no spec of the last scan has.
+/// The time for which a name is kept that no spec of the last scan has.
 const MEMORY: Duration = Duration::from_secs(3600);
-/// Each takes a thread.
+/// Most lookups at once: each takes a thread.
 const LOOKUPS_MAX: usize = 16;
 
-/// The names of all nodes' BMCs, shared by who asks and who resolves.
+/// The resolved names of all BMCs. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct BmcNames {
     book: Arc<Mutex<Book>>,
@@ -48,15 +47,15 @@ pub(super) struct BmcNames {
 struct Book {
     /// The addresses of each host name.
     hosts: BTreeMap<String, Resolved>,
-    /// The nodes of the effective specs, and where their BMCs are.
+    /// The nodes of the effective specs, with the addresses of their BMCs.
     nodes: Vec<(NodeName, HostPort)>,
-    /// The BMCs of machines that are installed, or may be.
+    /// The BMCs of machines that are or may be installed.
     installed: BTreeSet<HostPort>,
 }
 
 #[derive(Clone, Debug)]
 struct Resolved {
-    /// None if the lookup failed.
+    /// Empty if the lookup failed.
     addresses: BTreeSet<IpAddr>,
     at: Instant,
 }
@@ -68,8 +67,8 @@ impl Default for BmcNames {
 }
 
 impl BmcNames {
-    /// Resolves the names in these specs that are not known, and waits a little for it; those known
-    /// for a while are resolved again meanwhile.
+    /// Resolves the names in these specs. Waits a little for new names; old ones are renewed in the
+    /// background.
     pub(super) async fn resolve<'a>(&self, specs: impl Iterator<Item = &'a NodeSpec>) {
         let mut hosts: BTreeSet<String> = specs.filter_map(host_name).map(str::to_owned).collect();
         let (mut new, mut old) = (Vec::new(), Vec::new());
@@ -94,13 +93,13 @@ impl BmcNames {
         if !new.is_empty() {
             let names = self.clone();
             let lookup = tokio::spawn(async move { names.resolve_all(new).await });
-            // It goes on beside, should it take longer.
+            // A slower lookup goes on in the background.
             drop(timeout(SCAN_LIMIT, lookup).await);
         }
     }
 
-    /// Notes the BMCs of machines that are installed, or may be. If any of them or of the specs has
-    /// a host name, all are resolved from now on.
+    /// Sets the BMCs of machines that are or may be installed, to be resolved from now on if any of
+    /// them or of the specs has a host name.
     pub(super) fn note_installed<'a>(
         &self,
         installed: impl Iterator<Item = &'a BmcAddress>,
@@ -113,8 +112,8 @@ impl BmcNames {
             if any_name { installed.into_iter().cloned().collect() } else { BTreeSet::new() };
     }
 
-    /// Finds the nodes whose BMC is, under another spelling, that of a machine that is installed or
-    /// may be. Their machine may be that one, although no name of it is the same.
+    /// Finds the nodes whose BMC is, under another spelling, that of a machine that is or may be
+    /// installed.
     pub(super) fn aliased<'a>(
         &self,
         specs: impl Iterator<Item = &'a NodeSpec>,
@@ -135,8 +134,8 @@ impl BmcNames {
         aliased.map(|spec| spec.name.clone()).collect()
     }
 
-    /// The nodes that share a BMC under different spellings, each with a problem that names the
-    /// others. From now on these are the effective specs.
+    /// Sets the effective specs, and finds the nodes that share a BMC under different spellings,
+    /// each with a problem that names the others.
     pub(super) fn clashes<'a>(
         &self,
         shown_as: &str,
@@ -174,7 +173,7 @@ impl BmcNames {
                     message,
                 };
                 let problems = found.entry(node.clone()).or_default();
-                // A name may resolve to more than one address that both have.
+                // Two names may share several addresses.
                 if !problems.iter().any(|known| known.message.ends_with(&others)) {
                     problems.push(problem);
                 }
@@ -183,7 +182,7 @@ impl BmcNames {
         found
     }
 
-    /// Resolves the spec's BMC now, and compares it with every other node's.
+    /// Resolves the spec's BMC now, and fails if another node has the same.
     pub(super) async fn check(&self, step: Step, spec: &NodeSpec) -> Result<(), Fault> {
         let Some(address) = bmc_host(spec) else { return Ok(()) };
         let unknown: Vec<String> = {
@@ -220,7 +219,7 @@ impl BmcNames {
         for host in hosts {
             let names = self.clone();
             lookups.spawn(async move {
-                // It is never closed.
+                // The semaphore is never closed.
                 let _permit = names.permits.acquire().await;
                 let addresses = match timeout(LOOKUP_LIMIT, lookup_host((&*host, 0))).await {
                     Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
@@ -233,13 +232,13 @@ impl BmcNames {
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        // Nothing in here can be left half done by a panic elsewhere.
+        // A panic leaves no change half made.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Book {
-    /// The addresses of a BMC, as far as they are known.
+    /// The known addresses of a BMC.
     fn resolved(&self, address: &HostPort) -> BTreeSet<IpAddr> {
         match address.host.parse::<IpAddr>() {
             Ok(ip) => BTreeSet::from([ip.to_canonical()]),
@@ -252,8 +251,8 @@ impl Book {
     }
 }
 
-/// The host of a node's BMC. A program's device has none: its address is compared as text, by the
-/// specs' own clash.
+/// The host of a node's BMC. A program's address has none and is compared as text, by
+/// `spec_dir::clashes`.
 fn bmc_host(spec: &NodeSpec) -> Option<&HostPort> {
     spec.bmc_address().and_then(BmcAddress::host)
 }
@@ -314,7 +313,7 @@ mod tests {
         );
         assert_eq!(clash(&names, &["bmc-1", "bmc-2"]).len(), 2);
         assert_eq!(clash(&names, &["bmc-1", "bmc-2:624"]), [""; 0]);
-        // The same spelling is the specs' own clash.
+        // Equal spellings are a clash of `spec_dir`.
         assert_eq!(clash(&names, &["bmc-1", "bmc-1"]), [""; 0]);
     }
 

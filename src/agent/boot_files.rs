@@ -1,8 +1,8 @@
-//! Deploy kernels and ramdisks: the kind that a machine is given, the names under which it fetches
-//! them, and their files.
+//! Deploy kernels and ramdisks: the kind for each machine, their names in requests, and their
+//! files.
 //!
 //! Called for the boot file catalog, for a node's boot menu, and before an attempt. Nothing here
-//! reads a file: it only makes sure that it is there.
+//! may read a file: it only checks that the file exists.
 
 use std::{
     collections::BTreeMap,
@@ -22,16 +22,16 @@ use crate::{
 /// A kind of deploy ramdisk, with its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RamdiskKind {
-    /// hostler's own.
+    /// hostler's own ramdisk.
     Own(Arch),
-    /// Ironic's.
+    /// Ironic's ramdisk.
     Ironic,
 }
 
 impl RamdiskKind {
     const ALL: [Self; 3] = [Self::Own(Arch::X86_64), Self::Own(Arch::Aarch64), Self::Ironic];
 
-    /// Returns the kind for such a machine.
+    /// The kind for a machine with these boot settings.
     pub(super) const fn of(boot: &Boot) -> Self {
         match boot.ramdisk {
             DeployRamdisk::Hostler => Self::Own(boot.arch),
@@ -39,7 +39,7 @@ impl RamdiskKind {
         }
     }
 
-    /// The names under which machines fetch kernel and ramdisk.
+    /// The names of kernel and ramdisk in requests.
     pub(super) const fn names(self) -> [&'static str; 2] {
         match self {
             Self::Own(Arch::X86_64) => ["deploy/vmlinuz", "deploy/initramfs"],
@@ -60,7 +60,7 @@ impl RamdiskKind {
     }
 }
 
-/// The paths of kernels and ramdisks, as far as the site has them.
+/// The paths of the configured kernels and ramdisks.
 #[derive(Clone, Debug)]
 pub(super) struct DeployFiles(BTreeMap<RamdiskKind, [PathBuf; 2]>);
 
@@ -79,8 +79,7 @@ impl DeployFiles {
         self.0.iter().flat_map(named).collect()
     }
 
-    /// Returns a sentence for each missing file: for the start, because the first machine may come
-    /// much later.
+    /// Returns a warning for each missing file, for the agent's start.
     pub(super) fn missing(&self) -> Vec<String> {
         let hint = |kind: &RamdiskKind| match kind {
             RamdiskKind::Own(_) => "make it with `hostler ramdisk build`, or correct [ramdisk]",
@@ -100,7 +99,7 @@ impl DeployFiles {
             .collect()
     }
 
-    /// Makes sure that the files for such a machine are there, before the machine misses them.
+    /// Checks that the files for a machine with these boot settings exist.
     pub(super) fn check(&self, boot: &Boot) -> Result<(), Fault> {
         let missing =
             |code, message: String, hint| Err(Fault::missing(Step::Preflight, code, message, hint));

@@ -1,8 +1,8 @@
-//! Goes on with the write of a disk where a killed or stopped agent left it.
+//! Resumes the write of a disk after a kill or restart of the agent.
 //!
-//! Called by the operation that writes a disk. A checkpoint counts only for the same target, with
-//! the secret that its ramdisk made for this boot, the same disk, and the same layout: whatever else
-//! was written since came from another boot. It must never keep a write from beginning.
+//! Called by the operation that writes a disk. A checkpoint counts only for the same target, whose
+//! ramdisk makes a new secret at each boot, the same disk and the same layout, so that nothing else
+//! can have written the disk since. A bad checkpoint must never prevent a write.
 
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -25,21 +25,21 @@ use crate::{
 
 use super::layout::Seed;
 
-/// How far a write has come, as it is kept.
+/// The durable progress of a write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WriteCheckpoint {
-    /// Digest of the target, its disk and the image.
+    /// The digest of target, disk and image.
     subject: Digest,
     /// The seed of the layout.
     seed: Seed,
-    /// Fingerprint of the layout. `None`: nothing of it is written.
+    /// The fingerprint of the layout. `None`: nothing is written.
     layout: Option<Digest>,
-    /// Offset up to which the disk holds the body of the layout.
+    /// The offset up to which the layout is flushed to the disk.
     flushed_bytes: u64,
 }
 
-/// The checkpoint of a write that begins.
+/// A write before its layout, with its checkpoint.
 #[derive(Debug)]
 pub(super) struct Begun {
     checkpoints: Checkpoints,
@@ -47,7 +47,7 @@ pub(super) struct Begun {
     kept: WriteCheckpoint,
 }
 
-/// The write under way whose checkpoint is kept.
+/// A write in progress, whose checkpoint is saved.
 #[derive(Debug)]
 pub(super) struct Followed {
     checkpoints: Checkpoints,
@@ -70,24 +70,23 @@ impl Begun {
             None
         });
         let kept = kept.filter(|kept: &WriteCheckpoint| kept.subject == subject);
-        let kept = match kept {
-            Some(kept) => kept,
-            None => {
-                let seed = Seed::random()?;
-                WriteCheckpoint { subject, seed, layout: None, flushed_bytes: 0 }
-            }
+        let kept = if let Some(kept) = kept {
+            kept
+        } else {
+            let seed = Seed::random()?;
+            WriteCheckpoint { subject, seed, layout: None, flushed_bytes: 0 }
         };
         let (checkpoints, node) = (checkpoints.clone(), node.clone());
         Ok(Self { checkpoints, node, kept })
     }
 
-    /// The seed that the layout is to be made from.
+    /// The seed for the layout.
     pub(super) fn seed(&self) -> &Seed {
         &self.kept.seed
     }
 
-    /// The point at which the write of this layout begins. From now on its progress is saved, until
-    /// the returned checkpoint is dropped.
+    /// Returns the offset at which this layout's write begins, and saves its progress until the
+    /// returned checkpoint is dropped.
     pub(super) fn follow(mut self, layout: Option<Digest>) -> (Checkpoint, Followed) {
         if layout.is_none() || self.kept.layout != layout {
             self.kept = WriteCheckpoint { layout, flushed_bytes: 0, ..self.kept };
@@ -106,8 +105,8 @@ impl Begun {
 }
 
 impl Followed {
-    /// Ends the saving, once the write has ended, and forgets the checkpoint if nobody is to go on
-    /// from it.
+    /// Ends the saving after the write, and removes the checkpoint unless the write must be
+    /// resumed.
     pub(super) async fn end(self, goes_on: bool) {
         let Self { checkpoints, node, saving } = self;
         if let Err(error) = saving.await {
@@ -119,7 +118,7 @@ impl Followed {
     }
 }
 
-/// Saves what was flushed, the newest only, until the sender is dropped.
+/// Saves the newest flushed offset until the sender is dropped.
 async fn save_all(
     checkpoints: Checkpoints,
     node: NodeName,
@@ -141,7 +140,7 @@ async fn save_all(
     }
 }
 
-/// Whatever must be the same for a write to go on, but the layout.
+/// The digest of everything except the layout that must be the same for a resumed write.
 fn subject(image: &Digest, target: &Target, disk: Geometry) -> Digest {
     let text = serde_json::to_vec(&(image, target, disk.bytes, disk.block_bytes));
     Digest::of(&Zeroizing::new(text.unwrap_or_default()))

@@ -1,8 +1,8 @@
-//! Recordings of serial consoles (`bmc.console`): in memory as long as an attempt lasts, and kept
-//! beside the status file if it fails.
+//! Records serial consoles (`bmc.console`): in memory during an attempt, and beside the status file
+//! after a failed one.
 //!
-//! Owned by the adapters. It follows where nodes stand and decides nothing: an attempt must never
-//! fail, wait or change because of its console.
+//! Owned by `effects.rs`, which calls it after each step of a node. An attempt must never fail,
+//! wait or change because of its console.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -30,30 +30,30 @@ use crate::{
 use super::{
     clock::now,
     publish::Publisher,
-    work::{Operations, Report},
+    work::{NodeEvent, Operations},
 };
 
-/// How long opening a console may keep a power command waiting, and the part of `timeouts.power`
-/// that it may be at most.
+/// The time that opening a console may delay a power command: at most 10 s, and at most a fourth of
+/// `timeouts.power`.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
 const OPEN_TIME_PART: u32 = 4;
-/// Stands where the machine may have printed something that was not received.
+/// Marks a possible gap in the recording.
 const GAP: &[u8] = b"\n# something may be missing here\n";
 
-/// The attempts under way.
+/// The recordings of the attempts under way.
 #[derive(Debug, Default)]
 pub(super) struct Consoles {
-    attempts: BTreeMap<NodeName, Followed>,
+    attempts: BTreeMap<NodeName, FollowedAttempt>,
 }
 
 #[derive(Debug)]
-struct Followed {
+struct FollowedAttempt {
     key: AttemptKey,
-    /// None if the spec does not want one.
+    /// `None` if the spec wants no recording.
     recording: Option<Recording>,
 }
 
-/// A console that is listened to until this is dropped.
+/// A recording, which dropping this ends.
 #[derive(Debug)]
 struct Recording {
     attempt: u32,
@@ -62,7 +62,7 @@ struct Recording {
     _stop: oneshot::Sender<()>,
 }
 
-/// The last of what was received.
+/// The end of the received output.
 #[derive(Debug, Default)]
 struct RingBuffer {
     said: VecDeque<u8>,
@@ -70,25 +70,25 @@ struct RingBuffer {
 }
 
 impl Consoles {
-    /// Begins and ends recordings as the node's attempts do. `agent` is held by whatever still
-    /// listens.
+    /// Begins and ends recordings with the node's attempts. Every recording holds `agent` until its
+    /// session is closed.
     pub(super) fn follow(
         &mut self,
         node: &Node,
         operations: &Arc<Operations>,
         publisher: &Publisher,
-        agent: &mpsc::Sender<Report>,
+        agent: &mpsc::Sender<NodeEvent>,
     ) {
         let (name, record) = (node.name(), node.record());
         if record.phase == Phase::Booting {
-            // The installed system prints, too; whether that is kept is known when it is up.
+            // The first boot is recorded, too, and decides whether the recording is kept.
             return;
         }
         let attempt = record.state.attempt().filter(|_| record.phase.is_busy());
         if self.attempts.get(name).map(|followed| &followed.key) == attempt.map(|new| &new.key) {
             return;
         }
-        if let Some(Followed { key, recording }) = self.attempts.remove(name) {
+        if let Some(FollowedAttempt { key, recording }) = self.attempts.remove(name) {
             if record.phase == Phase::Deployed {
                 publisher.drop_console(name);
             } else if let Some(recording) = recording {
@@ -99,17 +99,18 @@ impl Consoles {
             let spec = node.spec().and_then(|spec| recorded(spec, attempt));
             let recording =
                 spec.map(|spec| Recording::begin(record.attempt, spec, operations, agent));
-            self.attempts.insert(name.clone(), Followed { key: attempt.key.clone(), recording });
+            self.attempts
+                .insert(name.clone(), FollowedAttempt { key: attempt.key.clone(), recording });
         }
     }
 
-    /// Forgets a node that is gone, and its recording.
+    /// Drops the recording of a forgotten node.
     pub(super) fn forget(&mut self, name: &NodeName) {
         self.attempts.remove(name);
     }
 }
 
-/// The spec with the BMC that the attempt was begun with, if that one's console is wanted.
+/// The spec with the attempt's BMC, if its console is wanted.
 fn recorded(spec: &Arc<NodeSpec>, attempt: &Attempt) -> Option<Arc<NodeSpec>> {
     let bmc: &Bmc = attempt.bmc.as_ref().filter(|bmc| bmc.console)?;
     let mut spec = Arc::clone(spec);
@@ -124,14 +125,14 @@ impl Recording {
         attempt: u32,
         spec: Arc<NodeSpec>,
         operations: &Arc<Operations>,
-        agent: &mpsc::Sender<Report>,
+        agent: &mpsc::Sender<NodeEvent>,
     ) -> Self {
         let buffer = Arc::<Mutex<RingBuffer>>::default();
         let (stop, stopped) = oneshot::channel();
         let (listener, operations, agent) =
             (Arc::clone(&buffer), Arc::clone(operations), agent.clone());
         tokio::spawn(async move {
-            // An agent that stops waits until the console's session is closed.
+            // A stopping agent waits until the console's session is closed.
             let _agent = agent;
             let node = &spec.name;
             let bmc = match operations.bmcs.client(Step::PowerOn, &spec) {
@@ -164,10 +165,10 @@ impl RingBuffer {
         self.said.drain(..surplus);
     }
 
-    /// Logged once.
+    /// Notes an error, and logs the first one.
     fn on_failure(&mut self, node: &NodeName, error: String) {
         if self.trouble.is_none() {
-            warn!(%node, error, "its console cannot be read, or not all the time");
+            warn!(%node, error, "its console cannot be recorded without gaps");
         }
         self.trouble = Some(error);
     }

@@ -1,8 +1,7 @@
-//! The one task that owns the fleet: it selects an event, brings it to the core, and performs what
-//! the core decides.
+//! The driver: the one task that owns the fleet, passes it each event and performs its decisions.
 //!
 //! Started by [`super::Agent::run`]. The [`Executor`] orders the effects; `effects.rs` implements
-//! them. Nothing else may bring the core an event.
+//! them. Nothing else may pass an event to the core.
 
 use std::{collections::VecDeque, future::Future, iter, path::Path, time::Duration};
 
@@ -16,63 +15,63 @@ use tracing::{info, warn};
 
 use crate::{
     admin,
+    boot_call::BootCall,
     callback::CallbackRequest,
     lifecycle::{Event, Executor},
     model::{boot::Fetch, ids::NodeName},
     spec_dir::{ReadError, Snapshot, clashes},
 };
 
-use super::{clock::now, effects::Adapters, work::Report};
+use super::{clock::now, effects::Adapters, work::NodeEvent};
 
-/// How soon a record that could not be written is tried again.
+/// The pause before a failed write of a record is retried.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
-/// How long what a scan means is brought to its nodes before somebody else has a turn.
-const NEWS_LIMIT: Duration = Duration::from_millis(50);
-/// How often kernels and ramdisks that nobody boots any more are removed from the cache.
+/// The time for events of a scan before other events are served.
+const UPDATES_LIMIT: Duration = Duration::from_millis(50);
+/// The time between two removals of unused network boot files from the cache.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-/// How long running operations get to stop when the agent stops; a wipe on a live disk takes far
-/// less.
+/// The time for running operations to stop when the agent stops; the longest one, a write of zeros,
+/// needs far less.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
-/// The fleet, and the adapters it acts upon.
+/// The driver's state: the core with the fleet, and the adapters.
 #[derive(Debug)]
 pub(super) struct Driver {
     pub(super) executor: Executor,
     pub(super) adapters: Adapters,
-    /// Events of the last scan that were not brought to their nodes yet. Everything else goes
-    /// first: a thousand new specs are a thousand records to write, and a machine that calls back
-    /// is not kept waiting for them.
+    /// The remaining events of the last scan. Other events come first: a thousand new specs need a
+    /// thousand writes of records, for which no machine's call must wait.
     updates: VecDeque<(NodeName, Event)>,
     /// The spec directory's name in messages.
     specs_dir: String,
-    /// When kernels and ramdisks that nobody boots any more were last removed from the cache.
+    /// When unused network boot files were last removed from the cache.
     pruned: Option<Instant>,
 }
 
-/// Where events come from.
+/// The channels that events come from.
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) scans: mpsc::Receiver<Result<Snapshot, ReadError>>,
     pub(super) calls: mpsc::Receiver<CallbackRequest>,
+    pub(super) boot_calls: mpsc::Receiver<BootCall>,
     pub(super) orders: mpsc::Receiver<admin::AdminRequest>,
     pub(super) fetches: mpsc::Receiver<Fetch>,
-    pub(super) reports: mpsc::Receiver<Report>,
+    pub(super) reports: mpsc::Receiver<NodeEvent>,
 }
 
 impl Driver {
-    /// For the specs in this directory.
+    /// Makes a driver for the specs in this directory.
     pub(super) fn new(executor: Executor, adapters: Adapters, specs_dir: &Path) -> Self {
         let specs_dir = specs_dir.display().to_string();
         Self { executor, adapters, updates: VecDeque::new(), specs_dir, pruned: None }
     }
 
-    /// Drives until `shutdown`, then stops what runs.
+    /// Handles events until `shutdown`, and then stops the running operations.
     pub(super) async fn run(mut self, mut sources: Sources, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
         loop {
             let wake = self.next_wake();
-            // Every arm is cancel-safe: receiving loses nothing, and all work is done after the
-            // select.
+            // Every arm is cancel-safe: receiving loses nothing, and all work follows the select.
             let event = tokio::select! {
                 () = &mut shutdown => break,
                 Some(snapshot) = sources.scans.recv(), if self.updates.is_empty() => {
@@ -83,12 +82,12 @@ impl Driver {
                     let began = Instant::now();
                     let updates = &mut self.updates;
                     let few = iter::from_fn(|| {
-                        let in_time = began.elapsed() < NEWS_LIMIT;
+                        let in_time = began.elapsed() < UPDATES_LIMIT;
                         in_time.then(|| updates.pop_front()).flatten()
                     });
                     self.executor.step_all(now(), few, &mut self.adapters);
                     if self.updates.is_empty() {
-                        // Ten thousand have been in it.
+                        // Frees the memory of perhaps ten thousand events.
                         self.updates = VecDeque::new();
                     }
                     continue;
@@ -96,6 +95,10 @@ impl Driver {
                 Some(CallbackRequest { node, peer, key, call, reply }) = sources.calls.recv() => {
                     let request = self.adapters.expect_reply(reply);
                     (node, Event::Callback { request, peer, key, call })
+                }
+                Some(BootCall { node, peer, token, report, reply }) = sources.boot_calls.recv() => {
+                    let request = self.adapters.expect_boot_reply(reply);
+                    (node, Event::BootCalled { request, peer, token, report })
                 }
                 Some(request) = sources.orders.recv() => {
                     self.attend(request);
@@ -116,7 +119,7 @@ impl Driver {
         self.stop(sources.reports).await;
     }
 
-    /// The findings of a scan, as events. A directory that cannot be read holds everything.
+    /// Turns the result of a scan into events. An unreadable directory stops all nodes.
     fn compare(&mut self, snapshot: Result<Snapshot, ReadError>) {
         let events = match snapshot {
             Ok(snapshot) => {
@@ -124,8 +127,8 @@ impl Driver {
                     self.pruned = Some(Instant::now());
                     self.adapters.prune_netboot_files(self.executor.fleet().netboot_digests());
                 }
-                let in_force = self.executor.fleet().effective_specs(&snapshot.nodes);
-                let specs = || in_force.iter().map(AsRef::as_ref);
+                let effective = self.executor.fleet().effective_specs(&snapshot.nodes);
+                let specs = || effective.iter().map(AsRef::as_ref);
                 let mut clashes = clashes(&self.specs_dir, specs());
                 let by_name = self.adapters.bmc_names().clashes(&self.specs_dir, specs());
                 let found = || snapshot.nodes.values().filter_map(|spec| spec.as_deref().ok());
@@ -138,7 +141,7 @@ impl Driver {
                 self.executor.compare(now(), snapshot.nodes, &clashes)
             }
             Err(error) => {
-                warn!(%error, "the spec directory cannot be read; everything is held");
+                warn!(%error, "the spec directory cannot be read; no node starts anything");
                 self.executor.fleet().hold(&error.to_string())
             }
         };
@@ -151,15 +154,14 @@ impl Driver {
             Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
         });
         let wait = if self.executor.has_unsaved() { core.min(RECORD_RETRY) } else { core };
-        // At least a moment, so that a wake that changes nothing cannot keep a core busy.
+        // At least 10 ms, so that a wake-up that changes nothing cannot keep a CPU busy.
         Instant::now() + wait.max(Duration::from_millis(10))
     }
 
-    /// Tells everything that runs to stop, and waits for it within a limit.
-    async fn stop(self, mut reports: mpsc::Receiver<Report>) {
+    /// Cancels the running operations, and waits for their ends within a limit.
+    async fn stop(self, mut reports: mpsc::Receiver<NodeEvent>) {
         info!(operations = self.adapters.stop_all(), "stopping");
-        // Dropping the adapters closes their end of the reports: what is left belongs to operations
-        // that still run.
+        // Without the adapters, only running operations hold the channel's sending end.
         drop(self.adapters);
         let drained = async { while reports.recv().await.is_some() {} };
         if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {

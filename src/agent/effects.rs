@@ -1,6 +1,7 @@
 //! The effects of the core's decisions: record, boot menu, operations, replies and status files.
 //!
-//! Owned by the driver. It knows what runs and who waits for an answer, and decides nothing.
+//! Owned by the driver. It knows the running operations and the unanswered callbacks. It must never
+//! decide anything.
 
 use std::{
     borrow::Cow,
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
+    admin::AdminReply,
     lifecycle::{
         Effects, Event, NO_ANSWER, Node, Operation, Outcome, ReceivedLog, Record, UnclaimedInstalls,
     },
@@ -30,44 +32,51 @@ use crate::{
 };
 
 use super::{
-    bmc_commands,
     bmc_names::BmcNames,
     clock::now,
     consoles::Consoles,
     faults,
     menu::MenuWriter,
     publish::Publisher,
-    work::{Operations, Report, cancel_signal},
+    work::{NodeEvent, Operations},
 };
 
-/// How often a running operation's progress is looked at.
+/// The time between two readings of a running operation's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct Adapters {
     store: Store,
-    /// Why records could not be written, as it was told.
+    /// The logged error of each record that cannot be written.
     unsaved: BTreeMap<NodeName, String>,
     menus: MenuWriter,
     publisher: Publisher,
     consoles: Consoles,
     operations: Arc<Operations>,
-    /// Ticks when a node may have something new to tell its ramdisk.
+    /// Ticks when a node's deploy state may have changed.
     changed: watch::Sender<u64>,
-    /// Where operations report.
-    reports: mpsc::Sender<Report>,
-    /// Callbacks to be answered.
-    replies: BTreeMap<u64, oneshot::Sender<Reply>>,
+    /// The channel for the ends of operations.
+    reports: mpsc::Sender<NodeEvent>,
+    /// The unanswered callbacks.
+    replies: BTreeMap<u64, ReplySender>,
     requests: u64,
-    /// The operations that run.
+    /// The running operations.
     running: BTreeMap<(NodeName, OpId), RunningOperation>,
-    /// How the last poll of a node failed, as it was told.
+    /// The logged code of each node's failed poll.
     failed_polls: BTreeMap<NodeName, Cow<'static, str>>,
+}
+
+/// The way back to a caller.
+#[derive(Debug)]
+enum ReplySender {
+    Ramdisk(oneshot::Sender<Reply>),
+    /// An installed system learns only whether its call counts.
+    System(oneshot::Sender<bool>),
 }
 
 #[derive(Debug)]
 struct RunningOperation {
-    /// Tells it to stop.
+    /// Cancels the operation.
     stop: watch::Sender<bool>,
     is_poll: bool,
 }
@@ -79,7 +88,7 @@ impl Adapters {
         publisher: Publisher,
         operations: Operations,
         changed: watch::Sender<u64>,
-        reports: mpsc::Sender<Report>,
+        reports: mpsc::Sender<NodeEvent>,
     ) -> Self {
         Self {
             store,
@@ -97,14 +106,23 @@ impl Adapters {
         }
     }
 
-    /// Somebody waits for an answer; it is given by this number.
+    /// Registers an unanswered callback, and returns its number.
     pub(super) fn expect_reply(&mut self, reply: oneshot::Sender<Reply>) -> u64 {
+        self.expect(ReplySender::Ramdisk(reply))
+    }
+
+    /// An installed system waits for an answer.
+    pub(super) fn expect_boot_reply(&mut self, reply: oneshot::Sender<bool>) -> u64 {
+        self.expect(ReplySender::System(reply))
+    }
+
+    fn expect(&mut self, reply: ReplySender) -> u64 {
         self.requests += 1;
         self.replies.insert(self.requests, reply);
         self.requests
     }
 
-    /// If the event is an operation's end, it cannot be stopped any more.
+    /// Notes the end of an operation.
     pub(super) fn note_end(&mut self, node: &NodeName, event: &Event) {
         if let Event::Done { op, outcome } = event
             && let Some(ended) = self.running.remove(&(node.clone(), *op))
@@ -114,7 +132,7 @@ impl Adapters {
         }
     }
 
-    /// A BMC may be silent for ever, and is polled for as long: that is told once.
+    /// Logs the first of several failed polls, because a BMC may be silent for ever.
     fn tell_poll(&mut self, node: &NodeName, outcome: &Result<Outcome, Fault>) {
         match outcome {
             Ok(_) => {
@@ -122,7 +140,7 @@ impl Adapters {
                     info!(%node, "its BMC answers again");
                 }
             }
-            Err(fault) if is_called_off(fault) => {}
+            Err(fault) if is_expected(fault) => {}
             Err(fault) => {
                 let reported = self.failed_polls.insert(node.clone(), fault.code.clone());
                 if reported.as_ref() != Some(&fault.code) {
@@ -132,26 +150,26 @@ impl Adapters {
         }
     }
 
-    /// Removes from the cache what no machine boots any more, while everything else goes on.
+    /// Removes unused network boot files from the cache, in the background.
     pub(super) fn prune_netboot_files(&self, needed: BTreeSet<Digest>) {
         let operations = Arc::clone(&self.operations);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = operations.library.prune_kept(&needed) {
-                warn!(%error, "kernels and ramdisks that nobody boots any more stay in the cache");
+                warn!(%error, "unused kernels and ramdisks cannot be removed from the cache");
             }
         });
     }
 
-    /// Has a node's BMC do what an operator wants, unless the operator goes away meanwhile. The
-    /// core's knowledge of the power is old then.
+    /// Performs an operator's BMC command until the operator goes away, and then tells the core
+    /// that the power state may have changed.
     pub(super) fn start_bmc_command(
         &self,
         spec: Arc<NodeSpec>,
         command: BmcCommand,
-        mut reply: oneshot::Sender<bmc_commands::Done>,
+        mut reply: AdminReply,
     ) {
         let operations = Arc::clone(&self.operations);
-        // An agent that stops waits for its operations, and not for this.
+        // A weak sender, because a stopping agent waits for operations only.
         let reports = self.reports.downgrade();
         tokio::spawn(async move {
             let node = spec.name.clone();
@@ -167,7 +185,7 @@ impl Adapters {
                     if done.is_ok() {
                         operations.bmcs.refusals.forget(&node);
                     }
-                    drop(reply.send(done));
+                    reply.send(&done);
                 }
                 () = reply.closed() => info!(%node, command = command.name(), "an operator went \
                     away before it was done"),
@@ -180,22 +198,22 @@ impl Adapters {
         });
     }
 
-    /// The addresses of the BMCs' host names.
+    /// The resolved host names of BMCs.
     pub(super) fn bmc_names(&self) -> &BmcNames {
         &self.operations.bmc_names
     }
 
-    /// An operator wants something of the node: what its BMC refused before is sent once more.
+    /// Forgets a rejected login, because an operator wants the BMC to be tried again.
     pub(super) fn ask_bmc_anew(&self, node: &NodeName) {
         self.operations.bmcs.refusals.forget(node);
     }
 
-    /// The boot menus of a network interface; with the attempt's key only if that is wanted.
+    /// Returns the boot menus of a network interface, with the attempt's key only if `secrets`.
     pub(super) fn show_boot(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
         self.menus.show(mac, secrets)
     }
 
-    /// Tells everything that runs to stop, and says how much that is.
+    /// Cancels all running operations and returns their number.
     pub(super) fn stop_all(&self) -> usize {
         for running in self.running.values() {
             running.stop.send_replace(true);
@@ -215,7 +233,7 @@ impl Effects for Adapters {
             }
             Err(error) => {
                 let error = error.to_string();
-                // It is tried again every second, and told once.
+                // The executor retries every second; the log has the error once.
                 if self.unsaved.insert(node.clone(), error.clone()).as_ref() != Some(&error) {
                     error!(%node, error, "a record cannot be written; nothing is started until it \
                         can");
@@ -225,10 +243,10 @@ impl Effects for Adapters {
         }
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         self.store.save_site(unclaimed).map_err(|error| {
-            error!(%error, "what is known beside the records cannot be written; nothing is started \
-                or forgotten until it can");
+            error!(%error, "the site file cannot be written; nothing is started or forgotten until \
+                it can");
             error.to_string()
         })
     }
@@ -239,7 +257,7 @@ impl Effects for Adapters {
     }
 
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
-        let (stop, cancel) = cancel_signal();
+        let (stop, cancel) = watch::channel(false);
         let is_poll = operation == Operation::PollPower;
         self.running.insert((node.clone(), op), RunningOperation { stop, is_poll });
         let (node, operations, reports) =
@@ -253,22 +271,22 @@ impl Effects for Adapters {
             });
             let outcome = if has_progress {
                 watch_over(work, &meter, |progress| {
-                    // Progress may be lost when the driver is busy; the end may not.
+                    // A busy driver may miss progress, but never the end.
                     drop(reports.try_send((node.clone(), Event::Progress { op, progress })));
                 })
                 .await
             } else {
-                // Nothing to see: nobody is woken before the end.
+                // No progress to report: nothing wakes before the end.
                 work.await.unwrap_or_else(|panic| Err(faults::internal(&panic)))
             };
             if let Err(fault) = &outcome
                 && !is_poll
-                && !is_called_off(fault)
+                && !is_expected(fault)
             {
                 tell_failure(&node, fault);
             }
             if reports.send((node, Event::Done { op, outcome })).await.is_err() {
-                // The agent is stopping; the record says what was under way.
+                // The agent is stopping; the record has the operation under way.
             }
         });
     }
@@ -280,9 +298,11 @@ impl Effects for Adapters {
     }
 
     fn reply(&mut self, request: u64, reply: Reply) {
-        if let Some(waiting) = self.replies.remove(&request) {
-            // A caller that has gone will call again.
-            drop(waiting.send(reply));
+        // A client that has gone will call again.
+        match self.replies.remove(&request) {
+            Some(ReplySender::Ramdisk(waiting)) => drop(waiting.send(reply)),
+            Some(ReplySender::System(waiting)) => drop(waiting.send(reply == Reply::Accepted)),
+            None => {}
         }
     }
 
@@ -303,7 +323,7 @@ impl Effects for Adapters {
     fn log_phase(&mut self, status: &Status) {
         let Status { node, attempt, message, .. } = status;
         let phase = status.phase.as_str();
-        // Nothing goes on by itself after these: whoever alerts on warnings is to hear of it.
+        // Warnings, for alerts: these phases need an operator.
         if matches!(status.phase, Phase::Failed | Phase::Held | Phase::Invalid) {
             warn!(%node, phase, attempt, message, "phase");
         } else {
@@ -330,14 +350,13 @@ fn tell_failure(node: &NodeName, fault: &Fault) {
     warn!(%node, ?step, %code, error = message, "operation failed");
 }
 
-/// Whether the operation was told to stop, or asked a system that is not up yet: that it did not
-/// succeed then is no news.
-fn is_called_off(fault: &Fault) -> bool {
+/// Whether the operation was cancelled, or probed a system that is not up yet, so that its failure
+/// is not logged.
+fn is_expected(fault: &Fault) -> bool {
     [CANCELLED, faults::POLL_CUT, NO_ANSWER].contains(&fault.code.as_ref())
 }
 
-/// Waits for the work, passing on its progress now and then. A panic in it is a fault like any
-/// other.
+/// Waits for the work and reports its progress regularly. A panic in it becomes a fault.
 async fn watch_over<T>(
     mut work: tokio::task::JoinHandle<Result<T, Fault>>,
     meter: &Meter,

@@ -1,6 +1,7 @@
-//! Faults that are the agent's own, and those of BMCs with the user's name in them.
+//! The agent's own faults, and BMCs' faults with the user's name.
 //!
-//! Called by the operations. An adapter's error says its own advice (`Advise` in the model).
+//! Called by the operations. It must never repeat the advice of an adapter's error, which has its
+//! own (`Advise` in the model).
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use crate::{
     },
 };
 
-/// The code of a poll that was told to stop before its BMC answered.
+/// The code of a poll that was cancelled before its BMC answered.
 pub(super) const POLL_CUT: &str = "PollCut";
 
-/// The fault of a failed BMC call, which names the user that the BMC was asked with.
+/// The fault of a failed BMC call, with the user's name.
 pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &BmcError) -> Fault {
     let fault = Fault::of(step, error);
     match &spec.bmc {
@@ -28,8 +29,8 @@ pub(super) fn of_bmc(step: Step, spec: &NodeSpec, error: &BmcError) -> Fault {
     }
 }
 
-/// The fault of a poll that was cut `waited` after it began and `silence` after the BMC was first
-/// asked.
+/// The fault of a poll that was cancelled `waited` after its start, and `silence` after its first
+/// request to the BMC.
 pub(super) fn of_cut_poll(spec: &NodeSpec, waited: Duration, silence: Option<Duration>) -> Fault {
     let bmc = spec.bmc_address().map_or_else(String::new, |address| format!("bmc {address}: "));
     let (waited, silent) = (waited.as_secs(), silence.map(|since| since.as_secs()));
@@ -47,18 +48,18 @@ pub(super) fn of_cut_poll(spec: &NodeSpec, waited: Duration, silence: Option<Dur
     Fault::passing(Step::Preflight, POLL_CUT, message, hint)
 }
 
-/// The core wanted something of a BMC that is not there.
+/// The fault of an operation for a BMC that the spec does not have.
 pub(super) fn no_bmc(step: Step) -> Fault {
     Fault::lasting(step, "NoBmc", "the spec names no BMC", "set [bmc]")
 }
 
-/// The fault of a task of the agent's own that panicked.
+/// The fault of a panicked task.
 pub(super) fn internal(error: &tokio::task::JoinError) -> Fault {
     let message = format!("hostler itself failed: {error}");
     Fault::passing(Step::Cleanup, "Internal", message, "report this with the agent's log")
 }
 
-/// The fault of a system that has nothing to make keys of.
+/// The fault of a system without random bytes.
 pub(super) fn no_randomness(error: getrandom::Error) -> Fault {
     Fault::passing(
         Step::Preflight,
@@ -68,12 +69,12 @@ pub(super) fn no_randomness(error: getrandom::Error) -> Fault {
     )
 }
 
-/// The fault of an operation that was told to stop.
+/// The fault of a cancelled operation.
 pub(super) fn cancelled(step: Step) -> Fault {
     Fault::passing(step, CANCELLED, TOOK_TOO_LONG, Advice::CANCELLED.hint)
 }
 
-/// The fault of a target whose disk cannot be opened: a failed connection speaks for itself.
+/// The fault of a target whose disk cannot be opened. A failed connection keeps its own message.
 pub(super) fn of_opening(error: &ImagingError) -> Fault {
     match error {
         ImagingError::Connection(error) => {

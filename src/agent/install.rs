@@ -1,22 +1,23 @@
-//! Moves a spec's image into the cache, and from there to a machine's disk.
+//! Prepares a spec's image in the cache, and writes it to a machine's disk.
 //!
-//! Started by the operations. Nothing is written before the target was found to be the disk that
-//! the ramdisk reported.
+//! Called by the operations. It must never write before the target's size proves to be that of the
+//! chosen disk.
 
 use std::{sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
 use crate::{
+    boot_call,
     image::Entry,
     imaging::{self, Geometry, ImageFile, ImagingError, ImagingOrder, LeastRate, Written},
     lifecycle::{DiskSize, Outcome, PreparedImage, Target},
     model::{
         fault::{CANCELLED, Fault, OTHER_MACHINE, Step},
         ids::Digest,
-        secret::AttemptKey,
+        secret::{AttemptKey, BootToken, Secret},
         size::show_bytes,
-        spec::NodeSpec,
+        spec::{BootCheck, NodeSpec},
         system_guid::SystemGuid,
     },
     progress::{Cancel, Meter, Watch, stopped},
@@ -25,29 +26,26 @@ use crate::{
 use super::{
     checkpoint::Begun,
     faults,
-    layout::{self, LaidOut, Needs, Seed, Source},
+    layout::{self, CachedImage, LaidOut, Needs, Seed},
     volume::TargetDisk,
-    work::Operations,
+    work::{DiskWrite, Operations},
 };
 
-/// Time over which a disk's lowest rate is averaged.
+/// The time over which a disk's rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 
-/// The write of a spec's image to the disk that a ramdisk exports.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DiskWrite<'a> {
-    pub(super) spec: &'a Arc<NodeSpec>,
-    /// The digest of the image as published.
-    pub(super) image: &'a Digest,
-    pub(super) target: &'a Target,
-    pub(super) size: DiskSize,
-}
-
-/// Times that an image may decay in one operation: more often the cache's disk fails.
+/// Most repetitions because of a decayed image in one operation: more of them mean that the cache's
+/// disk fails.
 const DECAYED_MAX: usize = 3;
 
+fn random() -> Result<[u8; 32], Fault> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+    Ok(random)
+}
+
 impl Operations {
-    /// Fetches the image into the cache, and makes a key for the attempt.
+    /// Fetches the image into the cache, and makes the attempt's key.
     pub(super) async fn prepare(
         &self,
         spec: &Arc<NodeSpec>,
@@ -74,22 +72,26 @@ impl Operations {
             }
         };
         let stages = meter.durations();
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(faults::no_randomness)?;
+        let key = AttemptKey::from_bytes(&random()?);
+        let boot_token = match spec.boot_check {
+            BootCheck::Call => Some(BootToken::from_bytes(&random()?)),
+            BootCheck::None | BootCheck::Tcp { .. } => None,
+        };
         let root_partuuid = None;
-        let image = PreparedImage { digest, disk_bytes, root_uuid, root_partuuid, netboot };
-        Ok(Outcome::Prepared { image, key: AttemptKey::from_bytes(&random), system_guid, stages })
+        let image =
+            PreparedImage { digest, disk_bytes, root_uuid, root_partuuid, netboot, boot_token };
+        Ok(Outcome::Prepared { image, key, system_guid, stages })
     }
 
-    /// The image from the cache, fetched again if it is no longer there. `decayed` holds the
-    /// failures in this operation by which it was found to have decayed.
+    /// Gets the image from the cache, or fetches it again. `decayed` has the faults of decayed
+    /// images in this operation so far.
     async fn source(
         &self,
         spec: &NodeSpec,
         digest: &Digest,
         decayed: &[Fault],
         watch: &Watch<'_>,
-    ) -> Result<Source, Fault> {
+    ) -> Result<CachedImage, Fault> {
         if let Some(last) = decayed.get(DECAYED_MAX - 1) {
             return Err(last.clone());
         }
@@ -105,17 +107,17 @@ impl Operations {
             }
         })?;
         let image = ImageFile::checked(entry.file.clone(), &entry.path);
-        Ok(Source { image, entry })
+        Ok(CachedImage { image, entry })
     }
 
     /// Discards a decayed image, so that the next request fetches it again, and returns the fault.
-    /// Any other fault is returned as the error.
+    /// The error is any other fault.
     async fn discard_decayed(&self, entry: Entry, fault: Fault) -> Result<Fault, Fault> {
         if !entry.file.has_decayed() {
             return Err(fault);
         }
         let image = entry.path.display();
-        warn!(%image, error = fault.message, "an image decayed in the cache; it is thrown away");
+        warn!(%image, error = fault.message, "an image decayed in the cache and is discarded");
         let library = self.library.clone();
         let discarding = tokio::task::spawn_blocking(move || library.discard(&entry));
         let discarded = discarding.await.map_err(|error| faults::internal(&error))?;
@@ -123,8 +125,8 @@ impl Operations {
         if fault.code == CANCELLED { Err(fault) } else { Ok(fault) }
     }
 
-    /// Writes the image to the disk. If it turns out to have decayed in the cache, the operation
-    /// fetches it again.
+    /// Writes the image to the disk. If the cached image has decayed, the operation fetches it
+    /// again.
     pub(super) async fn image(
         &self,
         wanted: DiskWrite<'_>,
@@ -147,11 +149,12 @@ impl Operations {
     async fn write(
         &self,
         wanted: DiskWrite<'_>,
-        source: Source,
+        source: CachedImage,
         meter: &Meter,
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
-        let DiskWrite { spec, image, target, .. } = wanted;
+        let DiskWrite { spec, image, target, boot_token, .. } = wanted;
+        let url = boot_token.map(|token| boot_call::url(self.boot_calls_at, &spec.name, token));
         let target_disk = TargetDisk::new(target);
         let disk = imaging::open(&target_disk, cancel.clone()).await;
         let disk = disk.map_err(|error| faults::of_opening(&error))?;
@@ -159,7 +162,7 @@ impl Operations {
         let begun = Begun::new(&self.checkpoints, &spec.name, image, target, geometry);
         let laid_out = match &begun {
             Ok(begun) => tokio::select! {
-                laid_out = lay_out(wanted, source, geometry, begun.seed().clone()) => laid_out,
+                laid_out = lay_out(wanted, source, geometry, begun.seed().clone(), url) => laid_out,
                 () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
             },
             Err(fault) => Err(fault.clone()),
@@ -182,7 +185,7 @@ impl Operations {
         };
         let written = disk.write(&order, meter, cancel).await;
         drop(order);
-        // An agent that stops cancels the write, and the next one goes on with it.
+        // A stopping agent cancels the write, which the next start resumes.
         followed.end(matches!(written, Err(ImagingError::Cancelled))).await;
         let Written { bytes, writing, verifying, ranges } =
             written.map_err(|error| Fault::of(Step::Imaging, &error))?;
@@ -192,18 +195,19 @@ impl Operations {
     }
 }
 
-/// Lays out the target's disk, if it is the one that was asked for.
+/// Lays out the target's disk after a check of its size.
 async fn lay_out(
     DiskWrite { spec, target, size, .. }: DiskWrite<'_>,
-    source: Source,
+    source: CachedImage,
     disk: Geometry,
     seed: Seed,
+    url: Option<Secret>,
 ) -> Result<LaidOut, Fault> {
     check_size(target, disk.bytes, size)?;
-    layout::layout(Arc::clone(spec), source, disk, seed).await
+    layout::layout(Arc::clone(spec), source, disk, seed, url).await
 }
 
-/// Refuses a disk of another size than the one meant.
+/// Refuses a disk of a wrong size.
 fn check_size(target: &Target, bytes: u64, size: DiskSize) -> Result<(), Fault> {
     let has = format!("target {}: its disk has {} ({bytes} bytes)", target.iqn, show_bytes(bytes));
     match size {

@@ -1,8 +1,8 @@
-//! Lays out a machine's disk: the image, and what its spec wants beside it.
+//! Makes the layout of a machine's disk: the image and the spec's other partitions.
 //!
-//! Called before a machine is touched, to see whether it can be done at all, and again once the
-//! disk is known. Reads images and makes file systems, so that it runs where blocking is allowed.
-//! Nothing here writes to a disk.
+//! Called in the preparation, to check that a layout is possible, and again once the disk is known.
+//! It reads images and makes file systems, so that it must run where blocking is allowed. Nothing
+//! here may write to a disk.
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
@@ -22,13 +22,14 @@ use crate::{
         boot::Firmware,
         fault::{Fault, Step},
         ids::{Digest, hex},
+        secret::Secret,
         spec::{ImageKind, NodeSpec, Partitions},
     },
 };
 
 use super::{clock::now, faults};
 
-/// The blocks most disks have; before the disk is known, things are tried with these.
+/// The block size of most disks, for the check before the disk is known.
 const USUAL_BLOCK_BYTES: u32 = 512;
 const SWAP_LABEL: &str = "swap";
 /// Bytes searched for zeros at once.
@@ -36,27 +37,26 @@ const SPOOL_BYTES: usize = 64 << 10;
 
 /// An image in the cache.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct CachedImage {
     pub(super) image: ImageFile,
-    /// Keeps it there.
+    /// Keeps the image in the cache.
     pub(super) entry: Entry,
 }
 
-impl Source {
-    /// Directory for large temporary files.
+impl CachedImage {
+    /// The directory for large temporary files.
     fn scratch(&self) -> &Path {
         self.entry.path.parent().unwrap_or(Path::new("."))
     }
 }
 
-/// The part of a layout that neither spec nor image nor disk decides: the same seed makes the same
-/// layout.
+/// The random part of a layout: the same seed gives the same layout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Seed {
-    /// 64 random hex digits, from which identifiers are made.
+    /// 64 random hex digits, from which identifiers are derived.
     ids: String,
-    /// The time at which file systems were made.
+    /// The time of creation in file systems.
     made_at: Timestamp,
 }
 
@@ -67,7 +67,7 @@ impl Seed {
         Ok(Self { ids: hex(&random), made_at: now() })
     }
 
-    /// Identifiers for tables and file systems, one after the other.
+    /// Derives identifiers for tables and file systems.
     fn ids(&self, purpose: &str) -> impl FnMut() -> [u8; 16] {
         let mut numbers = 0_u64..;
         let text = format!("{} {purpose}", self.ids);
@@ -79,25 +79,25 @@ impl Seed {
     }
 }
 
-/// A layout, and the fingerprint of what it puts on the disk.
+/// A layout with the fingerprint of its content.
 pub(super) struct LaidOut {
     pub(super) layout: Layout,
     pub(super) fingerprint: Option<Digest>,
 }
 
-/// Demands of an installation on its disk.
+/// The requirements of an installation on its disk.
 #[derive(Debug)]
 pub(super) struct Needs {
-    /// The smallest disk that will do, in bytes.
+    /// The smallest sufficient disk, in bytes.
     pub(super) disk_bytes: u64,
-    /// UUID of the image's file system, if it is one.
+    /// The UUID of the file system in a partition image.
     pub(super) root_uuid: Option<String>,
 }
 
-/// Whether the image can be installed as the spec wants it, and what that takes.
-pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
+/// Checks that the image can be installed as the spec wants, and returns the requirements.
+pub(super) fn needs(spec: &NodeSpec, source: &CachedImage) -> Result<Needs, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
-    drive(spec, USUAL_BLOCK_BYTES).map_err(of_drive)?;
+    drive(spec, USUAL_BLOCK_BYTES, None).map_err(of_drive)?;
     let ImageKind::Partition(partitions) = &spec.image.kind else {
         drive::check_disk(&source.entry.file).map_err(of_drive)?;
         let disk_bytes = whole_disk_needs(&source.image, spec.config_drive.is_some());
@@ -116,12 +116,13 @@ pub(super) fn needs(spec: &NodeSpec, source: &Source) -> Result<Needs, Fault> {
     Ok(Needs { disk_bytes, root_uuid: Some(found.uuid) })
 }
 
-/// Lays out this disk.
+/// Makes the layout of this disk. Its system is to call `url` once it is up.
 pub(super) async fn layout(
     spec: Arc<NodeSpec>,
-    source: Source,
+    source: CachedImage,
     disk: Geometry,
     seed: Seed,
+    url: Option<Secret>,
 ) -> Result<LaidOut, Fault> {
     let ephemeral = match &spec.image.kind {
         ImageKind::Partition(Partitions { ephemeral_bytes: Some(bytes), .. }) => {
@@ -135,7 +136,7 @@ pub(super) async fn layout(
         _ => None,
     };
     let laying_out = move || {
-        let layout = lay_out(&spec, &source, disk, ephemeral, &seed)?;
+        let layout = lay_out(&spec, &source, disk, ephemeral, &seed, url.as_ref())?;
         // The image is known by its digest, and read only once.
         let fingerprint = layout.fingerprint(|file| file.path() == source.image.path());
         let fingerprint = fingerprint.map_err(|error| Fault::of(Step::Imaging, &error))?;
@@ -148,13 +149,14 @@ pub(super) async fn layout(
 
 fn lay_out(
     spec: &NodeSpec,
-    source: &Source,
+    source: &CachedImage,
     disk: Geometry,
     ephemeral: Option<ImageFile>,
     seed: &Seed,
+    url: Option<&Secret>,
 ) -> Result<Layout, Fault> {
     let of_drive = |error: DriveError| Fault::of(Step::Image, &error);
-    let config_drive = drive(spec, disk.block_bytes).map_err(of_drive)?;
+    let config_drive = drive(spec, disk.block_bytes, url).map_err(of_drive)?;
     let mut ids = seed.ids("table");
     let layout = match &spec.image.kind {
         ImageKind::Disk => whole_disk(&source.image, disk, config_drive, &mut ids),
@@ -168,9 +170,13 @@ fn lay_out(
     layout.map_err(|error: LayoutError| Fault::of(Step::Imaging, &error))
 }
 
-fn drive(spec: &NodeSpec, block_bytes: u32) -> Result<Option<Bytes>, DriveError> {
-    let make =
-        |drive| drive::config_drive(drive, &spec.name, &spec.identity().written, block_bytes);
+fn drive(
+    spec: &NodeSpec,
+    block_bytes: u32,
+    url: Option<&Secret>,
+) -> Result<Option<Bytes>, DriveError> {
+    let (instance, url) = (spec.identity().written, url.map(Secret::expose));
+    let make = |drive| drive::config_drive_calling(drive, &spec.name, &instance, block_bytes, url);
     spec.config_drive.as_deref().map(make).transpose()
 }
 
@@ -179,9 +185,9 @@ fn swap(partitions: &Partitions, uuid: [u8; 16]) -> Result<Option<Bytes>, DriveE
     partitions.swap_bytes.map(make).transpose()
 }
 
-/// The EFI system partition of a machine that boots from its disk when hostler makes its
-/// partitions. Only UEFI needs no boot loader outside of a file system.
-fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Content>, Fault> {
+/// Makes the EFI system partition of a machine with a partition image that boots from its disk. A
+/// BIOS is refused, because it needs a boot loader outside of every file system.
+fn esp(spec: &NodeSpec, source: &CachedImage, block_bytes: u32) -> Result<Option<Content>, Fault> {
     match (spec.image.netboot.is_some(), spec.boot.firmware) {
         (true, _) => Ok(None),
         (false, Firmware::Bios) => Err(Fault::lasting(
@@ -201,7 +207,7 @@ fn esp(spec: &NodeSpec, source: &Source, block_bytes: u32) -> Result<Option<Cont
     }
 }
 
-/// Bytes that need not stay in memory, as a file without a name; zeros take no space in it.
+/// Moves bytes from memory into an unnamed sparse file.
 fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
     let write = || {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -219,7 +225,7 @@ fn spool(bytes: &[u8], dir: &Path) -> Result<ImageFile, DriveError> {
         .and_then(|file| made(file, dir))
 }
 
-/// A file made here, as what can be written to a disk.
+/// Wraps a file that was made here as an image.
 fn made(file: File, dir: &Path) -> Result<ImageFile, DriveError> {
     ImageFile::new(Arc::new(file), dir).map_err(|source| DriveError::Read { source })
 }

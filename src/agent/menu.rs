@@ -1,7 +1,10 @@
-//! Puts the core's menus into the netboot subsystem's table. The kernel command line is made here,
-//! because only here both the attempt's key and the listener's address and certificate are known.
+//! Puts the core's menus into the netboot subsystem's table.
+//!
+//! Called by `effects.rs` after each step of a node. The kernel command line is made here, where
+//! the attempt's key meets the callback listener's address and certificate. A key must never get
+//! into a menu of another attempt or into the log.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tracing::warn;
 
@@ -15,38 +18,41 @@ use crate::{
         secret::{AttemptKey, Secret},
         spec::{Boot, DeployRamdisk, NodeSpec},
     },
-    netboot::{BootSettings, BootTable},
+    netboot::{BootSettings, BootTable, has_ipxe},
 };
 
 use super::boot_files::RamdiskKind;
 
-/// The kernel prints its command line, and with it the key, as a notice: only warnings and worse go
-/// to the console, unless `boot.kernel_args` says otherwise.
+/// Keeps the attempt's key off the console: the kernel prints its command line as a notice, and
+/// this shows warnings and worse only, unless `boot.kernel_args` changes that.
 const QUIET: &str = "loglevel=5";
 
-/// Keeps the boot table as the core wants it.
+/// Writes the boot table.
 #[derive(Debug)]
 pub(super) struct MenuWriter {
     table: BootTable,
+    /// The directory of boot loaders, which decide whether a menu hands over to iPXE.
+    loaders: PathBuf,
     api: SocketAddr,
     pin: String,
     /// The endpoint for Ironic's ramdisk, if it is configured.
     ironic: Option<SocketAddr>,
-    /// The table's present content, so that it is touched only when something changed.
+    /// The table's present content, so that only changes are written.
     applied: BTreeMap<NodeName, (Menu, Arc<NodeSpec>)>,
 }
 
 impl MenuWriter {
     pub(super) fn new(
         table: BootTable,
+        loaders: PathBuf,
         api: SocketAddr,
         pin: String,
         ironic: Option<SocketAddr>,
     ) -> Self {
-        Self { table, api, pin, ironic, applied: BTreeMap::new() }
+        Self { table, loaders, api, pin, ironic, applied: BTreeMap::new() }
     }
 
-    /// Makes the node's menu what the core wants it to be; one atomic change.
+    /// Writes the node's menu, in one atomic change.
     pub(super) fn apply(&mut self, node: &Node) {
         let name = node.name();
         let (menu, Some(spec)) = (node.menu(), node.spec()) else { return };
@@ -57,7 +63,7 @@ impl MenuWriter {
             && *applied == menu
             && boots_alike(by, spec)
         {
-            // The older spec is not kept alive for it.
+            // Keeps the newer spec, so that the older one's memory is freed.
             by.clone_from(spec);
             return;
         }
@@ -83,7 +89,7 @@ impl MenuWriter {
         };
         match self.table.set_for(settings, name, macs, &wanted) {
             Ok(()) => drop(self.applied.insert(name.clone(), (menu, Arc::clone(spec)))),
-            // The spec's kernel arguments are checked for everything a menu cannot hold.
+            // Unlikely, because the spec reader checks the kernel arguments.
             Err(error) => {
                 let node = name;
                 warn!(%node, %error, "the boot menu cannot be made; the node's NICs are unknown");
@@ -98,8 +104,8 @@ impl MenuWriter {
         deploy(spec, &args.to_command_line(), false)
     }
 
-    /// `None` if such a ramdisk would have no endpoint to call, or no disk to search for: before an
-    /// attempt both are made sure of.
+    /// Makes the menu of Ironic's ramdisk. `None` without an endpoint or a root device, which the
+    /// preparation of an attempt excludes.
     fn ironic_menu(&self, spec: &NodeSpec, key: &AttemptKey, iqn: String) -> Option<BootMenu> {
         let args = IronicArgs {
             api: self.ironic?,
@@ -112,9 +118,9 @@ impl MenuWriter {
         Some(deploy(spec, &args.to_command_line(), true))
     }
 
-    /// Returns the menus of a NIC. Unless `secrets`, the attempt's key is blank in them.
+    /// Returns the menus of a NIC, without the attempt's key unless `secrets`.
     pub(super) fn show(&self, mac: MacAddr, secrets: bool) -> Option<NicBoot> {
-        let (node, mut menus) = self.table.show(mac)?;
+        let (node, mut menus) = self.table.show(mac, has_ipxe(&self.loaders))?;
         if let Some((Menu::Deploy(key), ..)) = self.applied.get(&node)
             && !secrets
         {
@@ -125,7 +131,7 @@ impl MenuWriter {
         Some(NicBoot { node, menus })
     }
 
-    /// The node's NICs become unknown.
+    /// Removes the node's menu, so that its NICs become unknown.
     pub(super) fn remove(&mut self, name: &NodeName) {
         if self.applied.remove(name).is_some() {
             self.table.remove(name);
@@ -133,15 +139,14 @@ impl MenuWriter {
     }
 }
 
-/// Whether the same boot menu is made by both, and as long waited for.
+/// Whether two specs give the same boot menu with the same limit.
 fn boots_alike(one: &Arc<NodeSpec>, other: &Arc<NodeSpec>) -> bool {
     Arc::ptr_eq(one, other)
         || (&one.boot, &one.root_device, one.timeouts.ramdisk)
             == (&other.boot, &other.root_device, other.timeouts.ramdisk)
 }
 
-/// Makes the menu of a ramdisk: its own words on the command line, and after them those of the
-/// spec.
+/// Makes the menu of a ramdisk. Its own words precede the spec's on the command line.
 fn deploy(spec: &NodeSpec, needed: &Secret, with_addresses: bool) -> BootMenu {
     let [kernel, initramfs] = RamdiskKind::of(&spec.boot).names().map(str::to_owned);
     let added = spec.boot.kernel_args.iter().map(String::as_str);

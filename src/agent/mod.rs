@@ -1,9 +1,9 @@
-//! The wiring: the only place that knows both the core and the adapters.
+//! The agent, which connects the core and the adapters.
 //!
 //! Called by `hostler run`. [`Agent::start`] binds every socket and reads every record;
-//! [`Agent::run`] serves, says that it is ready, and drives the fleet until it is told to stop. One
-//! task, the driver, owns the fleet: events come to it over channels, work goes out to tasks of its
-//! own, and nothing else may change a node.
+//! [`Agent::run`] serves and drives the fleet until it is told to stop. One task, the driver, owns
+//! the fleet. Events reach it by channels, and operations run in tasks of their own. No other task
+//! may change a node.
 //!
 //! ```text
 //!  watch ─▶ scan ─┐                      ┌─▶ store        record, before anything else
@@ -60,7 +60,9 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    admin, callback,
+    admin,
+    boot_call::BootCalls,
+    callback,
     config::{self, Config},
     lifecycle::{Executor, Fleet, Policy},
     model::problem::Problem,
@@ -84,34 +86,30 @@ use self::{
     work::Operations,
 };
 
-/// Requests, fetches and results that may wait for the driver. It handles thousands a second; a
-/// full channel slows the sender.
+/// The capacity of the driver's channels. The driver handles thousands of events a second; a full
+/// channel blocks the sender.
 const CHANNEL_DEPTH: usize = 256;
-const OVERTAKEN: &str = "another agent has taken over: this one stops what it does, and stands by";
+const OVERTAKEN: &str = "another agent has taken over: this one stops its operations and stands by";
 
-/// Why the agent could not start.
+/// The reason why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StartError {
-    /// `[defaults]` of the configuration.
+    /// The configuration's `[defaults]` are invalid.
     #[error("[defaults]: {0}")]
     Defaults(Problem),
-    /// The state directory.
+    /// The state directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The callback listener's certificate.
+    /// The callback listener has no certificate.
     #[error(transparent)]
-    Identity(#[from] callback::IdentityError),
-    /// A socket.
+    TlsIdentity(#[from] callback::TlsIdentityError),
+    /// A listener or thread cannot be started.
     #[error("{what}: {source}{}", way_out(source))]
-    Listen {
-        /// The listener.
-        what: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    Listen { what: String, source: io::Error },
 }
 
-/// The advice where a listener cannot be had.
+/// The advice for a failed listener.
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
@@ -133,16 +131,16 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
-/// Why an agent ended.
+/// The reason why the agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It was told to stop.
-    Asked,
-    /// Another agent acts upon its status directory.
+pub enum AgentEnd {
+    /// The agent was told to stop.
+    Shutdown,
+    /// Another agent took over the status directory.
     Overtaken,
 }
 
-/// An agent with its sockets bound and its records read, not yet running.
+/// An agent with bound sockets and read records, ready to run.
 #[derive(Debug)]
 pub struct Agent {
     config: Config,
@@ -174,7 +172,7 @@ impl Agent {
             netboot::http::Server::bind(config.http.listen, netboot::http::HttpLimits::default())
                 .await
                 .map_err(listen("HTTP listener", config.http.listen))?;
-        let identity = callback::Identity::load_or_create(&config.state.dir)?;
+        let identity = callback::TlsIdentity::load_or_create(&config.state.dir)?;
         let pin = identity.pin().to_owned();
         let mut callback = callback::Server::bind(
             config.callback.listen,
@@ -192,7 +190,7 @@ impl Agent {
         for missing in DeployFiles::new(&config).missing() {
             warn!("{missing}");
         }
-        // Everything but orders goes without it.
+        // Only operators' commands need the admin socket.
         let admin = admin::Server::bind(&config.admin.socket)
             .await
             .inspect_err(|error| {
@@ -213,37 +211,37 @@ impl Agent {
         Ok(Self { config, store, standing, fleet, tftp, http, callback, admin, pin })
     }
 
-    /// Serves, says so by `ready`, and drives the fleet until `shutdown`. Then nothing new starts,
-    /// writes under way are stopped, and every record is as it was: the next start goes on from
-    /// there. It ends also when another agent has taken over its status directory.
+    /// Serves, calls `ready`, and drives the fleet until `shutdown` or until another agent takes
+    /// over. Then it starts nothing new and stops running operations. The records stay, and the
+    /// next start goes on from them.
     pub async fn run(
         self,
         ready: impl FnOnce(),
         shutdown: impl Future<Output = ()>,
-    ) -> Result<End, StartError> {
+    ) -> Result<AgentEnd, StartError> {
         let Self { config, store, standing, fleet, tftp, http, callback, admin, pin } = self;
         let (evidence, fetches) = mpsc::channel(CHANNEL_DEPTH);
         let (requests, calls) = mpsc::channel(CHANNEL_DEPTH);
         let (ordering, orders) = mpsc::channel(CHANNEL_DEPTH);
         let (reporting, reports) = mpsc::channel(CHANNEL_DEPTH);
         let (changed, updates) = watch::channel(0);
+        let (calling, boot_calls) = BootCalls::channel(CHANNEL_DEPTH);
         let (closing, closed) = watch::channel(false);
 
-        // A listener may have every address; a machine needs the one it can reach.
+        // A listener may bind the wildcard address; machines need the advertised one.
         let reachable = |port| SocketAddr::new(config.network.advertise, port);
         let reached = |what: &str, bound: io::Result<SocketAddr>| {
-            bound
-                .map(|bound| reachable(bound.port()))
-                .map_err(|source| StartError::Listen { what: what.to_owned(), source })
+            bound.map(|bound| reachable(bound.port())).map_err(not_listening(what))
         };
         let api = reached("callback listener", callback.local_addr())?;
         let http_address = reached("HTTP listener", http.local_addr())?;
         let ironic = callback.ironic_port().map(reachable);
         let table = netboot::BootTable::with_http(http_address);
-        let menus = MenuWriter::new(table.clone(), api, pin, ironic);
+        let menus = MenuWriter::new(table.clone(), config.tftp.loaders.clone(), api, pin, ironic);
         let statuses = status_files(&config).only_while(standing.ours());
         let publisher = Publisher::start(statuses, config.specs.rescan, reporting.downgrade());
-        let operations = Operations::new(&config, standing.clone(), store.checkpoints());
+        let operations =
+            Operations::new(&config, standing.clone(), store.checkpoints(), http_address);
         let cached = netboot_files::cached(operations.library.clone(), reporting.downgrade());
         let bmc_names = operations.bmc_names.clone();
         let mut adapters = Adapters::new(store, menus, publisher, operations, changed, reporting);
@@ -251,38 +249,33 @@ impl Agent {
         // A machine may netboot before the directory has been read.
         executor.present(&mut adapters);
         bmc_names.note_installed(executor.fleet().bmcs_of_installed(), std::iter::empty());
-        let tftp = tftp
-            .with_cached(cached)
-            .start(table, evidence)
-            .map_err(|source| StartError::Listen { what: "TFTP listener".into(), source })?;
-        let ended = || {
-            let mut closed = closed.clone();
-            async move { drop(closed.wait_for(|closed| *closed).await) }
-        };
-        let http = tokio::spawn(http.serve(tftp.catalog(), ended()));
-        let callback = tokio::spawn(callback.serve(requests, updates, ended()));
+        let tftp = tftp.with_cached(cached).start(table, evidence);
+        let tftp = tftp.map_err(not_listening("TFTP listener"))?;
+        let ended = || closing_of(&closed);
+        let http = tokio::spawn(http.serve(tftp.catalog(), calling.clone(), ended()));
+        let callback = tokio::spawn(callback.serve(requests, calling, updates, ended()));
         let admin = admin.map(|admin| tokio::spawn(admin.serve(ordering, ended())));
 
         let (watcher, wakes) =
-            Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE).map_err(
-                |source| StartError::Listen { what: "directory watcher".into(), source },
-            )?;
+            Watcher::start(config.specs.dir.clone(), config.specs.rescan, DEBOUNCE)
+                .map_err(not_listening("directory watcher"))?;
         let sources = Sources {
             scans: scan::start(&config, executor.fleet(), bmc_names, wakes),
             calls,
+            boot_calls,
             orders,
             fetches,
             reports,
         };
-        info!(specs = %config.specs.dir.display(), tftp = %tftp.local_addr(), http = %http_address, callback = %api, "running");
+        log_running(&config, tftp.local_addr(), http_address, api);
         ready();
-        let mut end = End::Asked;
+        let mut end = AgentEnd::Shutdown;
         let over = async {
             tokio::select! {
                 () = shutdown => {}
                 other = standing.overtaken() => {
                     error!(other, "{OVERTAKEN}");
-                    end = End::Overtaken;
+                    end = AgentEnd::Overtaken;
                 }
             }
         };
@@ -290,16 +283,31 @@ impl Agent {
 
         closing.send_replace(true);
         drop(watcher);
-        // It waits for its transfers' threads.
-        let tftp = tokio::task::spawn_blocking(move || tftp.stop());
-        await_all([callback, http, tftp].into_iter().chain(admin)).await;
+        await_all(tftp, [callback, http].into_iter().chain(admin)).await;
         standing.stop().await;
         Ok(end)
     }
 }
 
-async fn await_all(listeners: impl IntoIterator<Item = JoinHandle<()>>) {
-    for listener in listeners {
+fn log_running(config: &Config, tftp: SocketAddr, http: SocketAddr, callback: SocketAddr) {
+    info!(specs = %config.specs.dir.display(), %tftp, %http, %callback, "running");
+}
+
+fn not_listening(what: &str) -> impl FnOnce(io::Error) -> StartError {
+    let what = what.to_owned();
+    move |source| StartError::Listen { what, source }
+}
+
+/// Waits until the agent closes its listeners.
+fn closing_of(closing: &watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+    let mut closing = closing.clone();
+    async move { drop(closing.wait_for(|closing| *closing).await) }
+}
+
+async fn await_all(tftp: netboot::Running, others: impl Iterator<Item = JoinHandle<()>>) {
+    // The TFTP server waits for its transfers' threads.
+    let tftp = tokio::task::spawn_blocking(move || tftp.stop());
+    for listener in others.chain([tftp]) {
         if let Err(error) = listener.await {
             error!(%error, "a listener panicked");
         }
@@ -316,7 +324,7 @@ fn tftp_config(config: &Config) -> netboot::Config {
     }
 }
 
-/// Where images may come from; a relative path is one beneath the first.
+/// The directories of images; relative paths are relative to the first.
 fn image_dirs(images: &config::Images) -> Vec<PathBuf> {
     [&images.dir].into_iter().chain(&images.allowed_dirs).cloned().collect()
 }
@@ -339,8 +347,7 @@ fn status_files(config: &Config) -> StatusFiles {
     StatusFiles::new(status_dir(config)).in_made_dir(config.specs.status_dir.is_some())
 }
 
-/// Status files that cannot be written are no reason not to run; this is reported at start, with
-/// the way out.
+/// Logs an unwritable status directory at the start, with advice. The agent runs anyway.
 fn prepare_status_dir(specs: &config::Specs) {
     match &specs.status_dir {
         Some(dir) => {

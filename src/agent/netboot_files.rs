@@ -1,10 +1,9 @@
-//! The kernels and ramdisks that installed machines boot over the network: into the cache,
-//! verified, and out of it again when a machine asks.
+//! Verifies and caches the kernels and ramdisks of installed machines that boot over the network,
+//! and opens them for the boot file servers.
 //!
-//! [`Operations`] brings them in, for an attempt and for a machine whose spec was changed; the
-//! servers of boot files open them here. A file is known by its digest, and read as a whole before
-//! it is served. Nothing here may put one file in the place of another: a machine is served the
-//! files in its record.
+//! [`Operations`] caches the files for an attempt or an update; the boot file servers open them
+//! here. A file's name in the cache is its digest, and the whole file is verified before it is
+//! served. A machine must never be served another file than those in its record.
 
 use tokio::sync::mpsc::WeakSender;
 
@@ -21,10 +20,10 @@ use crate::{
     progress::{Cancel, Meter, Watch},
 };
 
-use super::work::{Operations, Report};
+use super::work::{NodeEvent, Operations};
 
 impl Operations {
-    /// Sees that what the machine is served is in the cache, and what its spec wants.
+    /// Caches the files that the machine is served, and with `renew` those of its spec.
     pub(super) async fn netboot_files(
         &self,
         spec: &NodeSpec,
@@ -34,7 +33,7 @@ impl Operations {
         cancel: Cancel,
     ) -> Result<Outcome, Fault> {
         let watch = Watch { cancel, stall: spec.timeouts.imaging_stall, meter };
-        // Whatever comes of the new files: those that are served are to be there.
+        // The present files come first, because they must stay available if the new ones fail.
         let served = match served {
             Some(files) => Some(self.keep_netboot_files(files, &watch).await),
             None => None,
@@ -49,7 +48,7 @@ impl Operations {
         Ok(Outcome::NetbootFiles(files))
     }
 
-    /// Puts what a spec wants into the cache.
+    /// Verifies and caches a spec's files.
     pub(super) async fn verify_netboot(
         &self,
         wanted: &Netboot,
@@ -66,7 +65,7 @@ impl Operations {
         self.keep_netboot_files(files, watch).await
     }
 
-    /// The same files, in the cache and with their digests.
+    /// Caches the files, and returns them with their digests.
     async fn keep_netboot_files(
         &self,
         mut files: NetbootFiles,
@@ -83,7 +82,7 @@ impl Operations {
     }
 }
 
-/// Without a digest it becomes known by the one it has now.
+/// Caches a file by its digest, or, without one, by its present digest.
 async fn keep(
     library: &Library,
     path: &str,
@@ -98,7 +97,7 @@ async fn keep(
     Ok(digest)
 }
 
-/// A kernel or ramdisk cannot be had. Whoever put it there may put another one there.
+/// The fault of a kernel or ramdisk, which may pass because an operator may replace the file.
 fn of_file(key: &str, path: &str, error: &ImageError) -> Fault {
     let (code, message, hint) = match error {
         ImageError::Fetch(FetchError::Checksum { wanted, found, .. }) => (
@@ -124,12 +123,12 @@ fn of_file(key: &str, path: &str, error: &ImageError) -> Fault {
     Fault::passing(Step::Preflight, code, message, hint)
 }
 
-/// Opens files of the cache for the servers of boot files. A file that is missing or has decayed is
-/// not served, and the node's machine is to have it again.
-pub(super) fn cached(library: Library, reports: WeakSender<Report>) -> Cached {
+/// Opens cached files for the boot file servers. A missing or decayed file is an error, and the
+/// node gets an event that has the file cached again.
+pub(super) fn cached(library: Library, reports: WeakSender<NodeEvent>) -> Cached {
     Cached::new(move |node, digest| {
         library.open_kept(digest).inspect_err(|_| {
-            // A machine that asks again says so again.
+            // If the channel is full, the machine's next request sends the event.
             if let Some(reports) = reports.upgrade() {
                 drop(reports.try_send((node.clone(), Event::NetbootLost)));
             }

@@ -1,19 +1,17 @@
-//! Raises the limit of open files, and derives the number of BMCs to poll at once.
+//! Raises the limit of open files, and derives the number of concurrent polls.
 //!
-//! Called once at start. The soft limit is raised as far as the service manager lets it: that is
-//! what it is for.
+//! Called once at start. It raises the soft limit up to the hard limit, which it must never exceed.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Most polls at once: enough that a site with more dead BMCs than live ones is still polled all at
-/// once.
+/// Most polls at once: enough for a large site with mostly dead BMCs.
 const POLLS_MAX: u64 = 2048;
 /// Descriptors for everything else: listeners, TFTP transfers, ramdisks' connections, images.
 const RESERVED: u64 = 1024;
-/// Polls at once where descriptors are scarce.
+/// Fewest polls at once, if descriptors are scarce.
 const POLLS_MIN: u64 = 64;
 
-/// Raises the limit and returns the number of polls that fit into it.
+/// Raises the limit and returns the number of polls within it.
 pub(super) fn polls_max() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = POLLS_MAX + RESERVED;

@@ -1,20 +1,19 @@
-//! Operators' requests: an order's meaning for each node and its outcome in a sentence, BMC
-//! commands, boot menus.
+//! Answers operators' questions: orders, BMC commands and boot menus.
 //!
-//! Called by the driver, between two events. What an order does is for the core to decide: a node
-//! that waits for it is brought the event, any other is left alone. Every order is logged with its
-//! giver, because it may be consent to wipe a disk. Nothing here may change a node but by an event.
+//! Called by the driver, between two events. The core decides what an order does: this file passes
+//! the event to each node that waits for such an order, and tells the operator the outcome in a
+//! sentence. Every order is logged with the operator, because it may be consent to WIPE a disk.
+//! Nothing here may change a node except by an event.
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::{
-    admin::{AdminRequest, Peer, Wish},
+    admin::{AdminPeer, AdminReply, AdminRequest},
     lifecycle::{Event, Hold, Node},
     model::{
-        admin::{Answer, BmcCommand, Order, Selection},
+        admin::{Answer, BmcCommand, Order, Question, Selection},
         consent,
         ids::NodeName,
         power::PowerState,
@@ -23,29 +22,24 @@ use crate::{
     },
 };
 
-use super::{bmc_commands::Done, clock::now, driver::Driver};
+use super::{clock::now, driver::Driver};
 
 impl Driver {
-    /// Answers a question, or starts what will.
-    pub(super) fn attend(&mut self, AdminRequest { wish, who }: AdminRequest) {
-        match wish {
-            Wish::Order { order, reply } => self.obey(&order, who, reply),
-            Wish::ApproveNewMachines { reply } => self.approve_new_machines(who, reply),
-            Wish::Bmc { node, command, reply } => self.use_bmc(&node, command, who, reply),
-            Wish::ShowBoot { mac, secrets, reply } => {
-                info!(%mac, uid = who.uid, pid = who.pid, secrets, "operator looks at boot menus");
-                drop(reply.send(self.adapters.show_boot(mac, secrets)));
+    /// Answers a question, or starts the task that will.
+    pub(super) fn attend(&mut self, AdminRequest { question, peer, reply }: AdminRequest) {
+        match question {
+            Question::Order(order) => self.obey(&order, peer, reply),
+            Question::ApproveNewMachines => self.approve_new_machines(peer, reply),
+            Question::Bmc { node, command } => self.use_bmc(&node, command, peer, reply),
+            Question::ShowBoot { mac, secrets } => {
+                info!(%mac, uid = peer.uid, pid = peer.pid, secrets, "operator reads boot menus");
+                reply.send(&Ok(self.adapters.show_boot(mac, secrets)));
             }
         }
     }
 
-    /// Ends what a lost or damaged file left in doubt about machines that are named for the first
-    /// time.
-    fn approve_new_machines(
-        &mut self,
-        Peer { uid, pid }: Peer,
-        reply: oneshot::Sender<Result<bool, String>>,
-    ) {
+    /// Approves that machines of specs which appear from now on are new.
+    fn approve_new_machines(&mut self, AdminPeer { uid, pid }: AdminPeer, reply: AdminReply) {
         if reply.is_closed() {
             return warn!(uid, pid, "consent to new machines came too late, and is dropped");
         }
@@ -57,16 +51,11 @@ impl Driver {
             "operator approves machines that specs name from now on: they are WIPED and installed \
              if they are off"
         );
-        drop(reply.send(changed));
+        reply.send(&changed);
     }
 
-    /// Performs an order, unless its giver has been answered that nobody did.
-    fn obey(
-        &mut self,
-        order: &Order,
-        Peer { uid, pid }: Peer,
-        reply: oneshot::Sender<Vec<Answer>>,
-    ) {
+    /// Performs an order, unless the operator was told already that it failed.
+    fn obey(&mut self, order: &Order, AdminPeer { uid, pid }: AdminPeer, reply: AdminReply) {
         if reply.is_closed() {
             return warn!(uid, pid, order = order.name(), "an order came too late, and is dropped");
         }
@@ -84,12 +73,12 @@ impl Driver {
             info!(%node, uid, pid, order = order.name(), counted, "operator's order: {message}");
             answers.push(answer);
         }
-        // An operator who went away finds it in the log and in the status files.
-        drop(reply.send(answers));
+        // The log and the status files have the answer for an operator who went away.
+        reply.send(&Ok(answers));
     }
 
-    /// The nodes that an order for all is for. Consent for all is for those that were held because
-    /// they are many; a machine that is somebody's, or may be installed, has to be named.
+    /// The nodes that wait for an order with `--all`. Consent by `--all` is for nodes that the
+    /// breaker holds; an operator must name a machine that may be in use or installed.
     fn waiting_for(&self, order: &Order) -> Vec<NodeName> {
         let fleet = self.executor.fleet();
         let waits = |node: &Node| match order {
@@ -100,14 +89,13 @@ impl Driver {
         fleet.names().into_iter().filter(waits).collect()
     }
 
-    /// Starts an operator's BMC command, unless the node's state forbids it. The answer comes when
-    /// it is done.
+    /// Starts an operator's BMC command, unless the node's state forbids it. Its task answers.
     fn use_bmc(
         &self,
         name: &NodeName,
         command: BmcCommand,
-        Peer { uid, pid }: Peer,
-        reply: oneshot::Sender<Done>,
+        AdminPeer { uid, pid }: AdminPeer,
+        reply: AdminReply,
     ) {
         let command_name = command.name();
         let admitted = self
@@ -118,14 +106,14 @@ impl Driver {
             .and_then(|node| admit(node, command));
         match admitted {
             Ok(spec) => {
-                info!(node = %name, uid, pid, command = command_name, "operator uses a bmc");
+                info!(node = %name, uid, pid, command = command_name, "operator uses a BMC");
                 self.adapters.start_bmc_command(spec, command, reply);
             }
             Err(why) => {
                 info!(node = %name, uid, pid, command = command_name, why, "an operator may not \
-                    use a bmc");
-                // An operator who went away finds it in the log.
-                drop(reply.send(Err(format!("{name}: {why}"))));
+                    use a BMC");
+                // The log has the answer for an operator who went away.
+                reply.send(&Err::<(), _>(format!("{name}: {why}")));
             }
         }
     }
@@ -162,7 +150,7 @@ impl Driver {
     }
 }
 
-/// Returns the spec to perform the command by, or why it is refused.
+/// Returns the spec for a command, or the reason why the command is refused.
 fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
     let phase = node.phase().as_str();
     let spec = node.spec().ok_or("has had no valid spec yet, which would say where its BMC is")?;
@@ -188,7 +176,7 @@ fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
     Ok(Arc::clone(spec))
 }
 
-/// The order that leads to something at this node, if one does.
+/// The advice about another order that this node waits for.
 fn other_order(node: &Node) -> Option<String> {
     let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
     match node.phase() {
@@ -200,7 +188,7 @@ fn other_order(node: &Node) -> Option<String> {
     }
 }
 
-/// The outcome of an order at this node; `None` if it leads to nothing.
+/// The outcome of an order at this node, or `None` if the node does not wait for it.
 fn outcome(order: &Order, node: &Node) -> Option<String> {
     let keep_off = node.spec().is_some_and(|spec| spec.goal == Goal::Available);
     match (order, node.phase()) {

@@ -1,7 +1,7 @@
-//! Power and boot device as the core wants them, and the client of each node's BMC.
+//! Performs the core's power operations by each node's BMC client.
 //!
 //! Called by the operations. It must never switch a machine on before its boot device is set, nor
-//! hold two clients for one node: a client paces the calls to its BMC.
+//! have two clients for one node: a client keeps the pause between two calls to its BMC.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -31,13 +34,13 @@ use crate::{
     regular_file,
 };
 
-use super::{faults, refusals::Refusals, work::cancel_signal};
+use super::{faults, refusals::Refusals};
 
-/// BMCs that operators use at once: each holds a connection to the admin socket, which takes some
-/// more.
+/// Most BMCs that operators use at once, fewer than the admin socket's connections, of which each
+/// takes one.
 const BMC_COMMANDS_MAX: usize = 16;
 
-/// The first line of a password file has fewer bytes.
+/// Most bytes read of a password file, more than its first line may have.
 const PASSWORD_FILE_BYTES_MAX: u64 = 4096;
 /// Longest password (IPMI 2.0 §22.30).
 const PASSWORD_BYTES_MAX: usize = 20;
@@ -47,11 +50,11 @@ const PASSWORD_BYTES_MAX: usize = 20;
 /// for an unclaimed one that is off.
 type BmcLock = Arc<tokio::sync::Mutex<()>>;
 
-/// Every node's BMC.
+/// The BMCs of all nodes.
 #[derive(Debug)]
 pub(super) struct Bmcs {
     secrets: PathBuf,
-    /// The directory of the service manager's credentials, if it gave one.
+    /// The directory of the service's credentials, if it has one.
     credentials: Option<PathBuf>,
     spacing: Duration,
     pub(super) bmc_commands: Semaphore,
@@ -60,8 +63,8 @@ pub(super) struct Bmcs {
     known: Mutex<BTreeMap<NodeName, KnownBmc>>,
 }
 
-/// A node's client and its configuration. It is kept because it remembers the cipher suite and
-/// keeps the pause between two calls.
+/// A node's client with its configuration, kept because the client remembers the cipher suite and
+/// the time of the last call.
 #[derive(Debug)]
 struct KnownBmc {
     spec: spec::Bmc,
@@ -82,8 +85,8 @@ impl Bmcs {
         }
     }
 
-    /// Polls the power state outside of an attempt. A silent BMC is not waited for as long as in an
-    /// attempt, and one that has refused the user is not asked by the same one again soon.
+    /// Polls the power state outside of an attempt: with a shorter limit than in one, and without a
+    /// login that the BMC has rejected.
     pub(super) async fn poll(&self, spec: &NodeSpec, cancel: Cancel) -> Result<PowerState, Fault> {
         let step = Step::Preflight;
         let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
@@ -110,7 +113,7 @@ impl Bmcs {
             let now = *sent_at.insert(Instant::now());
             bmc.poll_power_state(now + limit).await
         };
-        let (_stop, never) = cancel_signal();
+        let (_stop, never) = watch::channel(false);
         tokio::select! {
             state = self.with_client(step, spec, client, never, call) => return state,
             () = stopped(&mut cancel) => {}
@@ -128,7 +131,7 @@ impl Bmcs {
         self.with(Step::Preflight, spec, cancel, ask).await
     }
 
-    /// Reads the machine's UUID of its BMC, if the spec wants it matched.
+    /// Reads the machine's UUID from its BMC, if the ramdisk's must match.
     pub(super) async fn system_guid(
         &self,
         spec: &NodeSpec,
@@ -141,14 +144,14 @@ impl Bmcs {
         self.with(Step::Preflight, spec, cancel, ask).await.map(Some)
     }
 
-    /// Switches the machine on, into the deploy ramdisk.
+    /// Switches the machine off and on, into the deploy ramdisk.
     pub(super) async fn netboot(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
         let (device, once) = (BootDevice::Pxe, BootPersistence::NextBoot);
         self.switch_off(Step::PowerOn, spec, device, once, PowerState::On, cancel).await
     }
 
-    /// Switches the machine off, and on again into the installed system if `leave` says so. Not
-    /// with a power cycle: the BMC has to report that the machine was off.
+    /// Switches the machine off, and, if `leave` is on, on again into the installed system. Two
+    /// steps instead of a power cycle, because the BMC must report the machine off.
     pub(super) async fn restart(
         &self,
         spec: &NodeSpec,
@@ -159,13 +162,13 @@ impl Bmcs {
         self.switch_off(Step::Restart, spec, own_device(spec), always, leave, cancel).await
     }
 
-    /// Switches the machine off. Should somebody switch it on, it boots its disk.
+    /// Switches the machine off, with its disk as boot device in case somebody switches it on.
     pub(super) async fn clean_up(&self, spec: &NodeSpec, cancel: Cancel) -> Result<(), Fault> {
         let (device, always) = (BootDevice::Disk, BootPersistence::Persistent);
         self.switch_off(Step::Cleanup, spec, device, always, PowerState::Off, cancel).await
     }
 
-    /// Brings an installed machine to the power state that its spec wants.
+    /// Brings an installed machine into its spec's power state.
     pub(super) async fn set(
         &self,
         spec: &NodeSpec,
@@ -177,21 +180,21 @@ impl Bmcs {
             let deadline = || Instant::now() + limit;
             match wanted {
                 On => {
-                    // Some BMCs forget it; a clean-up, or a spec that wanted something else, may
-                    // have left another one.
+                    // Set again, because some BMCs forget it, and a clean-up or an earlier spec may
+                    // have set another device.
                     let (always, firmware) = (BootPersistence::Persistent, spec.boot.firmware);
                     bmc.set_boot_device(own_device(spec), always, firmware, deadline()).await?;
                     bmc.reach_power(On, deadline()).await
                 }
-                // Its own system runs: it gets half of the time to shut down by itself.
+                // The installed system gets half of the time to shut down.
                 Off => bmc.soft_off(limit / 2, deadline()).await,
             }
         };
         self.with(Step::Power, spec, cancel, set).await
     }
 
-    /// Makes one call to the node's BMC, `timeouts.power` for each part of it. Dropping the call
-    /// closes its session.
+    /// Makes one call to the node's BMC, with `timeouts.power` for each part of it. Dropping the
+    /// call closes its session.
     pub(super) async fn with<T>(
         &self,
         step: Step,
@@ -227,7 +230,8 @@ impl Bmcs {
         Arc::clone(locks.entry(node.clone()).or_default())
     }
 
-    /// The node's client. The password is read each time, so that a corrected file counts at once.
+    /// Returns the node's client. Reads the password each time, so that a corrected file takes
+    /// effect at once.
     pub(super) fn client(&self, step: Step, spec: &NodeSpec) -> Result<Bmc, Fault> {
         let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
         let secrets = self.secrets(step, bmc)?;
@@ -241,7 +245,7 @@ impl Bmcs {
         if let Some(known) = known.filter(|known| known.spec == *bmc && known.secrets == *secrets) {
             return Ok(known.client.clone());
         }
-        // An attempt that was begun before the agent started has used them already.
+        // An attempt from before the agent's start has used these secrets already.
         let in_attempt = matches!(step, Step::PowerOn | Step::Restart | Step::Cleanup);
         let trusted = if in_attempt && known.is_none() { Trusted::Yes } else { Trusted::No };
         let client = bmc::open(&spec.name, bmc, secrets, self.spacing, trusted);
@@ -251,7 +255,7 @@ impl Bmcs {
         Ok(client)
     }
 
-    /// The contents of the files that the spec names.
+    /// Reads the spec's secrets.
     fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<BmcSecrets, Fault> {
         let read = bmc
             .password
@@ -304,8 +308,7 @@ impl Bmcs {
         })
     }
 
-    /// Switches the machine off whatever becomes of the rest, sets the boot device, and switches it
-    /// on if `leave` says so.
+    /// Switches the machine off, sets the boot device, and, if `leave` is on, switches it on.
     async fn switch_off(
         &self,
         step: Step,
@@ -334,8 +337,8 @@ fn own_device(spec: &NodeSpec) -> BootDevice {
     if spec.image.netboot.is_some() { BootDevice::Pxe } else { BootDevice::Disk }
 }
 
-/// Reads a secret: the first line of a file. A line that cannot be meant is an error, so that it is
-/// never sent: BMCs count wrong passwords.
+/// Reads a secret: the first line of a file. An implausible line is an error and never sent,
+/// because BMCs count wrong passwords.
 fn first_line(path: &Path) -> io::Result<Secret> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
     let file = regular_file::open(path)?;
@@ -364,8 +367,7 @@ fn first_line(path: &Path) -> io::Result<Secret> {
     Ok(Secret::new(text.to_owned()))
 }
 
-/// The password, unless no BMC that speaks IPMI can have it, for instance because it is still
-/// encrypted.
+/// Refuses a password that is too long for IPMI, for instance because it is still encrypted.
 fn fitting(driver: BmcDriver, password: Secret) -> io::Result<Secret> {
     let bytes = password.expose().len();
     if driver != BmcDriver::Program && bytes > PASSWORD_BYTES_MAX {

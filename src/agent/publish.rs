@@ -1,11 +1,10 @@
-//! Writes status files, and consoles and ramdisks' logs beside them, in a thread of its own: at
-//! most once a second for a node whose phase has not changed. A slow disk never holds up the
-//! driver. A status file that cannot be written, or that somebody removed or changed, is written
-//! again.
+//! Writes status files, console logs and ramdisks' logs in a thread of its own: at most once a
+//! second for a node whose phase has not changed. A slow disk never delays the driver. The thread
+//! retries a status file that cannot be written, and restores one that somebody removed or changed.
 //!
-//! The driver leaves the latest status of each node in a map and goes on; the thread takes what is
-//! there. Neither ever waits for the other: a directory that hangs costs its own files and nothing
-//! else. A file that is up to date is left alone.
+//! Called by the driver, which puts the latest status of each node into a map; the thread takes it
+//! from there. Neither ever waits for the other: a directory that hangs delays only its own files.
+//! A file that is up to date is not touched.
 
 use std::{
     collections::BTreeMap,
@@ -24,20 +23,19 @@ use crate::{
         ids::NodeName,
         status::{Phase, Status},
     },
-    status_file::{self, ConsoleLog, KeptLog, StatusFileError, StatusFiles, Unwritten},
+    status_file::{ConsoleLog, KeptLog, StatusFileError, StatusFiles, StatusOnDisk, Unwritten},
 };
 
-use super::work::Report;
+use super::work::NodeEvent;
 
-/// The pause between two writes of one file that only report progress, and between two tries of one
-/// that fails.
+/// The pause between two writes of a file in the same phase, and between two tries after an error.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long an agent that stops waits for its last status files.
+/// How long a stopping agent waits for its last status files.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
-/// A file system that takes longer for one file is reported.
+/// A write that takes longer is reported.
 const SLOW: Duration = Duration::from_secs(10);
 
-/// The way to the status files. Dropping it writes what is still waiting, within a limit.
+/// Passes statuses to the writing thread. Dropping it writes the waiting files, within a limit.
 #[derive(Debug)]
 pub(super) struct Publisher {
     shared: Arc<Shared>,
@@ -47,30 +45,30 @@ pub(super) struct Publisher {
 #[derive(Debug, Default)]
 struct Shared {
     updates: Mutex<Updates>,
-    /// Something was left for the thread, or it has ended.
+    /// Signals new updates, or the end of the thread.
     changed: Condvar,
 }
 
-/// Work that was left for the thread, the latest of each node.
+/// The latest updates of each node, for the thread.
 #[derive(Debug, Default)]
 struct Updates {
-    /// The new content of each file; `None`: it is to go.
+    /// Each node's new status; `None`: the file is to be removed.
     files: BTreeMap<NodeName, Option<Box<Status>>>,
-    /// The output of a machine in an attempt that failed; `None`: the attempt did not fail.
+    /// Each node's console of a failed attempt; `None`: the log is to be removed.
     consoles: BTreeMap<NodeName, Option<ConsoleLog>>,
-    /// The log of a deploy ramdisk; `None`: it is to go.
+    /// Each node's ramdisk log; `None`: the log is to be removed.
     ramdisk_logs: BTreeMap<NodeName, Option<Box<KeptLog>>>,
     closed: bool,
-    /// The thread has ended, for whatever reason.
+    /// The thread has ended, perhaps by a panic.
     ended: bool,
-    /// When the thread began with the file that it is busy with.
+    /// When the thread began with its current file.
     busy_since: Option<Instant>,
     reported_slow: bool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Updates> {
-        // Each change is whole when the lock is let go, or would be lost with it.
+        // A panic leaves no update half made.
         self.updates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,7 +91,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Runs something on one file, which may hang.
+    /// Runs an operation on one file, which may hang, and notes how long it takes.
     fn busy<T>(&self, with: impl FnOnce() -> T) -> T {
         self.lock().busy_since = Some(Instant::now());
         let done = with();
@@ -105,7 +103,7 @@ impl Shared {
         done
     }
 
-    /// Waits for updates, but not longer than this.
+    /// Waits for updates, at most for `limit`.
     fn wait(&self, limit: Duration) -> Updates {
         let is_idle = |updates: &mut Updates| {
             updates.files.is_empty()
@@ -126,9 +124,13 @@ impl Shared {
 }
 
 impl Publisher {
-    /// Starts the thread, which reads all files once in every `rescan`. A node whose file differs
-    /// from what was written gets a tick by `driver`, and so is shown again.
-    pub(super) fn start(files: StatusFiles, rescan: Duration, driver: WeakSender<Report>) -> Self {
+    /// Starts the thread, which reads all files once in every `rescan`. For a file that differs, it
+    /// sends the node a tick by `driver`, and the driver shows the node again.
+    pub(super) fn start(
+        files: StatusFiles,
+        rescan: Duration,
+        driver: WeakSender<NodeEvent>,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let mut writer = StatusWriter::new(files, rescan, driver, Arc::clone(&shared));
         let ends = EndsOnDrop(Arc::clone(&shared));
@@ -139,30 +141,30 @@ impl Publisher {
         Self { shared, thread: Some(thread) }
     }
 
-    /// Shows a status, soon.
+    /// Queues a node's status to be written.
     pub(super) fn show(&self, status: Status) {
         let node = status.node.clone();
         self.shared.change(|updates| drop(updates.files.insert(node, Some(Box::new(status)))));
     }
 
-    /// Keeps what a machine printed.
+    /// Queues a console log to be written.
     pub(super) fn keep_console(&self, log: ConsoleLog) {
         let node = log.node.clone();
         self.shared.change(|updates| drop(updates.consoles.insert(node, Some(log))));
     }
 
-    /// Removes what was kept of it.
+    /// Queues a console log to be removed.
     pub(super) fn drop_console(&self, name: &NodeName) {
         self.shared.change(|updates| drop(updates.consoles.insert(name.clone(), None)));
     }
 
-    /// Keeps what a deploy ramdisk logged.
+    /// Queues a ramdisk log to be written.
     pub(super) fn keep_ramdisk_log(&self, log: KeptLog) {
         let node = log.node.clone();
         self.shared.change(|updates| drop(updates.ramdisk_logs.insert(node, Some(Box::new(log)))));
     }
 
-    /// Removes a node's files.
+    /// Queues a node's files to be removed.
     pub(super) fn remove(&self, name: &NodeName) {
         self.shared.change(|updates| {
             updates.files.insert(name.clone(), None);
@@ -181,7 +183,7 @@ impl Drop for Publisher {
                 .wait_timeout_while(self.shared.lock(), STOP_LIMIT, |updates| !updates.ended);
         let (updates, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if !updates.ended {
-            // It ends with the process.
+            // The thread ends with the process.
             return warn!("the last status files were not written in time");
         }
         drop(updates);
@@ -191,7 +193,7 @@ impl Drop for Publisher {
     }
 }
 
-/// Says that the thread has ended, also when it panics.
+/// Notes the end of the thread, even by a panic.
 struct EndsOnDrop(Arc<Shared>);
 
 impl Drop for EndsOnDrop {
@@ -205,24 +207,24 @@ impl Drop for EndsOnDrop {
 struct StatusWriter {
     files: StatusFiles,
     rescan: Duration,
-    driver: WeakSender<Report>,
+    driver: WeakSender<NodeEvent>,
     shared: Arc<Shared>,
-    /// When all files were last read.
+    /// When the thread last read all files.
     scanned_at: Instant,
-    shown: BTreeMap<NodeName, Shown>,
-    /// The new content of each file; `None`: it is to go.
+    written: BTreeMap<NodeName, WrittenStatus>,
+    /// Each node's new status; `None`: the file is to be removed.
     waiting: BTreeMap<NodeName, Option<Box<Status>>>,
-    /// Files that could not be changed: why, and when that was last tried.
+    /// Files that cannot be changed, each with the error and the time of the last try.
     failed: BTreeMap<NodeName, (String, Instant)>,
-    /// The failed files as the file beside them names them; `None`: that is unknown.
+    /// The failed files as `_unwritten.status.toml` lists them; `None`: unknown.
     reported_unwritten: Option<Unwritten>,
 }
 
-/// The content of a file. The status itself is not kept: the driver has it.
-struct Shown {
-    file: status_file::Shown,
+/// A written status file. The driver keeps the status itself.
+struct WrittenStatus {
+    file: StatusOnDisk,
     phase: Phase,
-    /// When it was written.
+    /// When the file was written.
     at: Instant,
 }
 
@@ -230,7 +232,7 @@ impl StatusWriter {
     fn new(
         files: StatusFiles,
         rescan: Duration,
-        driver: WeakSender<Report>,
+        driver: WeakSender<NodeEvent>,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
@@ -239,7 +241,7 @@ impl StatusWriter {
             driver,
             shared,
             scanned_at: Instant::now(),
-            shown: BTreeMap::new(),
+            written: BTreeMap::new(),
             waiting: BTreeMap::new(),
             failed: BTreeMap::new(),
             reported_unwritten: None,
@@ -257,7 +259,7 @@ impl StatusWriter {
         }
     }
 
-    /// Takes what was left for the thread, and writes what is due by now.
+    /// Takes the updates and writes the files that are due.
     fn take_up(&mut self, updates: Updates, now: Instant) {
         let Updates { files, consoles, ramdisk_logs, closed, .. } = updates;
         self.waiting.extend(files);
@@ -266,14 +268,14 @@ impl StatusWriter {
                 Some(log) => self.files.write_console(log),
                 None => self.files.remove_console(&name),
             });
-            tell_unkept(&name, kept, "its machine printed");
+            log_unkept(&name, kept, "console log");
         }
         for (name, log) in ramdisk_logs {
             let kept = self.shared.busy(|| match &log {
                 Some(log) => self.files.write_ramdisk_log(log),
                 None => self.files.remove_ramdisk_log(&name),
             });
-            tell_unkept(&name, kept, "its deploy ramdisk logged");
+            log_unkept(&name, kept, "ramdisk log");
         }
         if now.duration_since(self.scanned_at) >= self.rescan {
             self.find_changed();
@@ -282,19 +284,22 @@ impl StatusWriter {
         self.tell_unwritten();
     }
 
-    /// Finds the files that somebody else removed or changed, and has their nodes shown again.
+    /// Finds the files that somebody else removed or changed, and sends their nodes a tick.
     fn find_changed(&mut self) {
         let mut lost = Vec::new();
-        for (name, shown) in &mut self.shown {
-            let stands = self.waiting.contains_key(name)
-                || self.shared.busy(|| self.files.still_says(name, &mut shown.file));
-            if !stands {
-                info!(node = %name, "its status file is not as it was written: written again");
+        for (name, written) in &mut self.written {
+            let is_current = self.waiting.contains_key(name)
+                || self.shared.busy(|| self.files.is_unchanged(name, &mut written.file));
+            if !is_current {
+                info!(
+                    node = %name,
+                    "its status file was changed or removed: the agent writes it again"
+                );
                 lost.push(name.clone());
             }
         }
         for name in lost {
-            self.shown.remove(&name);
+            self.written.remove(&name);
             if let Some(driver) = self.driver.upgrade()
                 && driver.blocking_send((name, Event::Tick)).is_err()
             {
@@ -304,19 +309,19 @@ impl StatusWriter {
         self.scanned_at = Instant::now();
     }
 
-    /// Computes how long nothing that waits is due.
+    /// Computes the time until the next waiting file is due.
     fn until_due(&self, now: Instant) -> Duration {
         let due =
             self.waiting.iter().map(|(name, wanted)| self.due_in(name, wanted.as_deref(), now));
         due.min().unwrap_or(INTERVAL)
     }
 
-    /// Computes how long a file must still be left alone.
+    /// Computes the time until a file may be written.
     fn due_in(&self, name: &NodeName, wanted: Option<&Status>, now: Instant) -> Duration {
-        let touched = match (self.failed.get(name), self.shown.get(name)) {
+        let touched = match (self.failed.get(name), self.written.get(name)) {
             (Some((_, tried)), _) => tried,
-            (None, Some(shown)) if wanted.is_some_and(|wanted| wanted.phase == shown.phase) => {
-                &shown.at
+            (None, Some(written)) if wanted.is_some_and(|wanted| wanted.phase == written.phase) => {
+                &written.at
             }
             (None, _) => return Duration::ZERO,
         };
@@ -347,14 +352,14 @@ impl StatusWriter {
     ) -> Result<(), StatusFileError> {
         let Some(status) = wanted else {
             self.shared.busy(|| self.files.remove(name))?;
-            self.shown.remove(name);
+            self.written.remove(name);
             return Ok(());
         };
         let text = self.files.render(status)?;
-        let found = match self.shown.get(name) {
-            Some(shown) if shown.file.is(&text) => return Ok(()),
+        let found = match self.written.get(name) {
+            Some(written) if written.file.has(&text) => return Ok(()),
             Some(_) => None,
-            // The agent before this one may have written just that.
+            // An earlier agent may have written this status already.
             None => self.shared.busy(|| self.files.find(&text)),
         };
         let file = match found {
@@ -362,13 +367,13 @@ impl StatusWriter {
             None => self.shared.busy(|| self.files.put(&text))?,
         };
         if let Some(file) = file {
-            let shown = Shown { file, phase: status.phase, at: now };
-            self.shown.insert(name.clone(), shown);
+            let written = WrittenStatus { file, phase: status.phase, at: now };
+            self.written.insert(name.clone(), written);
         }
         Ok(())
     }
 
-    /// Says which files are old, so that no reader takes them for the truth.
+    /// Lists the files that are old, so that no reader relies on them.
     fn tell_unwritten(&mut self) {
         let why = |(name, (why, _)): (&NodeName, &(String, Instant))| (name.clone(), why.clone());
         let unwritten: Unwritten = self.failed.iter().map(why).collect();
@@ -377,12 +382,12 @@ impl StatusWriter {
         }
         match self.shared.busy(|| self.files.tell_unwritten(&unwritten)) {
             Ok(()) => self.reported_unwritten = Some(unwritten),
-            // It is reported again with the next status; the log already has the reason.
-            Err(error) => debug!(%error, "nobody can be told which status files are old"),
+            // The next status retries this; the log has the reason already.
+            Err(error) => debug!(%error, "the list of old status files cannot be written"),
         }
     }
 
-    /// Keeps a write for another try soon, and reports its error once.
+    /// Queues a failed write again, and logs its error once.
     fn put_off(
         &mut self,
         name: NodeName,
@@ -394,23 +399,23 @@ impl StatusWriter {
         if !is_known {
             error!(
                 node = %name, error,
-                "a status file cannot be changed; tried again until it can"
+                "a status file cannot be changed; the agent retries every second"
             );
         }
         self.failed.insert(name.clone(), (error, now));
-        // A status that came meanwhile is newer.
+        // A status that arrived meanwhile is newer.
         self.waiting.entry(name).or_insert(wanted);
     }
 }
 
-/// Tells that a text of the node's machine can be neither kept nor removed. It is not tried again.
-fn tell_unkept(node: &NodeName, kept: Result<(), StatusFileError>, what: &str) {
+/// Logs that a console log or a ramdisk log cannot be changed. There is no retry.
+fn log_unkept(node: &NodeName, kept: Result<(), StatusFileError>, what: &str) {
     if let Err(error) = kept {
-        warn!(%node, %error, "the file of what {what} cannot be changed");
+        warn!(%node, %error, "its {what} cannot be changed");
     }
 }
 
-/// The advice for an agent that the service manager keeps from writing there.
+/// The advice for an agent that may not write there.
 fn way_out(error: &StatusFileError) -> &'static str {
     match error {
         StatusFileError::Io { source, .. }
@@ -437,7 +442,7 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
     const POLL_INTERVAL: Duration = Duration::from_millis(10);
-    /// For a thread that has one small file to write, on a busy machine.
+    /// The limit for one small file on a busy machine.
     const LIMIT: Duration = Duration::from_secs(30);
 
     fn status(message: &str) -> Status {
@@ -450,7 +455,7 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
-    /// The work that is left for the thread when the status has this message.
+    /// The updates for a status with this message.
     fn updates(message: &str) -> Updates {
         let status = status(message);
         let files = BTreeMap::from([(status.node.clone(), Some(Box::new(status)))]);

@@ -1,10 +1,9 @@
-//! The agent's knowledge at its start: records, what was kept beside them, and what status files
-//! say where one is lost.
+//! Recovers the fleet at the agent's start, from the records, the site file, and the status files
+//! of lost records.
 //!
-//! Called by [`super::Agent::start`], before anything is served. Whatever was lost or damaged is
-//! told by the name of its file, and holds its node; that doubt is on disk before this returns. It
-//! must never take a file that is damaged or missing for one that says "nothing installed", nor
-//! overwrite one that it could not read.
+//! Called by [`super::Agent::start`], before anything is served. Every lost or damaged file is
+//! logged by its name and holds its node, durably before this returns. A damaged or missing file
+//! must never count as "nothing installed", and an unreadable one must never be overwritten.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,19 +16,18 @@ use crate::{
     store::{Loaded, Store, StoreError},
 };
 
-/// The fleet as it was recorded, and what an administrator must be told about that.
+/// The recovered fleet, with messages for the administrator.
 #[derive(Debug)]
 pub(super) struct Recalled {
     pub(super) fleet: Fleet,
-    /// The losses, with their consequences.
+    /// Losses with their consequences.
     pub(super) losses: Vec<String>,
-    /// Losses that are made good from elsewhere, and files that take a new form.
+    /// Losses that other files made good, and upgrades.
     pub(super) notes: Vec<String>,
 }
 
-/// Reads the state directory, and the status files where they tell more. If it was `overtaken`,
-/// another agent has acted since: the records are put aside, and every node is held whose status
-/// file does not tell what is installed.
+/// Recovers the fleet. If it was `overtaken`, another agent has acted since: the records are put
+/// aside, and each node is held unless its status file has an installation.
 pub(super) fn recall(
     store: &mut Store,
     files: &StatusFiles,
@@ -42,22 +40,23 @@ pub(super) fn recall(
         let count = store.set_records_aside()?;
         losses.push(format!(
             "an agent with another state directory has acted upon these status files: they say \
-             what is installed, nodes of which they do not say it are held until somebody \
-             consents, and {count} records of this state directory are put aside in it"
+             what is installed, all other nodes are held until somebody consents, and {count} \
+             records of this state directory are put aside in it"
         ));
     }
     let Loaded { records, damaged, old } = store.load_all(format_1::record)?;
     let upgraded = !old.is_empty();
+    let doubts = Vec::new();
     let mut reading =
-        Reading { store, files, now, overtaken, records, changed: old, losses, notes };
+        Reading { store, files, now, overtaken, records, changed: old, doubts, losses, notes };
     for (name, error) in damaged {
-        reading.lose(&name, format!("{error}; its node is held until somebody consents"));
+        reading.lose(&name, error.to_string());
     }
     reading.find_contradictions();
-    let recovered = reading.hear_status_files();
+    let recovered = reading.recover_from_status_files();
     let (unclaimed, must_save) = reading.read_site()?;
-    let Reading { records, changed, losses, mut notes, .. } = reading;
-    // At once: at the next start the damaged file is no longer there to warn.
+    let Reading { records, changed, doubts, mut losses, mut notes, .. } = reading;
+    // Durable at once, because the damaged file may be gone at the next start.
     for name in changed {
         if let Some(record) = records.get(&name) {
             store.save(&name, record)?;
@@ -71,47 +70,56 @@ pub(super) fn recall(
     if must_save || upgraded {
         store.save_site(fleet.unclaimed())?;
     }
+    for (name, loss) in doubts {
+        // Only now it is known: a status file may have told it.
+        if fleet.unclaimed().knows(&name) {
+            notes.push(format!("{loss}; what is installed there is still known"));
+        } else {
+            losses.push(format!("{loss}; its node is held until somebody consents"));
+        }
+    }
     store.complete_upgrade()?;
     store.another_agent().forget()?;
     Ok(Recalled { fleet, losses, notes })
 }
 
-/// The findings so far.
+/// The recovery's state.
 struct Reading<'a> {
     store: &'a Store,
     files: &'a StatusFiles,
     now: Timestamp,
     overtaken: bool,
     records: BTreeMap<NodeName, Record>,
-    /// The nodes whose record is not as its file.
+    /// The nodes whose record differs from its file.
     changed: Vec<NodeName>,
+    /// The nodes without a good record, and what became of it.
+    doubts: Vec<(NodeName, String)>,
     losses: Vec<String>,
     notes: Vec<String>,
 }
 
 impl Reading<'_> {
-    /// A record that is lost: nothing happens to its machine without consent.
+    /// Marks a record as lost, so that its machine is not touched without consent, unless a status
+    /// file says what is installed.
     fn lose(&mut self, name: &NodeName, loss: String) {
-        self.losses.push(loss);
+        self.doubts.push((name.clone(), loss));
         self.records.insert(name.clone(), Record::distrusted(self.now));
         self.changed.push(name.clone());
     }
 
-    /// Records that are whole, and say what cannot be so.
+    /// Finds whole records that contradict themselves.
     fn find_contradictions(&mut self) {
         let contradict = self.records.iter().filter(|(_, record)| record.contradicts_itself());
         let names: Vec<NodeName> = contradict.map(|(name, _)| name.clone()).collect();
         for name in names {
             let fate = self.store.keep_record_aside(&name);
             let says = "says that its machine is deployed and that nothing is installed";
-            let then = "its node is held until somebody consents";
-            self.lose(&name, format!("record {name} {says}; {fate}; {then}"));
+            self.lose(&name, format!("record {name} {says}; {fate}"));
         }
     }
 
-    /// Installations that only status files tell of, because no good record does. `None`: nobody
-    /// knows.
-    fn hear_status_files(&mut self) -> BTreeMap<NodeName, Known> {
+    /// Recovers the installations that only status files have. `None`: unknown.
+    fn recover_from_status_files(&mut self) -> BTreeMap<NodeName, Known> {
         let nodes = self.files.nodes().unwrap_or_else(|error| {
             if !error.is_absence() {
                 let they = "the status files would tell what is installed if a record were lost";
@@ -131,19 +139,20 @@ impl Reading<'_> {
         }
         let mut recovered = BTreeMap::new();
         for name in nodes {
-            if let Some(known) = self.hear_status_file(&name) {
+            if let Some(known) = self.recover_from_status_file(&name) {
                 recovered.insert(name, known);
             }
         }
         recovered
     }
 
-    /// The same for one node. The outer `None`: nothing that its record does not say.
-    fn hear_status_file(&mut self, name: &NodeName) -> Option<Known> {
+    /// Recovers one node's installation from its status file. The outer `None`: nothing beyond the
+    /// record.
+    fn recover_from_status_file(&mut self, name: &NodeName) -> Option<Known> {
         let record = self.records.get(name).filter(|record| record.spec.is_some());
         if let Some(record) = record {
             let at = record.installed.as_ref().map(|installed| installed.at);
-            if self.files.says_installed(name, at) {
+            if self.files.has_installation_at(name, at) {
                 return None;
             }
         }
@@ -170,13 +179,8 @@ impl Reading<'_> {
             (Some(newest), Some(at)) if at > newest => {
                 let fate = self.store.keep_record_aside(name);
                 let says = format!("which says that the machine was installed at {at}");
-                self.lose(
-                    name,
-                    format!(
-                        "record {name} is older than its status file, {says}; {fate}; the status \
-                         file is believed"
-                    ),
-                );
+                let older = format!("record {name} is older than its status file");
+                self.lose(name, format!("{older}, {says}; {fate}"));
             }
             (None, Some(_)) if self.overtaken => {}
             (None, Some(at)) => self.notes.push(format!(
@@ -187,29 +191,29 @@ impl Reading<'_> {
                 let then = "it is held until somebody consents";
                 self.losses.push(format!("record {name} is lost, and {says}; {then}"));
             }
-            // A file that is not the newest does not say what was installed afterwards, nor is it
-            // missed by its name.
+            // An old status file without an installation does not prove that nothing was installed
+            // later.
             (None, None) if self.overtaken || self.store.is_new() => {}
             _ => return None,
         }
         Some(status.installed)
     }
 
-    /// The knowledge beside the records, and whether it is to be saved anew.
+    /// Reads the site file. Returns whether it must be saved again.
     fn read_site(&mut self) -> Result<(UnclaimedInstalls, bool), StoreError> {
         let site = self.store.load_site(format_1::unclaimed);
         let mut must_save = self.overtaken || !matches!(site, Ok(Some(_)));
         let mut unclaimed = match site {
             Ok(Some(unclaimed)) => unclaimed,
-            // As long as nobody can say that there are none.
+            // Unreadable status files may have installations.
             Ok(None) if self.files.nodes().is_err_and(|error| !error.is_absence()) => {
                 UnclaimedInstalls::lost()
             }
-            // Nor in a directory that is new, or was emptied, and finds that an agent was here.
+            // A new or emptied state directory beside status files of an earlier agent.
             Ok(None) if self.store.is_new() && self.files.nodes().is_ok_and(|n| !n.is_empty()) => {
                 self.losses.push(
-                    "the state directory is new, and status files are there: nodes of which they \
-                     do not say what is installed are held until somebody consents"
+                    "the state directory is new, and status files are there: nodes without an \
+                     installation in them are held until somebody consents"
                         .to_owned(),
                 );
                 UnclaimedInstalls::lost()
@@ -228,8 +232,7 @@ impl Reading<'_> {
         for name in unclaimed.missing(&self.records) {
             must_save = true;
             if !self.overtaken && !self.records.contains_key(name) {
-                let then = "its node and its machine are held until somebody consents";
-                self.losses.push(format!("record {name}.json is missing; {then}"));
+                self.doubts.push((name.clone(), format!("record {name}.json is missing")));
             }
         }
         if unclaimed.is_incomplete() {

@@ -1,8 +1,8 @@
-//! Refused BMC logins: the same user and password are not sent again at each poll, because half a
-//! dozen wrong passwords in a few minutes lock a user out.
+//! Remembers logins that BMCs rejected, so that polls do not repeat them: half a dozen wrong
+//! passwords in a few minutes lock a user out.
 //!
-//! Kept by the BMCs' clients for the polls. It must never keep back what was not refused: another
-//! spec or another password counts at once, and so does an operator.
+//! Used by `power.rs` for polls. It must never block a login that was not rejected: another spec,
+//! another password and an operator's request take effect at once.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// How long a refusal stands: the BMC itself may have been mended.
+/// The time for which a rejection is remembered: the BMC itself may have been repaired.
 const LIFE: Duration = Duration::from_secs(3600);
 
-/// The refusals of all nodes' BMCs.
+/// The rejected logins of all nodes.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<BTreeMap<NodeName, Refusal>>);
 
@@ -37,7 +37,7 @@ struct Refusal {
 }
 
 impl Refusals {
-    /// The refusal of just this, if it stands.
+    /// The fault of a remembered rejection of this very login.
     pub(super) fn of(&self, spec: &NodeSpec, secrets: &BmcSecrets) -> Option<Fault> {
         let refusals = self.lock();
         let refusal = refusals.get(&spec.name)?;
@@ -46,7 +46,7 @@ impl Refusals {
         stands.then(|| refusal.fault.clone())
     }
 
-    /// Takes note of how a poll with this ended.
+    /// Notes the result of a poll with this login.
     pub(super) fn note<T>(&self, spec: &NodeSpec, secrets: BmcSecrets, end: &Result<T, Fault>) {
         let fault = end.as_ref().err().filter(|fault| fault.retry == RetryAdvice::Never);
         let Some(fault) = fault.cloned() else { return self.forget(&spec.name) };
@@ -54,13 +54,13 @@ impl Refusals {
         self.lock().insert(spec.name.clone(), refusal);
     }
 
-    /// An operator wants to know, or the node is gone.
+    /// Forgets a rejection, for an operator's request or a forgotten node.
     pub(super) fn forget(&self, node: &NodeName) {
         self.lock().remove(node);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Refusal>> {
-        // Nothing in here can be left half done by a panic elsewhere.
+        // A panic leaves no change half made.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,8 @@
-//! Reading the spec directory whenever the watcher says so, one reading at a time, off the driver's
-//! task.
+//! Scans the spec directory at each wake of the watcher, one scan at a time, in a task of its own.
 //!
-//! A file that is gone is looked for again before anybody is told: `git`, `rsync` and editors take
-//! a file away before they put its successor in place, a checkout may be removed while it is read,
-//! and a rescan comes at any moment.
+//! Started by the agent. A missing file must never count as deleted after a single scan: `git`,
+//! `rsync` and editors remove a file before they put its successor in place, a checkout may be
+//! removed during a scan, and a rescan may come at any moment.
 
 use std::{
     collections::BTreeSet,
@@ -31,13 +30,13 @@ use crate::{
 
 use super::bmc_names::BmcNames;
 
-/// Looks for files that are gone. They are taken for gone when two in a row lack the same ones, so
-/// more are only needed while files come and go: for about five seconds, in which a large directory
-/// is copied into place.
+/// Most scans in search of missing files. Two scans in a row without the same files suffice; more
+/// are needed only while files come and go, such as a large directory that is copied into place
+/// within about five seconds.
 const READINGS_MAX: usize = 20;
 
-/// Starts reading; each reading's result goes to the driver, whose fleet is known already. It ends
-/// when the watcher or the driver does.
+/// Starts the task, which sends each scan's result to the driver, and ends with the watcher or the
+/// driver.
 pub(super) fn start(
     config: &Config,
     fleet: &Fleet,
@@ -76,7 +75,7 @@ async fn read(
 ) -> Result<Snapshot, ReadError> {
     let path = dir.clone();
     let read = move || {
-        // A reading that panicked knows nothing any more.
+        // A panic in a scan leaves an empty reader.
         let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
         reader.read(&dir, &dir.to_string_lossy(), defaults.as_ref())
     };
@@ -84,7 +83,7 @@ async fn read(
     spawn_blocking(read).await.unwrap_or_else(panicked)
 }
 
-/// Reads until nothing is missing that was known, or the same is missing twice in a row.
+/// Scans until no known file is missing, or the same files are missing twice in a row.
 async fn settled<R>(
     known: &mut BTreeSet<OsString>,
     mut read: impl FnMut() -> R,
@@ -97,8 +96,7 @@ where
         let snapshot = read().await?;
         let missing: BTreeSet<OsString> = known.difference(&snapshot.files).cloned().collect();
         if missing.is_empty() || missing == missed {
-            // An empty directory holds everything: what was known before is still what it has to
-            // bring back.
+            // An empty directory stops all nodes, so that the files known before still count.
             if !snapshot.nodes.is_empty() {
                 known.clone_from(&snapshot.files);
             }
@@ -110,7 +108,7 @@ where
     read().await
 }
 
-/// Problems that belong to no node have no status file to stand in: they are logged, once.
+/// Logs each problem that belongs to no node once, because no status file has it.
 fn tell(problems: &[Problem], reported: &mut Vec<Problem>) {
     for problem in problems.iter().filter(|problem| !reported.contains(problem)) {
         warn!(%problem, "in the spec directory");
@@ -124,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// The reports when readings find these files, one after the other; then the files that stay
+    /// The result of scans that find these files, one after the other, and the files that stay
     /// known.
     async fn check(known: &str, readings: &[&str], reported: &str, stays: &str) {
         let files = |names: &str| names.split_whitespace().map(OsString::from).collect();

@@ -1,4 +1,4 @@
-//! Connects the imaging pipeline to a logical unit behind iSCSI.
+//! Connects the imaging pipeline to an iSCSI logical unit. Called by `install.rs`.
 
 use std::{net::SocketAddr, ops::Range, sync::Arc};
 
@@ -12,11 +12,11 @@ use crate::{
     model::fault::{Advice, Advise as _},
 };
 
-/// The target that a ramdisk has reported.
+/// The disk of the target that a ramdisk offers.
 #[derive(Debug)]
 pub(super) struct TargetDisk {
     address: TargetAddress,
-    /// `None`: the target is open, and the spec allows that.
+    /// `None`: the target requires no CHAP, and the spec allows that.
     chap: Option<Chap>,
 }
 
@@ -77,14 +77,14 @@ impl Volume for Lun {
     }
 
     async fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, VolumeError> {
-        // The pipeline reads in chunks of a few MiB at most.
+        // The pipeline reads at most a few MiB at once.
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let mut data = Bytes::new();
         for piece in pieces(bytes, self.max_transfer_bytes()) {
             let at = offset + piece.start as u64;
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
             let read = Lun::read(self, at, length).await.map_err(|error| volume_error(&error))?;
-            // Mostly there is one piece, and nothing to be put together.
+            // Usually there is a single piece, without anything to concatenate.
             data = if data.is_empty() { read } else { [data, read].concat().into() };
         }
         Ok(data)
@@ -99,8 +99,8 @@ impl Volume for Lun {
     }
 }
 
-/// The ranges that one command can carry each: some disk controllers take less than 256 KiB, which
-/// is less than a chunk.
+/// Splits a transfer into ranges for one command each: some disk controllers accept less than 256
+/// KiB, which is less than a chunk.
 fn pieces(bytes: usize, most: u32) -> impl Iterator<Item = Range<usize>> {
     let step = usize::try_from(most).unwrap_or(usize::MAX).max(1);
     (0..bytes).step_by(step).map(move |start| start..bytes.min(start.saturating_add(step)))

@@ -1,20 +1,19 @@
-//! Carrying out the core's operations: power, image and disk. Each operation is a task; it reports
-//! exactly once.
+//! Performs the core's operations: power, image and disk. Each operation is a task, which must
+//! report exactly once.
 //!
-//! Started by the driver. Nothing here decides what comes next.
+//! Started by `effects.rs`. Nothing here may decide what comes next.
 
-use std::sync::Arc;
-
-use tokio::sync::watch;
+use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     callback,
     config::Config,
     image::{self, Library},
-    lifecycle::{Event, NO_ANSWER, Operation, Outcome},
+    lifecycle::{DiskSize, Event, NO_ANSWER, Operation, Outcome, Target},
     model::{
         fault::{Fault, Step},
-        ids::NodeName,
+        ids::{Digest, NodeName},
+        secret::BootToken,
         spec::{NodeSpec, SSH_PORT},
     },
     port_probe::{self, PortAnswer},
@@ -22,33 +21,50 @@ use crate::{
     store::Checkpoints,
 };
 
-use super::{
-    bmc_names::BmcNames, boot_files::DeployFiles, faults, install::DiskWrite, mark::Standing,
-    power::Bmcs,
-};
+use super::{bmc_names::BmcNames, boot_files::DeployFiles, faults, mark::Standing, power::Bmcs};
 
-/// An event of a node that an operation or another task of the agent reports to the driver.
-pub(super) type Report = (NodeName, Event);
+/// An event of a node from an operation or another task of the agent, for the driver.
+pub(super) type NodeEvent = (NodeName, Event);
 
-/// Everything operations need.
+/// The write of a spec's image to the disk that a ramdisk exports.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DiskWrite<'a> {
+    pub(super) spec: &'a Arc<NodeSpec>,
+    /// The digest of the published image.
+    pub(super) image: &'a Digest,
+    pub(super) target: &'a Target,
+    pub(super) size: DiskSize,
+    /// The token for the config drive.
+    pub(super) boot_token: Option<&'a BootToken>,
+}
+
+/// The resources of all operations.
 #[derive(Debug)]
 pub(super) struct Operations {
     pub(super) library: Library,
     pub(super) checkpoints: Checkpoints,
     pub(super) deploy_files: DeployFiles,
     pub(super) bmcs: Bmcs,
-    /// Bytes a second that a disk must take or give; 0: any.
+    /// The least rate of a disk in bytes a second; 0: any.
     pub(super) imaging_rate_min: u64,
     pub(super) standing: Standing,
     pub(super) bmc_names: BmcNames,
+    /// Where installed systems call.
+    pub(super) boot_calls_at: SocketAddr,
 }
 
 impl Operations {
-    pub(super) fn new(config: &Config, standing: Standing, checkpoints: Checkpoints) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        standing: Standing,
+        checkpoints: Checkpoints,
+        boot_calls_at: SocketAddr,
+    ) -> Self {
         Self {
             imaging_rate_min: config.limits.imaging_rate_min,
             standing,
             checkpoints,
+            boot_calls_at,
             bmc_names: BmcNames::default(),
             library: library(config),
             deploy_files: DeployFiles::new(config),
@@ -56,7 +72,8 @@ impl Operations {
         }
     }
 
-    /// Does it. When `cancel` says so it stops, and returns only when it has really stopped.
+    /// Performs an operation. After `cancel`, it returns only once the operation has really
+    /// stopped.
     pub(super) async fn perform(
         &self,
         operation: Operation,
@@ -73,7 +90,7 @@ impl Operations {
         match operation {
             Operation::PollPower => self.bmcs.poll(spec, cancel).await.map(Outcome::Power),
             Operation::ConfirmPower => {
-                // The last moment: from the next operation on, a clean-up would use the BMC.
+                // The last check: from the next operation on, a clean-up uses the BMC.
                 self.bmc_names.check(Step::Preflight, spec).await?;
                 self.bmcs.confirm(spec, cancel).await.map(Outcome::Power)
             }
@@ -86,9 +103,11 @@ impl Operations {
                 self.bmcs.netboot(spec, cancel).await?;
                 Ok(Outcome::PoweredOn)
             }
-            Operation::Image { image, target, size } => {
-                // Large, and few: what all the others are must be small.
-                let wanted = DiskWrite { spec, image: &image, target: &target, size };
+            Operation::Image { image, target, size, boot_token } => {
+                // Boxed, because this future is large, and all others, which are many, must stay
+                // small.
+                let (image, target, boot_token) = (&image, &target, boot_token.as_ref());
+                let wanted = DiskWrite { spec, image, target, size, boot_token };
                 Box::pin(self.image(wanted, meter, cancel)).await
             }
             Operation::Release(ramdisk) => {
@@ -130,7 +149,7 @@ impl Operations {
     }
 }
 
-/// The image library of this configuration; the agent's, or that of a command.
+/// Makes the image library of a configuration, for the agent or a command.
 pub(crate) fn library(config: &Config) -> Library {
     let images = config.images.clone();
     Library::new(image::LibraryOptions {
@@ -141,9 +160,4 @@ pub(crate) fn library(config: &Config) -> Library {
         published_bytes_max: images.published_max,
         raw_bytes_max: images.raw_max,
     })
-}
-
-/// A new cancel signal: the sender's end for the driver.
-pub(super) fn cancel_signal() -> (watch::Sender<bool>, Cancel) {
-    watch::channel(false)
 }

@@ -12,19 +12,19 @@ fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(usage) => {
-            // Nowhere is left to say that writing failed. 2 has a meaning of its own for some
+            // A failed write cannot be reported any more. Exit code 2 has another meaning for some
             // commands.
             drop(tell(&usage));
             return if usage.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    // Standard output is for answers.
+    // Logs go to standard error: standard output is for answers.
     let left_out = log::init(args.is_agent());
     args.run(&mut io::stdout().lock(), left_out).unwrap_or_else(|failure| report(&failure))
 }
 
-/// Help or what is wrong with the arguments, which anybody may have put together. Only help has
-/// styles, and only for a terminal.
+/// Prints help, or the error in the arguments, which may hold any text. Only help has styles, and
+/// only on a terminal.
 fn tell(usage: &clap::Error) -> io::Result<()> {
     if usage.use_stderr() {
         write!(Printer(io::stderr().lock()), "{}", usage.render())
@@ -33,8 +33,8 @@ fn tell(usage: &clap::Error) -> io::Result<()> {
     }
 }
 
-/// One cause a line, leaving out those that the line before already has. A reader that went
-/// away (`hostler status | head`) is no failure.
+/// Prints an error with one cause per line, without causes that repeat the line before. A closed
+/// pipe (`hostler status | head`) is no failure.
 fn report(failure: &Failure) -> ExitCode {
     let io_error = failure.downcast_ref::<io::Error>();
     if io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
@@ -43,7 +43,7 @@ fn report(failure: &Failure) -> ExitCode {
     let mut stderr = Printer(io::stderr().lock());
     let mut said = failure.to_string();
     let prefix = log::error_prefix();
-    // Nowhere is left to say that writing failed.
+    // A failed write cannot be reported any more.
     drop(writeln!(stderr, "{prefix}error: {}", said.replace('\n', &format!("\n{prefix}"))));
     let mut cause = failure.source();
     while let Some(error) = cause {

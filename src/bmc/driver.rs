@@ -1,8 +1,8 @@
-//! The questions and orders that the agent and the operators' commands have for a BMC.
+//! The trait of a BMC driver: the calls that the agent and operators' commands make to a BMC.
 //!
-//! Implemented once by each driver, called through [`Bmc`](super::Bmc). Every call has a deadline
-//! and tries again what may pass until then. Calls to one BMC take turns. A call that is dropped
-//! stops.
+//! Each driver implements it once; callers go through [`Bmc`](super::Bmc). Every call has a
+//! deadline, and retries passing failures until then. Calls to one BMC run one after the other.
+//! Dropping a call's future stops the call.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
@@ -18,30 +18,30 @@ use crate::model::{
 
 /// The future of one call to a BMC.
 pub type BmcCall<'a, T> = Pin<Box<dyn Future<Output = Result<T, BmcError>> + Send + 'a>>;
-/// The future of a console that is listened to.
+/// The future of an open console.
 pub type Listening<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
-/// Takes what a console brings.
+/// Receives the events of a console.
 pub type TakeConsole<'a> = &'a mut (dyn FnMut(ConsoleEvent<'_>) + Send);
 
-/// One way to have a BMC do something. It must never take an accepted order for a carried-out one.
+/// A BMC driver. It must never treat an accepted command as a completed one.
 pub trait Driver: fmt::Debug + Send + Sync {
     /// Reads whether the machine is on.
     fn power_state(&self, deadline: Instant) -> BmcCall<'_, PowerState>;
 
-    /// Reads whether the machine is on, for a caller that polls: a driver may spare a BMC that
-    /// stays silent.
+    /// Reads whether the machine is on, for a periodic poll: the driver may send a silent BMC fewer
+    /// datagrams.
     fn poll_power_state(&self, deadline: Instant) -> BmcCall<'_, PowerState> {
         self.power_state(deadline)
     }
 
-    /// Brings the machine to a power state, and returns when the BMC reports it.
+    /// Brings the machine to a power state. Returns when the BMC reports that state.
     fn reach_power(&self, wanted: PowerState, deadline: Instant) -> BmcCall<'_, ()>;
 
-    /// Asks the system to shut down, and cuts the power if it has not within `grace` or cannot be
-    /// asked.
+    /// Asks the operating system to shut down, and cuts the power if the system is still on after
+    /// `grace` or the BMC cannot ask.
     fn soft_off(&self, grace: Duration, deadline: Instant) -> BmcCall<'_, ()>;
 
-    /// Chooses the device of the next boot or of all to come, and reads it back if the BMC shows
+    /// Sets the device of the next boot or of all later boots, and reads it back if the BMC shows
     /// it.
     fn set_boot_device(
         &self,
@@ -57,12 +57,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Reads the UUID of the BMC's system.
     fn system_guid(&self, deadline: Instant) -> BmcCall<'_, SystemGuid>;
 
-    /// Reads what `hostler bmc NODE info` shows of the BMC itself.
+    /// Reads the facts about the BMC itself that `hostler bmc NODE info` shows.
     fn facts(&self, deadline: Instant) -> BmcCall<'_, Vec<Fact>>;
 
-    /// Passes on what the machine prints until `stop` is ready, or until it is clear that there is
-    /// no console to be had. Opening it takes the BMC's turn, for `limit` at most; listening does
-    /// not.
+    /// Passes on the machine's serial output until `stop` is ready or the BMC proves to have no
+    /// console. Opening the console holds the BMC's lock, for at most `limit`; reading does not.
     fn console<'a>(
         &'a self,
         limit: Duration,
@@ -78,9 +77,9 @@ pub enum ConsoleEvent<'a> {
     Opened,
     /// Text that the machine printed.
     Text(&'a [u8]),
-    /// The machine may have printed something that was not received.
+    /// The machine may have printed text that was lost.
     Gap,
-    /// The console cannot be read now. The driver decides whether to try again.
+    /// The console cannot be read now; the driver decides about a retry.
     Trouble(&'a BmcError),
 }
 
@@ -93,12 +92,12 @@ pub struct Chassis {
     pub boot: Option<BootChoice>,
 }
 
-/// The device that a BMC shows as chosen to boot from.
+/// The boot device that a BMC shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootChoice {
-    /// None: the firmware's own order holds.
+    /// No device is set: the firmware follows its own order.
     Firmware,
-    /// A device, of a BMC that does not say for how long.
+    /// A device, of a BMC that does not show for how long it is set.
     Device(BootDevice),
     /// A device that hostler knows.
     Known(BootDevice, BootPersistence),

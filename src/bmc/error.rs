@@ -1,19 +1,19 @@
-//! The error of every driver: one variant for each driver's own.
+//! The error of a BMC call: one variant for each driver's error type.
 //!
-//! Made by the drivers, read by the agent.
+//! Drivers return it, and the agent reads its message and its advice.
 
 use thiserror::Error;
 
 use super::{ipmi::IpmiError, program::ProgramError};
 use crate::model::fault::{Advice, Advise};
 
-/// A BMC did not do as asked.
+/// A call to a BMC failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BmcError {
-    /// By IPMI, in process or with `ipmitool`.
+    /// A call by IPMI, in process or with `ipmitool`.
     #[error(transparent)]
     Ipmi(#[from] IpmiError),
-    /// By a program of the administrator's.
+    /// A call by the administrator's own program.
     #[error(transparent)]
     Program(#[from] ProgramError),
 }

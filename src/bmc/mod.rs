@@ -1,13 +1,13 @@
-//! BMCs: power state, boot device, identity and console of a machine, by whichever driver its spec
+//! BMCs: power state, boot device, identity and console of a machine, by the driver that its spec
 //! names.
 //!
-//! Called by the agent, with one [`Bmc`] for each node. [`open`] chooses the driver and is the one
-//! place that knows all of them; to add one, write its folder, add it there and to [`BmcError`], to
-//! `bmc.driver` in the model's spec and the spec's schema, and to the documents.
+//! The agent holds one [`Bmc`] for each node. [`open`] chooses the driver, and is the only place
+//! that knows all drivers. To add a driver, write its folder, and extend [`open`], [`BmcError`],
+//! `bmc.driver` in the model's spec, the spec's schema, and the documents.
 //!
-//! Above the drivers stand `driver` (the trait), `timing` and `power` (the loop until a power state
-//! is reached). `process` runs programs for the drivers that need one. No driver may trust that an
-//! accepted command was done, keep a BMC busy with two calls at once, or outlast a deadline.
+//! All drivers share `driver` (the trait), `timing`, and `power` (the loop until a power state is
+//! reached). `process` runs programs. No driver may treat an accepted command as a completed one,
+//! send a BMC two calls at once, or outlast a deadline.
 
 mod driver;
 mod error;
@@ -37,7 +37,7 @@ use crate::model::{
     spec::{self, BmcDriver, HostPort},
 };
 
-/// A node's BMC, by whichever driver.
+/// A node's BMC, behind its driver.
 #[derive(Clone, Debug)]
 pub struct Bmc(Arc<dyn Driver>);
 
@@ -49,10 +49,10 @@ impl Deref for Bmc {
     }
 }
 
-/// The secrets of a BMC, as its files hold them.
+/// The secrets of a BMC, read from its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BmcSecrets {
-    /// The password; `None` if the spec names none, which only a program can do with.
+    /// The password; `None` if the spec names none, which only the program driver accepts.
     pub password: Option<Secret>,
     /// The file that the password was read from.
     pub password_file: Option<PathBuf>,
@@ -63,14 +63,14 @@ pub struct BmcSecrets {
 /// Whether a BMC's credentials are known to have worked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trusted {
-    /// They have: one refusal is not final.
+    /// The credentials have worked, so that one refusal is not final.
     Yes,
-    /// Nobody knows.
+    /// The credentials have not been tried.
     No,
 }
 
-/// Opens a node's BMC with the driver that its spec names. Nothing is sent yet. `spacing` is the
-/// pause between two calls.
+/// Opens a node's BMC with the driver of its spec. Sends nothing yet. `spacing` is the pause
+/// between two calls.
 pub fn open(
     node: &NodeName,
     bmc: &spec::Bmc,
@@ -99,13 +99,14 @@ pub fn open(
     }
 }
 
-/// A BMC that is spoken to by `ipmitool`.
+/// A client that runs `ipmitool` for each command.
 pub fn by_ipmitool(config: IpmiConfig, timing: Timing) -> IpmiClient {
     IpmiClient::over(Box::new(Ipmitool::default()), config, timing)
 }
 
 fn ipmi_config(bmc: &spec::Bmc, secrets: &BmcSecrets, spacing: Duration) -> IpmiConfig {
-    // The schema lets no spec through that has another address, or no password, with these drivers.
+    // With these drivers, the schema refuses a spec without password, or with an address of another
+    // kind.
     let nowhere = || HostPort { host: String::new(), port: 0 };
     IpmiConfig {
         address: bmc.address.host().cloned().unwrap_or_else(nowhere),

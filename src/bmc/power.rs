@@ -1,7 +1,7 @@
 //! Reaching a power state: the loop that every driver shares.
 //!
-//! Called by the drivers within one call. It must never take an accepted command for a carried-out
-//! one: only the state that the BMC reports ends it.
+//! The drivers run it within one call. It must never treat an accepted command as a completed one:
+//! it ends when the BMC reports the state.
 
 use std::{future::Future, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::timing::Timing;
 use crate::model::power::PowerState;
 
-/// A call under way, as far as power is concerned.
+/// The operations of a call that the loop needs.
 pub(super) trait PowerCall {
     /// The driver's error.
     type Error: Send;
@@ -18,7 +18,7 @@ pub(super) trait PowerCall {
     /// Reads whether the machine is on.
     fn power_state(&mut self) -> impl Future<Output = Result<PowerState, Self::Error>> + Send;
 
-    /// Gives the command for a power state once.
+    /// Sends the command for a power state once.
     fn switch(
         &mut self,
         wanted: PowerState,
@@ -30,29 +30,29 @@ pub(super) trait PowerCall {
     /// Waits; `false` if the call's deadline comes first.
     fn pause(&mut self, length: Duration) -> impl Future<Output = bool> + Send;
 
-    /// Whether the deadline came although nothing stood in the way of the last command.
+    /// Whether the deadline interrupted a command that met no obstacle.
     fn is_cut_off(&self) -> bool;
 
-    /// The error for a command that was accepted `waited` ago and has shown no effect.
+    /// The error for a command that the BMC accepted `waited` ago and that has had no effect.
     fn not_reached(&self, wanted: PowerState, waited: Duration) -> Self::Error;
 
-    /// The waits, and the pause between two polls.
-    fn pace(&self) -> (Timing, Duration);
+    /// The driver's waits, and the pause between two polls.
+    fn waits(&self) -> (Timing, Duration);
 
-    /// Logs that no soft shutdown came about.
+    /// Logs that the soft shutdown failed and the power is about to be cut.
     fn log_hard_off(&self);
 }
 
-/// The answer to a power command.
+/// A BMC's answer to a power command.
 pub(super) enum Switched<E> {
-    /// The BMC accepted it.
+    /// The BMC accepted the command.
     Accepted,
-    /// The BMC refused it in a way that the next poll may explain: the machine is on its way
-    /// already, or has just arrived, or the command was done all the same.
+    /// The BMC refused the command, and the next poll may explain it: the machine is changing its
+    /// power, or has just done so, or the BMC executed the command all the same.
     Refused(E),
 }
 
-/// Brings the machine to a power state.
+/// Repeats polls and commands until the machine has the power state.
 pub(super) async fn reach_power<C: PowerCall + Send>(
     call: &mut C,
     wanted: PowerState,
@@ -60,22 +60,23 @@ pub(super) async fn reach_power<C: PowerCall + Send>(
     let (mut accepted_at, mut refused) = (None, None);
     let reached = pursue(call, wanted, &mut accepted_at, &mut refused).await;
     reached.map_err(|error| match (accepted_at, refused) {
-        // It answered to the end: that says more than the question it was cut off in.
+        // The BMC answered until the deadline, so that its answer to the command says more than the
+        // interrupted poll.
         (Some(at), _) if call.is_cut_off() => call.not_reached(wanted, at.elapsed()),
         (None, Some(refusal)) if call.is_cut_off() => refusal,
         (Some(_) | None, _) => error,
     })
 }
 
-/// Polls, gives the command now and then, and notes when it was first accepted and why it was last
-/// refused.
+/// Polls, repeats the command at intervals, and records the time of its first acceptance and its
+/// last refusal.
 async fn pursue<C: PowerCall + Send>(
     call: &mut C,
     wanted: PowerState,
     accepted_at: &mut Option<Instant>,
     refused: &mut Option<C::Error>,
 ) -> Result<(), C::Error> {
-    let (timing, poll_interval) = call.pace();
+    let (timing, poll_interval) = call.waits();
     let mut reissue_at = Instant::now();
     while call.power_state().await? != wanted {
         if reissue_at <= Instant::now() {
@@ -95,8 +96,8 @@ async fn pursue<C: PowerCall + Send>(
     Ok(())
 }
 
-/// Asks the system to shut down; if it has not within `grace`, or cannot be asked, the power is
-/// cut.
+/// Asks the operating system to shut down, and cuts the power if the system is still on after
+/// `grace` or the BMC cannot ask.
 pub(super) async fn soft_off<C: PowerCall + Send>(
     call: &mut C,
     grace: Duration,
@@ -104,7 +105,7 @@ pub(super) async fn soft_off<C: PowerCall + Send>(
     if call.power_state().await? == PowerState::Off {
         return Ok(());
     }
-    let (_, poll_interval) = call.pace();
+    let (_, poll_interval) = call.waits();
     let patience = Instant::now() + grace;
     if call.ask_shutdown().await? {
         while Instant::now() < patience && call.pause(poll_interval).await {
@@ -121,7 +122,7 @@ pub(super) async fn soft_off<C: PowerCall + Send>(
 mod tests {
     use super::*;
 
-    /// A BMC that answers some polls with off, and then none: the deadline has come.
+    /// A BMC that answers some polls with "off", and no later one: the deadline has come.
     struct CutOff {
         polls_left: u32,
         accepts: bool,
@@ -162,7 +163,7 @@ mod tests {
             Failure::NotReached
         }
 
-        fn pace(&self) -> (Timing, Duration) {
+        fn waits(&self) -> (Timing, Duration) {
             (Timing::default(), Duration::ZERO)
         }
 

@@ -1,8 +1,7 @@
-//! Running a program that speaks for a BMC.
+//! Runs the programs of BMC drivers.
 //!
-//! Called by the drivers that have one. It must never leave a program running that was given up,
-//! read more of its output than is of use, or wait for a pipe that a child of the program holds
-//! open.
+//! The drivers `ipmitool` and `program` use it. It must never leave an abandoned program running,
+//! read more of its output than is useful, or wait for a pipe that the program's child holds open.
 
 use std::{
     io,
@@ -17,13 +16,13 @@ use tokio::{
     time::timeout,
 };
 
-/// Most of either output that is read, in bytes. A run's own says have some hundred.
+/// Most bytes read from standard output, and from standard error. Programs print some hundred.
 pub(super) const OUTPUT_BYTES_MAX: u64 = 16 << 10;
-/// How long the rest of the output is waited for once the program has ended.
+/// The wait for the rest of the output after the program has ended.
 const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 
-/// Runs a program in a process group of its own, which is killed if this is dropped, and collects
-/// its output.
+/// Runs a program in a process group of its own, and collects its output. Dropping the future kills
+/// the group.
 pub(super) async fn output(mut program: Command) -> io::Result<Output> {
     program
         .stdin(Stdio::null())
@@ -43,7 +42,7 @@ pub(super) async fn output(mut program: Command) -> io::Result<Output> {
             running.0.wait().await?
         }
         status = running.0.wait() => {
-            // A child of the program may hold the pipes for as long as it lives.
+            // A child of the program may hold the pipes open for as long as it lives.
             if let Ok(read) = timeout(DRAIN_LIMIT, &mut reading).await {
                 read?;
             }
@@ -54,7 +53,7 @@ pub(super) async fn output(mut program: Command) -> io::Result<Output> {
     Ok(Output { status, stdout, stderr })
 }
 
-/// Reads a pipe as far as it is of use. A program that says more finds the pipe closed.
+/// Reads the beginning of a pipe. A program that prints more finds the pipe closed.
 async fn beginning(pipe: Option<impl AsyncRead + Unpin>, said: &mut Vec<u8>) -> io::Result<()> {
     if let Some(pipe) = pipe {
         pipe.take(OUTPUT_BYTES_MAX).read_to_end(said).await?;
@@ -62,12 +61,12 @@ async fn beginning(pipe: Option<impl AsyncRead + Unpin>, said: &mut Vec<u8>) -> 
     Ok(())
 }
 
-/// A program under way. Dropped, it is killed with everything it started in its process group.
+/// A running program. Dropping it kills its process group.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // There is no number any more once it was waited for.
+        // A process that was waited for has no process id any more.
         let number = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(group) = number
             && let Err(error) = kill_process_group(group, Signal::KILL)
@@ -109,7 +108,7 @@ mod tests {
         }
     }
 
-    /// Whether there is a process of this number that is not dead.
+    /// Whether a process with this id exists and is no zombie.
     fn runs(number: &str) -> bool {
         let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
         state.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
@@ -128,7 +127,7 @@ mod tests {
         program.args(["-c", "sleep 1000 & echo $!"]);
         let output = timeout(Duration::from_secs(10), output(program)).await.unwrap().unwrap();
         assert!(output.status.success());
-        // It is the program's own, and may be what it was run for.
+        // The child belongs to the program, and may be the purpose of the run.
         let child = String::from_utf8(output.stdout).unwrap();
         assert!(runs(child.trim()), "{child}");
         let killed = std::process::Command::new("kill").arg(child.trim()).status().unwrap();

@@ -2,29 +2,28 @@
 
 use std::time::Duration;
 
-/// The waits of a BMC driver. The defaults are right for BMCs; tests on loopback are in more of a
-/// hurry.
+/// The waits of a BMC driver. The defaults suit BMCs; tests on loopback use shorter ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// Before a datagram is sent again, or a program run again, for the first time.
+    /// The first wait before a datagram is repeated, or a program run again.
     pub resend_first: Duration,
-    /// The longest of those waits.
+    /// The longest wait before a repetition.
     pub resend_max: Duration,
-    /// Between two polls of the power state while it is to change, if the spacing is not longer.
+    /// The pause between two polls of a changing power state, unless the spacing is longer.
     pub poll: Duration,
-    /// Before a power command whose effect does not show is given again.
+    /// The wait before a power command without effect is repeated.
     pub reissue: Duration,
-    /// How long a BMC may refuse what it accepted before until that is final.
+    /// How long a BMC may refuse a command that it accepted before, until the refusal is final.
     pub doubt: Duration,
-    /// How long a BMC may show the boot device that was set before.
+    /// How long a BMC may show the previous boot device.
     pub flags_settle: Duration,
-    /// Between two signs of life while a console is listened to. A BMC closes a session in which
-    /// nothing was said for 60 s, give or take 3 (IPMI 2.0 §6.12.15).
+    /// The pause between two signs of life while a console is open. A BMC closes a session after 60
+    /// s, give or take 3, without a message (IPMI 2.0 §6.12.15).
     pub console_alive: Duration,
-    /// Before a console that somebody else has is asked for again, and the longest pause before one
-    /// that was lost is.
+    /// The wait before the next try for a console that another session owns, and the longest pause
+    /// before a lost console is opened again.
     pub console_retry: Duration,
-    /// The longest run of a program that speaks for a BMC.
+    /// The longest run of a BMC program.
     pub program_run: Duration,
 }
 

@@ -1,8 +1,8 @@
-//! From an HTTP request to a [`Call`] and from a [`Reply`] to an HTTP answer.
+//! Converts HTTP requests into [`Call`]s and [`Reply`]s into HTTP answers.
 //!
-//! Called by the server for every request on a live connection. The order of the checks keeps the
-//! server from telling secrets: nothing is said about a path before the whole body has been read,
-//! and nothing about a body before there is a well-formed key.
+//! Called by the server for every request. The order of its checks must never reveal secrets: no
+//! answer depends on the path before the whole body has arrived, nor on the body before a
+//! well-formed key.
 
 use std::{
     sync::Arc,
@@ -28,6 +28,7 @@ use tracing::debug;
 
 use super::{Call, CallbackLimits, CallbackRequest, Reply};
 use crate::{
+    boot_call::BootCalls,
     listener::ConnectionPermit,
     model::{
         callback::{BODY_BYTES_MAX, DeployState},
@@ -36,12 +37,12 @@ use crate::{
     },
 };
 
-/// State shared by all handlers: the way to the driver.
+/// State shared by all handlers.
 #[derive(Debug)]
 pub(super) struct AppState {
     pub(super) limits: CallbackLimits,
     pub(super) requests: mpsc::Sender<CallbackRequest>,
-    /// Ticks whenever an answer may have changed.
+    /// Ticks whenever a deploy state may have changed.
     pub(super) changed: watch::Receiver<u64>,
 }
 
@@ -63,7 +64,25 @@ pub(super) fn router(state: Arc<AppState>) -> Router {
         .with_state(state)
 }
 
-/// Counts the request and reads its whole body within the limits, before anybody looks at the path.
+/// Routes the call of an installed system, whose body and rate have limits of their own.
+pub(super) fn boot_router(calls: BootCalls) -> Router {
+    Router::new().route("/v1/nodes/{node}/booted/{token}", routing::any(booted)).with_state(calls)
+}
+
+async fn booted(
+    State(calls): State<BootCalls>,
+    Extension(permit): Extension<Arc<ConnectionPermit>>,
+    request: HttpRequest,
+) -> Response {
+    let (head, body) = request.into_parts();
+    match calls.answer(&head.method, head.uri.path(), body, permit.peer()).await {
+        StatusCode::ACCEPTED => json(StatusCode::ACCEPTED, &serde_json::json!({})),
+        StatusCode::NOT_FOUND => refused(),
+        status => failure(status, "try again"),
+    }
+}
+
+/// Counts the request and reads its whole body within the limits, before the path is looked at.
 pub(super) async fn bounded(
     State(state): State<Arc<AppState>>,
     Extension(permit): Extension<Arc<ConnectionPermit>>,
@@ -167,12 +186,12 @@ pub(super) async fn hand_over(state: &AppState, args: CallArgs) -> Response {
     answer
 }
 
-/// Asks until the answer is another than `imaging` or the poll is over.
+/// Repeats the call to the driver until the answer is not `imaging` or the long poll is over.
 async fn poll(state: &AppState, args: &CallArgs) -> Option<Reply> {
     let mut changed = state.changed.clone();
     let over = tokio::time::Instant::now() + state.limits.poll;
     loop {
-        // Seen before asking: a change that comes while the driver answers still wakes us.
+        // Before asking, so that a change during the driver's answer wakes this again.
         changed.mark_unchanged();
         let reply = ask(state, args).await?;
         if reply != Reply::State(DeployState::Imaging.into()) || tokio::time::Instant::now() >= over
@@ -185,7 +204,7 @@ async fn poll(state: &AppState, args: &CallArgs) -> Option<Reply> {
     }
 }
 
-/// Asks the driver once; `None` when it is gone or too slow.
+/// Sends the call to the driver once; `None` if the driver is gone or too slow.
 pub(super) async fn ask(state: &AppState, args: &CallArgs) -> Option<Reply> {
     let (reply, answer) = oneshot::channel();
     let request = CallbackRequest {
@@ -206,7 +225,7 @@ pub(super) async fn ask(state: &AppState, args: &CallArgs) -> Option<Reply> {
     Some(reply)
 }
 
-/// The one answer to every request that the caller has no right to.
+/// The same 404 for every request that the client has no right to.
 pub(super) fn refused() -> Response {
     failure(StatusCode::NOT_FOUND, "not found")
 }

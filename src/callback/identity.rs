@@ -1,9 +1,9 @@
-//! The agent's identity to the ramdisk: a self-signed certificate, known by its SHA-256 alone.
+//! The agent's self-signed certificate, which deploy ramdisks verify by its SHA-256 alone.
 //!
-//! Called once at start. The pin travels in the boot menu, so names and dates in the certificate
-//! mean nothing: it is valid from the epoch on, because the clocks at an edge site lie. It must
-//! never replace a certificate that is whole, nor keep an agent from starting because one is
-//! damaged: a new one costs the attempts that are under way, and nothing else.
+//! Called once at start. The boot menu has the pin, so that names and dates in the certificate mean
+//! nothing: it is valid from the epoch on, because clocks at edge sites are wrong. This module must
+//! never replace a whole certificate, nor keep an agent from starting because of a damaged one: a
+//! new certificate only fails the attempts under way.
 
 use std::{
     fmt, io,
@@ -28,23 +28,23 @@ use crate::{
 };
 
 const NAME: &str = "hostler";
-/// Beginning of the line above a certificate that tells whether it is whole. Readers of PEM skip it
-/// (RFC 7468 §2).
+/// Begins the line above a certificate with its checksum. Readers of PEM skip that line (RFC 7468
+/// §2).
 const CHECKSUM: &str = "checksum of this certificate: sha256:";
-/// Much more than a certificate or its key has.
+/// Much more, in bytes, than a certificate or its key has.
 const PEM_BYTES_MAX: u64 = 64 << 10;
 
 /// The agent's certificate, ready to serve.
 #[derive(Clone)]
-pub struct Identity {
+pub struct TlsIdentity {
     pub(super) tls: Arc<ServerConfig>,
     pin: String,
 }
 
-/// A certificate that cannot be used.
+/// The reason why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
-pub enum IdentityError {
+pub enum TlsIdentityError {
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
@@ -56,12 +56,12 @@ pub enum IdentityError {
     Make(#[from] rcgen::Error),
 }
 
-/// The consequence of a new certificate, for the log.
+/// The log line about a new certificate.
 const NEW_IDENTITY: &str =
     "a new callback certificate is made; a deploy ramdisk that was started before does not know it";
 
-impl IdentityError {
-    /// Whether what is there is of no use, so that nothing is lost with it.
+impl TlsIdentityError {
+    /// Whether the files are useless, so that replacing them loses nothing.
     fn is_damage(&self) -> bool {
         match self {
             Self::Unusable { .. } => true,
@@ -77,13 +77,13 @@ impl IdentityError {
     }
 }
 
-/// Makes room for a new file and keeps what is there, if anything is.
-fn set_aside(path: &Path) -> Result<(), IdentityError> {
+/// Moves a useless file aside, if there is one, to make room for a new one.
+fn set_aside(path: &Path) -> Result<(), TlsIdentityError> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => {
             let fate = atomic_file::keep_aside(path);
             warn!(path = %path.display(), fate, "of no use as a certificate or key");
-            // A file is replaced; anything else would be in the way.
+            // A regular file is replaced later; anything else would be an obstacle.
             atomic_file::clear_irregular(path).map(drop).map_err(|source| file_error(path, source))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -91,10 +91,10 @@ fn set_aside(path: &Path) -> Result<(), IdentityError> {
     }
 }
 
-impl Identity {
-    /// Reads `callback.crt` and `callback.key` from the state directory, or makes them when they
-    /// are not there or not whole. What is damaged gets another name. The log says so.
-    pub fn load_or_create(state_dir: &Path) -> Result<Self, IdentityError> {
+impl TlsIdentity {
+    /// Reads `callback.crt` and `callback.key` from the state directory, or makes new ones if they
+    /// are missing or damaged. Damaged files are kept under another name and logged.
+    pub fn load_or_create(state_dir: &Path) -> Result<Self, TlsIdentityError> {
         let certificate = state_dir.join("callback.crt");
         let key = state_dir.join("callback.key");
         match load(&certificate, &key) {
@@ -111,27 +111,28 @@ impl Identity {
         load(&certificate, &key)
     }
 
-    /// SHA-256 of the certificate's DER: 64 lower-case hex digits, for the ramdisk's command line.
+    /// The SHA-256 of the certificate's DER, as 64 lower-case hex digits, for the ramdisk's command
+    /// line.
     pub fn pin(&self) -> &str {
         &self.pin
     }
 }
 
-/// The pin only: the rest holds the private key.
-impl fmt::Debug for Identity {
+/// Shows the pin only: the rest holds the private key.
+impl fmt::Debug for TlsIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("pin", &self.pin).finish_non_exhaustive()
+        f.debug_struct("TlsIdentity").field("pin", &self.pin).finish_non_exhaustive()
     }
 }
 
-fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
+fn create(certificate: &Path, key: &Path) -> Result<(), TlsIdentityError> {
     let mut params = CertificateParams::new([NAME.to_owned()])?;
     params.distinguished_name.push(DnType::CommonName, NAME);
     params.not_before = date_time_ymd(1970, 1, 1);
     params.not_after = date_time_ymd(9999, 12, 31);
     let pair = KeyPair::generate()?;
     let signed = params.self_signed(&pair)?;
-    // The key first: a certificate on disk always has its key, whenever the power goes.
+    // The key first: after a power cut, a certificate on disk always has its key.
     let key_pem = Zeroizing::new(pair.serialize_pem());
     let pem = format!("{CHECKSUM}{}\n{}", hex(&Sha256::digest(signed.der())), signed.pem());
     for (path, pem) in [(key, &*key_pem), (certificate, &pem)] {
@@ -141,11 +142,11 @@ fn create(certificate: &Path, key: &Path) -> Result<(), IdentityError> {
     Ok(())
 }
 
-fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
+fn load(certificate: &Path, key: &Path) -> Result<TlsIdentity, TlsIdentityError> {
     let read = |path: &Path| {
         regular_file::read(path, PEM_BYTES_MAX).map_err(|source| file_error(path, source))
     };
-    let unusable = |reason: String| IdentityError::Unusable { path: certificate.into(), reason };
+    let unusable = |reason: String| TlsIdentityError::Unusable { path: certificate.into(), reason };
     let pem = read(certificate)?;
     let der = CertificateDer::from_pem_slice(&pem).map_err(|error| unusable(error.to_string()))?;
     let key_pem = Zeroizing::new(read(key)?);
@@ -154,12 +155,13 @@ fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
     let pin = hex(&Sha256::digest(&der));
     let text = String::from_utf8_lossy(&pem);
     let checksum = text.lines().find_map(|line| line.strip_prefix(CHECKSUM));
-    // The version before wrote none. Ramdisks of that time know the certificate by this very hash.
+    // Earlier versions wrote no checksum. A ramdisk that is running pins the certificate by this
+    // hash.
     if checksum.is_some_and(|checksum| checksum != pin) {
         return Err(unusable("the certificate does not match its checksum".to_owned()));
     }
     let tls = tls_config(der, key).map_err(|error| unusable(error.to_string()))?;
-    Ok(Identity { tls: Arc::new(tls), pin })
+    Ok(TlsIdentity { tls: Arc::new(tls), pin })
 }
 
 fn tls_config(
@@ -175,8 +177,8 @@ fn tls_config(
     Ok(config)
 }
 
-fn file_error(path: &Path, source: io::Error) -> IdentityError {
-    IdentityError::File { path: path.to_owned(), source }
+fn file_error(path: &Path, source: io::Error) -> TlsIdentityError {
+    TlsIdentityError::File { path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -188,8 +190,8 @@ mod tests {
     #[test]
     fn the_certificate_survives_a_restart_and_only_its_owner_can_read_the_key() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Identity::load_or_create(dir.path()).unwrap();
-        let second = Identity::load_or_create(dir.path()).unwrap();
+        let first = TlsIdentity::load_or_create(dir.path()).unwrap();
+        let second = TlsIdentity::load_or_create(dir.path()).unwrap();
         assert_eq!(first.pin(), second.pin());
         assert_eq!((first.pin().len(), first.pin().to_lowercase().as_str()), (64, first.pin()));
         let mode = fs::metadata(dir.path().join("callback.key")).unwrap().permissions().mode();
@@ -199,7 +201,7 @@ mod tests {
     #[test]
     fn two_agents_have_two_certificates() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let pin = |dir: &Path| Identity::load_or_create(dir).unwrap().pin().to_owned();
+        let pin = |dir: &Path| TlsIdentity::load_or_create(dir).unwrap().pin().to_owned();
         assert_ne!(pin(one.path()), pin(two.path()));
     }
 
@@ -210,7 +212,7 @@ mod tests {
     #[test]
     fn a_certificate_that_is_damaged_or_not_of_its_key_is_kept_aside_and_a_new_one_made() {
         let other = tempfile::tempdir().unwrap();
-        Identity::load_or_create(other.path()).unwrap();
+        TlsIdentity::load_or_create(other.path()).unwrap();
         let others_key = other.path().join("callback.key");
         let spoil: [(&str, Spoil<'_>); 5] = [
             ("callback.key", &|path| assert!(fs::copy(&others_key, path).unwrap() > 0)),
@@ -226,16 +228,20 @@ mod tests {
         ];
         for (name, spoil) in spoil {
             let dir = tempfile::tempdir().unwrap();
-            let before = Identity::load_or_create(dir.path()).unwrap();
+            let before = TlsIdentity::load_or_create(dir.path()).unwrap();
             let path = dir.path().join(name);
             spoil(&path);
             let spoilt = fs::read(&path).ok();
-            let made = Identity::load_or_create(dir.path()).unwrap();
+            let made = TlsIdentity::load_or_create(dir.path()).unwrap();
             assert_ne!(made.pin(), before.pin(), "{name}");
             let aside = dir.path().join(format!("{name}.bad-1"));
             assert_eq!(fs::read(&aside).ok(), spoilt, "{name}");
             assert!(aside.exists(), "{name}");
-            assert_eq!(Identity::load_or_create(dir.path()).unwrap().pin(), made.pin(), "{name}");
+            assert_eq!(
+                TlsIdentity::load_or_create(dir.path()).unwrap().pin(),
+                made.pin(),
+                "{name}"
+            );
         }
     }
 
@@ -245,9 +251,9 @@ mod tests {
     fn one_of_the_two_files_alone_gets_a_new_certificate() {
         for name in ["callback.crt", "callback.key"] {
             let dir = tempfile::tempdir().unwrap();
-            let before = Identity::load_or_create(dir.path()).unwrap();
+            let before = TlsIdentity::load_or_create(dir.path()).unwrap();
             fs::remove_file(dir.path().join(name)).unwrap();
-            let made = Identity::load_or_create(dir.path()).unwrap();
+            let made = TlsIdentity::load_or_create(dir.path()).unwrap();
             assert_ne!(made.pin(), before.pin(), "{name}");
         }
     }
@@ -255,7 +261,7 @@ mod tests {
     #[test]
     fn a_damaged_certificate_or_key_is_refused_by_name_or_the_same() {
         let dir = tempfile::tempdir().unwrap();
-        let pin = Identity::load_or_create(dir.path()).unwrap().pin().to_owned();
+        let pin = TlsIdentity::load_or_create(dir.path()).unwrap().pin().to_owned();
         for name in ["callback.crt", "callback.key"] {
             let path = dir.path().join(name);
             let whole = fs::read(&path).unwrap();
@@ -287,6 +293,6 @@ mod tests {
     fn a_key_left_alone_by_a_crash_is_replaced_with_a_pair() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("callback.key"), "half").unwrap();
-        Identity::load_or_create(dir.path()).unwrap();
+        TlsIdentity::load_or_create(dir.path()).unwrap();
     }
 }

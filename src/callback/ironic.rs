@@ -1,18 +1,18 @@
-//! The endpoint for the deploy ramdisk of `OpenStack` Ironic's first years: plain HTTP on a
-//! listener of its own, if it is configured.
+//! The endpoint for the deploy ramdisk of `OpenStack` Ironic's first years: an optional listener
+//! for plain HTTP.
 //!
-//! Called by the server, which gives it the limits of the HTTPS endpoint. The ramdisk is a shell
-//! script: it calls once with curl, looks at no answer, shows its key in the body, and then waits
-//! on a port of its own until somebody connects ([`release`]). Anything else is answered as by the
-//! HTTPS endpoint. It must never hand over a call that the HTTPS endpoint takes: it cannot offer
-//! the TLS and CHAP that hostler's own ramdisk has.
+//! Called by the server, which applies the limits of the HTTPS endpoint. The ramdisk is a shell
+//! script: it calls once with curl, ignores the answer, sends its key in the body, and then waits
+//! on a port of its own until somebody connects ([`release`]). Any other request gets the answer of
+//! the HTTPS endpoint. This endpoint must never pass on a call of hostler's own ramdisk, because it
+//! lacks TLS and CHAP.
 //!
 //! ```text
 //! POST [/v1]/nodes/{node}/vendor_passthru/pass_deploy_info              202, empty
 //! POST [/v1]/nodes/{node}/vendor_passthru/pass_bootloader_install_info  202, empty
 //! ```
 //!
-//! As in diskimage-builder 1.28 (`deploy-ironic/init.d/80-deploy-ironic`) and in Ironic 2014.1
+//! Sources: diskimage-builder 1.28 (`deploy-ironic/init.d/80-deploy-ironic`) and Ironic 2014.1
 //! (`drivers/modules/pxe.py`).
 
 use std::{
@@ -44,15 +44,15 @@ use crate::{
     },
 };
 
-/// The port on which the ramdisk waits for word that its disk is written.
+/// The ramdisk's port, on which it waits for the end of the imaging.
 const DONE_PORT: u16 = 10000;
-/// Ironic's message there; the ramdisk waits for the end of the connection.
+/// Ironic's message at the end of the imaging; the ramdisk waits for the end of the connection.
 const DONE: &[u8] = b"done";
-/// For one try to tell it.
+/// For one try to send the message.
 const DONE_LIMIT: Duration = Duration::from_secs(5);
 /// Between two tries: the ramdisk begins to wait only after the answer to its call.
 const DONE_PAUSE: Duration = Duration::from_secs(1);
-/// The target's port unless the ramdisk names it, which this one never does.
+/// The target's default port: the ramdisk never names another.
 const ISCSI_PORT: u16 = 3260;
 const LUN: u8 = 1;
 
@@ -84,8 +84,8 @@ async fn answer(
     }
 }
 
-/// Tells the ramdisk that its disk is written, again and again until it listens. Stopped by being
-/// dropped.
+/// Tells the ramdisk that the imaging has ended, and retries until it listens. Dropping the future
+/// stops this.
 pub async fn release(ramdisk: IpAddr) {
     let address = SocketAddr::new(ramdisk, DONE_PORT);
     loop {
@@ -104,11 +104,11 @@ async fn tell(address: SocketAddr) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// `pass_deploy_info`
+/// The body of `pass_deploy_info`.
 #[derive(Deserialize)]
-struct Target {
+struct DeployInfoBody {
     key: AttemptKey,
-    /// Empty if the ramdisk has not found out.
+    /// Empty if the ramdisk does not know its address.
     #[serde(default)]
     address: String,
     #[serde(default)]
@@ -119,16 +119,16 @@ struct Target {
     error: String,
 }
 
-/// `pass_bootloader_install_info`
+/// The body of `pass_bootloader_install_info`.
 #[derive(Deserialize)]
-struct Bootloader {
+struct BootloaderBody {
     key: AttemptKey,
     status: String,
     #[serde(default)]
     error: String,
 }
 
-/// Ironic took numbers as text, too.
+/// A number, which Ironic accepts as text, too.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Number {
@@ -145,11 +145,11 @@ impl Number {
     }
 }
 
-/// The call and the key in its body; `None` when it is none.
+/// Parses a call and the key in its body; `None` if it is no call.
 fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
     match name {
         "pass_deploy_info" => {
-            let Target { key, address, iqn, port, lun, error } = read(body)?;
+            let DeployInfoBody { key, address, iqn, port, lun, error } = read(body)?;
             let address = match address.as_str() {
                 "" => None,
                 address => Some(address.parse().ok()?),
@@ -161,14 +161,14 @@ fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
                 iqn,
                 chap_username: String::new(),
                 chap_password: None,
-                // Its `safe_url_encode` writes spaces so, and leaves out whatever else would have
-                // to be written otherwise.
+                // The ramdisk's `safe_url_encode` writes spaces as `+` and drops every other
+                // special character.
                 error: error.replace('+', " "),
             };
             Some((key, Call::IronicDeployInfo(info)))
         }
         "pass_bootloader_install_info" => {
-            let Bootloader { key, status, error } = read(body)?;
+            let BootloaderBody { key, status, error } = read(body)?;
             let error = match status.as_str() {
                 "SUCCEEDED" => String::new(),
                 _ if error.trim().is_empty() => status,
@@ -180,8 +180,8 @@ fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
     }
 }
 
-/// Reads JSON as a shell writes it: a program's output stands between quotes as it is, with line
-/// breaks and quotes of its own. Only the last field, `error`, can hold such.
+/// Parses JSON of a shell script, which puts a program's output between quotes unescaped, with its
+/// line breaks and quotes. Only the last field, `error`, has such output.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     const ERROR: &str = "\"error\":\"";
     const END: &str = "\"}";

@@ -1,8 +1,9 @@
-//! The HTTPS listener the deploy ramdisk talks to.
+//! The HTTPS server that deploy ramdisks call.
 //!
 //! Started by the agent, which answers every [`CallbackRequest`] from its driver. This module
-//! judges nothing about nodes: it parses, bounds and hands over. It must never tell an unknown node
-//! from a wrong key or a wrong phase, and never log a body or a key.
+//! judges nothing about nodes: it parses requests, limits them and passes them on. Its answers must
+//! never tell an unknown node from a wrong key or a wrong phase, and it must never log a body or a
+//! key.
 //!
 //! ```text
 //! POST /v1/nodes/{node}/vendor_passthru/lookup            200 LookupReply, 409 LookupAgain
@@ -15,12 +16,12 @@
 //!
 //! Other answers:
 //!
-//! - 404: anything the driver refuses, and every request that cannot be one of the above: unknown
-//!   path, wrong method, no well-formed node name or key. One and the same answer.
-//! - 400: a well-formed key, but a body that is not the call's JSON. Said before node or key are
+//! - 404: any request that the driver refuses or that is none of the above: unknown path, wrong
+//!   method, malformed node name or key. The answer is always the same.
+//! - 400: a well-formed key, but a body that is not the call's JSON. Decided before node or key are
 //!   looked up, so that it tells nothing about them.
-//! - 408, 413, 429: a body too slow or too big, too many requests. Said before the path is read.
-//! - 409: the driver's own words to a ramdisk it knows.
+//! - 408, 413, 429: a body too slow or too big, too many requests. Decided before the path is read.
+//! - 409: the driver's reason, for a ramdisk with the right key.
 //! - 503: the driver does not answer in time.
 
 mod http;
@@ -33,7 +34,7 @@ use std::{net::IpAddr, time::Duration};
 use tokio::sync::oneshot;
 
 pub use self::{
-    identity::{Identity, IdentityError},
+    identity::{TlsIdentity, TlsIdentityError},
     server::Server,
 };
 use crate::model::{
@@ -42,8 +43,7 @@ use crate::model::{
     secret::AttemptKey,
 };
 
-/// A call of a deploy ramdisk, or of a client that poses as one: nothing in it has been compared
-/// with anything.
+/// An unverified call of a deploy ramdisk, or of a client that poses as one.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names of the fields say it")]
 pub struct CallbackRequest {
@@ -56,24 +56,24 @@ pub struct CallbackRequest {
     pub reply: oneshot::Sender<Reply>,
 }
 
-/// Limits on what unknown clients on the deploy network may use.
+/// Limits for unknown clients on the deploy network.
 #[derive(Clone, Copy, Debug)]
 pub struct CallbackLimits {
-    /// Connections at once from everybody. One more ends the oldest that has not shown a good key.
+    /// Connections at once in all. A further one evicts the oldest that has not shown a good key.
     pub connections_max: usize,
-    /// Connections at once from one address, likewise.
+    /// Connections at once from one address, with the same eviction.
     pub connections_per_peer_max: usize,
     /// Requests and connections a second from one address, over time; at least 1.
     pub per_second: u32,
-    /// Requests and connections from one address in one go.
+    /// Requests and connections of one address in a burst.
     pub burst: u32,
-    /// For the TLS handshake.
+    /// Time for the TLS handshake.
     pub handshake: Duration,
-    /// For a request's head, and again for its body.
+    /// Time for a request's head, and again for its body.
     pub read: Duration,
-    /// Longest time for which `imaging` is held back.
+    /// Longest time for which an answer of `imaging` is delayed (long polling).
     pub poll: Duration,
-    /// For the driver's answer.
+    /// Time for the driver's answer.
     pub driver: Duration,
 }
 

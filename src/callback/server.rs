@@ -1,8 +1,8 @@
 //! The sockets, TLS and HTTP connections of the callback listener.
 //!
 //! Started by the agent. Its two endpoints, HTTPS for hostler's ramdisk and plain HTTP for
-//! Ironic's, share one [`Admission`]: opening connections and saying little must never keep a
-//! ramdisk out.
+//! Ironic's, share one [`Admission`]: clients that only hold connections must never keep a ramdisk
+//! out.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,16 +18,17 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::{
-    CallbackLimits, CallbackRequest, Identity,
+    CallbackLimits, CallbackRequest, TlsIdentity,
     http::{self, AppState},
     ironic,
 };
+use crate::boot_call::BootCalls;
 use crate::listener::{
     Admission, ConnectionLimits, ConnectionPermit, Listener, RateLimit, WhenFull, http1,
 };
 
-/// Longest life of a connection: one that never reads its answers would stay for ever. The ramdisk
-/// just opens another.
+/// Longest life of a connection: a client that never reads its answers would keep one for ever. The
+/// ramdisk opens another.
 const CONNECTION_LIFE_MAX: Duration = Duration::from_secs(600);
 
 /// A bound callback listener.
@@ -35,7 +36,7 @@ const CONNECTION_LIFE_MAX: Duration = Duration::from_secs(600);
 pub struct Server {
     https: TcpListener,
     ironic: Option<TcpListener>,
-    identity: Identity,
+    identity: TlsIdentity,
     limits: CallbackLimits,
 }
 
@@ -43,13 +44,13 @@ impl Server {
     /// Binds the address; port 0 takes a free one.
     pub async fn bind(
         addr: SocketAddr,
-        identity: Identity,
+        identity: TlsIdentity,
         limits: CallbackLimits,
     ) -> io::Result<Self> {
         Ok(Self { https: TcpListener::bind(addr).await?, ironic: None, identity, limits })
     }
 
-    /// Binds the endpoint for Ironic's ramdisk, too.
+    /// Binds the endpoint for Ironic's ramdisk as well.
     pub async fn bind_ironic(&mut self, addr: SocketAddr) -> io::Result<()> {
         self.ironic = Some(TcpListener::bind(addr).await?);
         Ok(())
@@ -65,12 +66,13 @@ impl Server {
         self.https.local_addr()
     }
 
-    /// Serves until `shutdown`, handing each request to the driver behind `requests`. `changed`
-    /// ticks whenever a deploy state may have changed. Open connections are cut at the end: every
-    /// call may be repeated, and the ramdisk does.
+    /// Serves until `shutdown`, and sends each request to the driver by `requests`. `changed` ticks
+    /// whenever a deploy state may have changed. Cuts open connections at the end: the ramdisk
+    /// repeats its call.
     pub async fn serve(
         self,
         requests: mpsc::Sender<CallbackRequest>,
+        boot_calls: BootCalls,
         changed: watch::Receiver<u64>,
         shutdown: impl Future<Output = ()>,
     ) {
@@ -89,7 +91,7 @@ impl Server {
             async move { closed.changed().await.unwrap_or_default() }
         };
         let https = async {
-            let router = http::router(Arc::clone(&state));
+            let router = http::router(Arc::clone(&state)).merge(http::boot_router(boot_calls));
             let tls = TlsAcceptor::from(Arc::clone(&self.identity.tls));
             let connection = |stream, permit| {
                 tls_connection(tls.clone(), stream, router.clone(), permit, limits)

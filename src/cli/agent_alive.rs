@@ -1,8 +1,8 @@
-//! Whether an agent acts upon the nodes whose status files are shown: a reader must be able to tell
-//! a dead agent from a quiet one.
+//! Detects from an agent's mark whether the agent acts, so that a reader can distinguish a dead
+//! agent from a quiet one.
 //!
-//! Used by the commands that read status files. It asks no agent: the mark in the directory says
-//! it.
+//! The commands that read status files use it. It contacts no agent: it reads the mark in the
+//! status directory.
 
 use std::path::Path;
 
@@ -15,17 +15,17 @@ use crate::{
     status_file::{MarkFile, StatusFileError},
 };
 
-use super::status::{clock, span};
+use super::text::{clock, span};
 
-/// Exit code of `hostler status` when no agent acts.
+/// Exit code of `hostler status` if no agent acts.
 pub(super) const NO_AGENT: u8 = 6;
 
-/// The agent of one status directory, as its mark tells.
+/// The agent of a status directory, by its mark.
 #[derive(Debug)]
 pub(super) struct AgentAlive {
-    /// `None`: no agent of this version has acted there.
+    /// The mark; `None` if no agent of this version has acted there.
     mark: Option<AgentMark>,
-    /// Whether the mark could be read, if there is one.
+    /// Whether the mark could be read, or is missing.
     is_known: bool,
     now: Timestamp,
 }
@@ -35,32 +35,31 @@ impl AgentAlive {
         Ok(Self { mark: MarkFile::in_dir(dir).read()?, is_known: true, now: Timestamp::now() })
     }
 
-    /// Nothing is known.
+    /// A state without knowledge of the agent.
     pub(super) fn unknown() -> Self {
         Self { mark: None, is_known: false, now: Timestamp::now() }
     }
 
-    /// Whether no agent acts, as far as its mark tells.
+    /// Whether no agent acts, by the mark.
     pub(super) fn is_dead(&self) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.dead_since(self.now).is_some())
     }
 
-    /// Whether no agent has ever acted here, or its mark was removed a moment ago.
+    /// Whether no agent has ever acted here, or its mark was just removed.
     pub(super) fn is_absent(&self) -> bool {
         self.is_known && self.mark.is_none()
     }
 
     /// Whether an agent acted and gives no sign of life, so that its last status files may be old.
-    /// One that was stopped has written all of them.
+    /// A stopped agent has written all of them.
     pub(super) fn is_silent(&self) -> bool {
         self.is_dead() && self.mark.as_ref().is_some_and(|mark| mark.stopped.is_none())
     }
 
-    /// The sentence for somebody who looks at the nodes: that there is no agent, or that it is on
-    /// another host.
+    /// A warning for readers of the nodes: no agent acts, or it acts on another host.
     pub(super) fn caution(&self) -> Option<String> {
         let mark = self.mark.as_ref()?;
-        // Whoever may write in the directory has written it.
+        // Escaped, because any user who can write to the directory may have written it.
         let shown = escaped(&mark.to_string());
         let Some(since) = mark.dead_since(self.now) else {
             let here = uname();
@@ -77,7 +76,7 @@ impl AgentAlive {
         ))
     }
 
-    /// For programs: null if nothing is known.
+    /// The agent for `--output json`; null if unknown.
     pub(super) fn to_json(&self) -> Result<Value, serde_json::Error> {
         let Some(mark) = &self.mark else { return Ok(Value::Null) };
         let dead_since = mark.dead_since(self.now);

@@ -1,7 +1,7 @@
-//! `hostler bmc`: what a node's BMC is to do or to say, by way of the running agent.
+//! `hostler bmc`: commands and questions to a node's BMC, through the running agent.
 //!
-//! The agent's own client is used, because it paces the calls and knows what the BMC accepts; and
-//! the agent knows whether it is at work on the machine itself.
+//! The agent sends them with its own BMC client, which keeps the pauses between calls and knows the
+//! BMC's habits, and the agent knows whether it is working on the machine.
 
 use std::{io::Write, process::ExitCode};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-use super::{AgentPlace, Failure};
+use super::{AgentArgs, Failure};
 
 pub(super) const NOTES: &str = "The agent gives up after the node's timeouts.power. What changes \
 something is refused while the agent is at work on the machine, and a machine that is to be \
@@ -30,35 +30,35 @@ pub(super) struct BmcArgs {
     /// The node's name.
     node: NodeName,
     #[command(subcommand)]
-    command: Command,
+    command: BmcSubcommand,
     #[command(flatten)]
-    place: AgentPlace,
+    place: AgentArgs,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Say whether the machine is on, and what its BMC shows as chosen to boot from.
+enum BmcSubcommand {
+    /// Show whether the machine is on, and the boot device that its BMC reports.
     Status,
-    /// Switch it on.
+    /// Switch the machine on.
     On,
-    /// Ask its system to shut down, for half of timeouts.power; then cut the power.
+    /// Ask the system to shut down, for half of timeouts.power; then cut the power.
     Off {
         /// Cut the power at once.
         #[arg(long)]
         hard: bool,
     },
-    /// Cut the power, see that it is off, and switch it on.
+    /// Cut the power, wait until the machine is off, and switch it on.
     Cycle,
-    /// Choose what it boots from, at its next boot.
+    /// Set the boot device for the next boot.
     Bootdev {
         /// The boot device.
         #[arg(value_enum)]
         device: Device,
-        /// At every boot from now on.
+        /// Set it for every boot from now on.
         #[arg(long)]
         persistent: bool,
     },
-    /// Say what the BMC is.
+    /// Show the BMC's own properties.
     Info,
 }
 
@@ -70,24 +70,24 @@ enum Device {
     Disk,
 }
 
-/// Prints what is so then, a fact a line.
+/// Sends the command, and prints the facts in the answer, one a line.
 pub(super) fn bmc(
     BmcArgs { node, command, place }: &BmcArgs,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
     let command = match *command {
-        Command::Status => BmcCommand::Status,
-        Command::On => BmcCommand::On,
-        Command::Off { hard } => BmcCommand::Off { hard },
-        Command::Cycle => BmcCommand::Cycle,
-        Command::Bootdev { device, persistent } => {
+        BmcSubcommand::Status => BmcCommand::Status,
+        BmcSubcommand::On => BmcCommand::On,
+        BmcSubcommand::Off { hard } => BmcCommand::Off { hard },
+        BmcSubcommand::Cycle => BmcCommand::Cycle,
+        BmcSubcommand::Bootdev { device, persistent } => {
             let device = match device {
                 Device::Pxe => BootDevice::Pxe,
                 Device::Disk => BootDevice::Disk,
             };
             BmcCommand::BootDevice { device, persistent }
         }
-        Command::Info => BmcCommand::Info,
+        BmcSubcommand::Info => BmcCommand::Info,
     };
     let facts = place.ask(async |socket| admin::use_bmc(socket, node, command).await)?;
     let width = facts.iter().map(|fact| fact.name.len()).max().unwrap_or(0);

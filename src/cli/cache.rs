@@ -1,7 +1,7 @@
-//! `hostler cache`: the images that are kept for all machines.
+//! `hostler cache`: lists, fetches and removes the images in the cache.
 //!
-//! It works on the directory itself, beside a running agent or without one: whoever works on an
-//! image holds its lock.
+//! It works on the cache's directory directly, with or without a running agent: every process that
+//! works on an image holds its lock.
 
 use std::{
     io::{self, IsTerminal as _, Write},
@@ -32,62 +32,62 @@ use crate::{
 
 use super::{
     Failure, Problems,
-    status::{columns, progress, span},
+    text::{columns, progress, span},
 };
 
-/// For images that no spec speaks of: what a spec has unless it says otherwise.
+/// Stall limit for images that no spec names: a spec's default.
 const STALL: Duration = Duration::from_secs(120);
-/// How often the progress on a terminal is drawn.
+/// Interval at which a terminal shows the progress.
 const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, clap::Subcommand)]
-pub(super) enum Command {
-    /// Show every image in the cache, what was used longest ago first.
+pub(super) enum CacheCommand {
+    /// Show every image in the cache, least recently used first.
     List {
         #[command(flatten)]
         at: At,
     },
-    /// Remove what was used longest ago until the cache is within its size, but nothing that is in
-    /// use.
+    /// Remove the least recently used images until the cache is within its size, but none in use.
     Prune {
-        /// Everything that is not in use.
+        /// Remove every image that is not in use.
         #[arg(long, conflicts_with = "to")]
         all: bool,
-        /// Until the cache takes no more than this, for example 5GiB, instead of the configured
+        /// Remove until the cache takes at most this, for example 5GiB, instead of the configured
         /// size.
         #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
         to: Option<u64>,
         #[command(flatten)]
         at: At,
     },
-    /// Fetch images, so that no machine has to wait for them. Exit code 1 if one cannot be fetched.
+    /// Fetch images, so that no machine waits for them. Exit code 1 if a fetch fails.
     Fetch {
         #[command(flatten)]
-        what: What,
+        what: ImageSelection,
         #[command(flatten)]
         at: At,
     },
 }
 
-/// The agent whose cache is meant.
+/// The agent whose cache the command uses.
 #[derive(Debug, clap::Args)]
 pub(super) struct At {
-    /// The agent's configuration, which says where the cache is.
+    /// The agent's configuration, which names the cache's directory.
     #[arg(long, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
 }
 
-/// Which images.
+/// The images to fetch.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
-pub(super) struct What {
-    /// Nodes, or spec files, whose images are fetched; what has a slash or ends in .toml is a file.
+pub(super) struct ImageSelection {
+    /// Nodes, or spec files, whose images are fetched; a name with a slash or the ending .toml is a
+    /// file.
     #[arg(value_name = "NODE|FILE", group = "what")]
     specs: Vec<PathBuf>,
-    /// The image with this source, as in a spec.
+    /// Fetch the image with this source, as in a spec.
     #[arg(long, group = "what", requires = "checksum")]
     source: Option<String>,
-    /// Its checksum, as in a spec.
+    /// The image's checksum, as in a spec.
     #[arg(long, requires = "source")]
     checksum: Option<Checksum>,
 }
@@ -99,7 +99,7 @@ struct Wanted {
     stall: Duration,
 }
 
-impl Command {
+impl CacheCommand {
     pub(super) fn run(self, out: &mut impl Write) -> Result<ExitCode, Failure> {
         match self {
             Self::List { at } => {
@@ -129,7 +129,7 @@ impl Command {
     }
 }
 
-impl What {
+impl ImageSelection {
     fn images(self, config: &Config) -> Result<Vec<Wanted>, Failure> {
         if let Some((source, checksum)) = self.source.zip(self.checksum) {
             let image = Image {
@@ -155,7 +155,7 @@ impl What {
     }
 }
 
-/// The spec of a node, or the file that was named.
+/// The spec file of a node, or the given file.
 fn spec_file(named: &Path, config: &Config) -> Result<PathBuf, Failure> {
     let is_file = named.components().count() > 1
         || named.is_absolute()
@@ -167,12 +167,12 @@ fn spec_file(named: &Path, config: &Config) -> Result<PathBuf, Failure> {
     Ok(config.specs.dir.join(format!("{node}.toml")))
 }
 
-/// Fetches one after the other. An image that cannot be fetched is an error, after all that can.
+/// Fetches one image after the other. Reports failed fetches after all others.
 async fn fetch(library: &Library, wanted: &[Wanted], out: &mut impl Write) -> Result<(), Failure> {
     let (stop, cancel) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // A fetch that was begun comes to a clean end: all of it stays for the next time.
+    // A cancelled fetch ends cleanly: its bytes stay for the next one.
     let stopping = tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -194,7 +194,7 @@ async fn fetch(library: &Library, wanted: &[Wanted], out: &mut impl Write) -> Re
     if failed.is_empty() { Ok(()) } else { Err(NotFetched(failed).into()) }
 }
 
-/// Returns what to say of it.
+/// Fetches one image, and returns the message about it.
 async fn fetch_one(library: &Library, wanted: &Wanted, cancel: Cancel) -> Result<String, String> {
     let Wanted { image, stall } = wanted;
     let meter = Meter::default();
@@ -218,15 +218,15 @@ async fn fetch_one(library: &Library, wanted: &Wanted, cancel: Cancel) -> Result
     Ok(format!("{}: {}, {}", image.source, entry.digest, show_bytes(entry.bytes)))
 }
 
-/// Images that could not be fetched.
+/// The messages of failed fetches.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 struct NotFetched(Vec<String>);
 
-/// One line on a terminal, over and over.
+/// Redraws the progress line on a terminal.
 fn draw(meter: &Meter) {
     if let (true, Some(now)) = (io::stderr().is_terminal(), meter.progress()) {
-        // Nobody misses what cannot be drawn.
+        // A failed draw does no harm.
         drop(write!(io::stderr(), "\r\x1b[K{}", progress(&now)));
     }
 }

@@ -32,11 +32,12 @@ pub(super) fn check(
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// One spec by itself, with the `_defaults.toml` beside it. Its clashes with others are not seen.
-fn of_file(file: &Path, defaults: Option<&Document>) -> spec_dir::Report {
+/// Checks a single spec with the `_defaults.toml` beside it. Its clashes with other specs do not
+/// show.
+fn of_file(file: &Path, defaults: Option<&Document>) -> spec_dir::CheckReport {
     let (good, problems) = match spec_dir::read_file(file, defaults) {
         Ok(spec) => (vec![spec.name], Vec::new()),
         Err(problems) => (Vec::new(), problems),
     };
-    spec_dir::Report { good, problems, passed_over: Vec::new() }
+    spec_dir::CheckReport { good, problems, passed_over: Vec::new() }
 }

@@ -1,7 +1,7 @@
-//! `hostler dhcp-snippet`: what the site's own DHCP server has to say for its machines to netboot
+//! `hostler dhcp-snippet`: configuration of the site's DHCP server, by which its machines netboot
 //! from this agent.
 //!
-//! Only where to boot from: who gets which address stays the site's business.
+//! The snippet holds only the boot servers and files: the addresses are the site's own.
 
 use std::{
     io::Write,
@@ -16,13 +16,13 @@ use crate::config::{self, Config};
 
 use super::Failure;
 
-/// The only port that firmware asks: DHCP has no field for another (RFC 2131 §2).
+/// Firmware's fixed TFTP port: DHCP has no field for another (RFC 2131 §2).
 const FIRMWARE_TFTP_PORT: u16 = 69;
-/// How iPXE calls itself in option 77, and what it is to run.
+/// iPXE's user class in option 77, and its boot file.
 const IPXE_USER_CLASS: &str = "iPXE";
 const IPXE_FILE: &str = "boot.ipxe";
 
-/// For whom, and whose agent.
+/// The arguments of `hostler dhcp-snippet`.
 #[derive(Debug, clap::Args)]
 pub(super) struct DhcpSnippetArgs {
     /// The DHCP server's program.
@@ -36,33 +36,38 @@ pub(super) struct DhcpSnippetArgs {
 /// A DHCP server's language.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Dialect {
-    /// dnsmasq
+    /// A file in dnsmasq's configuration.
     Dnsmasq,
-    /// ISC Kea, kea-dhcp4
+    /// Client classes of ISC Kea (kea-dhcp4).
     Kea,
-    /// ISC DHCP, dhcpd
+    /// Conditions of ISC DHCP (dhcpd).
     Isc,
 }
 
-/// A firmware, and the boot loader it is given.
-struct Choice {
+/// A kind of firmware, and its boot loader.
+struct FirmwareLoader {
     tag: &'static str,
-    /// Its numbers in option 93.
+    /// The firmware's numbers in option 93.
     architectures: &'static [u16],
     file: &'static str,
     why: &'static str,
 }
 
-const CHOICES: [Choice; 3] = [
-    Choice { tag: "hostler-bios", architectures: &[0], file: "pxelinux.0", why: "BIOS: pxelinux." },
-    Choice {
+const CHOICES: [FirmwareLoader; 3] = [
+    FirmwareLoader {
+        tag: "hostler-bios",
+        architectures: &[0],
+        file: "pxelinux.0",
+        why: "BIOS: pxelinux.",
+    },
+    FirmwareLoader {
         tag: "hostler-uefi-x86_64",
         architectures: &[7, 9],
         file: "grubx64.efi",
         why: "UEFI on x86_64: GRUB; with Secure Boot shimx64.efi instead, which loads it. It is 7 \
             in IANA's registry and 9 in RFC 4578 itself; there is firmware of both minds.",
     },
-    Choice {
+    FirmwareLoader {
         tag: "hostler-uefi-arm64",
         architectures: &[11],
         file: "grubaa64.efi",
@@ -75,7 +80,7 @@ const IPXE_WHY: &str = "iPXE, in a network interface or started by a boot loader
 const ARCHITECTURE_WHY: &str =
     "Firmware says what it is in option 93 (RFC 4578 §2.1); what is not listed gets nothing.";
 
-/// DHCP for IPv4 cannot name another address.
+/// The advertised address is no IPv4 address, which DHCP for IPv4 needs.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "network.advertise: {0} is an IPv6 address; DHCP for IPv4 can only send machines to an IPv4 \
@@ -117,7 +122,7 @@ fn dnsmasq(address: Ipv4Addr) -> String {
         format!("dhcp-boot=tag:{IPXE_TAG},{IPXE_FILE},,{address}"),
         format!("# {ARCHITECTURE_WHY}"),
     ];
-    for Choice { tag, architectures, file, why } in CHOICES {
+    for FirmwareLoader { tag, architectures, file, why } in CHOICES {
         lines.push(format!("# {why}"));
         for number in architectures {
             lines.push(format!("dhcp-match=set:{tag},option:client-arch,{number}"));
@@ -141,13 +146,13 @@ fn dnsmasq(address: Ipv4Addr) -> String {
 fn kea(address: Ipv4Addr) -> String {
     let class = |why: &str, name: &str, test: &str, file: &str| {
         format!(
-            "  # \
-             {why}\n  {{\n    \"name\": \"{name}\",\n    \"test\": \"{test}\",\n    \"next-server\": \"{address}\",\n    \"boot-file-name\": \"{file}\"\n  }}"
+            "  # {why}\n  {{\n    \"name\": \"{name}\",\n    \"test\": \"{test}\",\n    \
+             \"next-server\": \"{address}\",\n    \"boot-file-name\": \"{file}\"\n  }}"
         )
     };
     let is_ipxe = format!("option[77].hex == '{IPXE_USER_CLASS}'");
     let mut classes = vec![class(IPXE_WHY, IPXE_TAG, &is_ipxe, IPXE_FILE)];
-    for Choice { tag, architectures, file, why } in CHOICES {
+    for FirmwareLoader { tag, architectures, file, why } in CHOICES {
         let numbers: Vec<String> = architectures
             .iter()
             .map(|number| format!("option[93].hex == 0x{number:04x}"))
@@ -165,7 +170,7 @@ fn kea(address: Ipv4Addr) -> String {
 }
 
 fn isc(address: Ipv4Addr) -> String {
-    let branch = |Choice { architectures, file, why, .. }: &Choice| {
+    let branch = |FirmwareLoader { architectures, file, why, .. }: &FirmwareLoader| {
         let numbers: Vec<String> = architectures
             .iter()
             .map(|number| format!("option pxe-system-type = 00:{number:02x}"))

@@ -1,5 +1,5 @@
-//! `hostler digest`: the identity of what a spec wants installed, for whoever writes the spec and
-//! then waits.
+//! `hostler digest`: the identity of a spec's installation, for scripts that write the spec and
+//! then wait.
 
 use std::{io::Write, path::Path, process::ExitCode};
 

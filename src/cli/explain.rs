@@ -1,7 +1,7 @@
-//! `hostler explain`: the timeline of one node, for people.
+//! `hostler explain`: the timeline of one node, for operators.
 //!
-//! Made from the status file and what is beside it, and from the spec file for what the agent has
-//! not told yet.
+//! The timeline comes from the status file and the files beside it; the spec file adds changes that
+//! the agent has not read yet.
 
 use std::{
     io::{self, Write},
@@ -23,16 +23,16 @@ use crate::{
 };
 
 use super::{
-    Failure, NodePlace,
+    Failure, NodeArgs,
     agent_alive::AgentAlive,
     print,
-    status::{clock, progress, span},
+    text::{clock, progress, span},
 };
 
-/// The spec file as it is now; `None` if there is none, or it is not known where.
+/// The current spec file; `None` if it does not exist, or its directory is unknown.
 type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
 
-pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
+pub(super) fn explain(place: &NodeArgs, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let files = StatusFiles::new(place.status_dir()?);
     let (status, doubt) = match status_file::read(&files.path(&place.node)) {
         Ok(status) => (status, None),
@@ -44,7 +44,7 @@ pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCod
     let status = print::printable(&status)?;
     let (agent, mark_doubt) = match AgentAlive::look(&place.status_dir()?) {
         Ok(agent) => (agent.caution(), None),
-        Err(error) => (Some("nobody knows whether an agent runs".to_owned()), Some(error)),
+        Err(error) => (Some("it is unknown whether an agent runs".to_owned()), Some(error)),
     };
     let doubt = doubt.or_else(|| files.check_written(&place.node).err()).or(mark_doubt);
     let there = |path: PathBuf| path.exists().then_some(path);
@@ -53,25 +53,25 @@ pub(super) fn explain(place: &NodePlace, out: &mut impl Write) -> Result<ExitCod
     let (file, defaults) = place.spec()?;
     let spec = file.exists().then(|| spec_dir::read_file(&file, defaults.as_ref()));
     let now = Timestamp::now();
-    Story { status: &status, agent, spec, console, ramdisk_log, now }.tell(out)?;
-    // At the end, where it is seen: what was told may be wrong.
+    Timeline { status: &status, agent, spec, console, ramdisk_log, now }.print(out)?;
+    // Printed last, where it is noticed: the timeline may be wrong.
     doubt.map_or(Ok(ExitCode::SUCCESS), |doubt| Err(doubt.into()))
 }
 
-struct Story<'a> {
+struct Timeline<'a> {
     status: &'a Status,
-    /// The sentence about the agent, if there is anything to know.
+    /// A sentence about the agent, if it needs attention.
     agent: Option<String>,
     spec: SpecNow,
-    /// The machine's console, if it was kept.
+    /// The machine's console log, if there is one.
     console: Option<PathBuf>,
-    /// The log of its deploy ramdisk, if one came.
+    /// The file with the log of the node's deploy ramdisk, if there is one.
     ramdisk_log: Option<PathBuf>,
     now: Timestamp,
 }
 
-impl Story<'_> {
-    fn tell(&self, out: &mut impl Write) -> io::Result<()> {
+impl Timeline<'_> {
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
         self.head(out)?;
         self.history(out)?;
         self.seen(out)?;
@@ -98,8 +98,8 @@ impl Story<'_> {
         }
         writeln!(out, "\nSpec")?;
         let none = || "none: no spec was good yet".to_owned();
-        let in_force = status.spec_digest.as_ref().map_or_else(none, ToString::to_string);
-        writeln!(out, "  in force   {in_force}")?;
+        let effective = status.spec_digest.as_ref().map_or_else(none, ToString::to_string);
+        writeln!(out, "  effective  {effective}")?;
         if let Some(machine) = &status.machine {
             writeln!(out, "  machine    {machine}")?;
         }
@@ -118,7 +118,7 @@ impl Story<'_> {
         self.problems(out)
     }
 
-    /// Whether the installed system came up, and as what.
+    /// Prints whether the installed system came up, with its address and SSH banner.
     fn first_boot(&self, installed: &Installed, out: &mut impl Write) -> io::Result<()> {
         let booted = match (installed.booted, installed.booted_at) {
             (None | Some(Booted::Unchecked), _) => "not checked ([boot_check])".to_owned(),
@@ -132,14 +132,16 @@ impl Story<'_> {
         writeln!(out, "  first boot {booted}")?;
         let Some(system) = &installed.system else { return Ok(()) };
         let address = system.address.map(|address| format!("at {address}"));
-        let shown = address.into_iter().chain(system.ssh_banner.clone()).collect::<Vec<_>>();
-        if shown.is_empty() {
-            return Ok(());
+        let hostname = system.hostname.as_ref().map(|name| format!("as {name}"));
+        let shown = hostname.into_iter().chain(address).chain(system.ssh_banner.clone());
+        let shown = shown.collect::<Vec<_>>();
+        if !shown.is_empty() {
+            writeln!(out, "             {}", shown.join(", "))?;
         }
-        writeln!(out, "             {}", shown.join(", "))
+        system.ssh_host_keys.iter().try_for_each(|key| writeln!(out, "             {key}"))
     }
 
-    /// The problem that the agent found, or else the one there is by now.
+    /// Prints the problems that the agent found, or else those of the current spec file.
     fn problems(&self, out: &mut impl Write) -> io::Result<()> {
         let reported = &self.status.problems;
         match &self.spec {
@@ -157,7 +159,7 @@ impl Story<'_> {
         if history.is_empty() {
             return Ok(());
         }
-        writeln!(out, "\nWhat was done")?;
+        writeln!(out, "\nHistory")?;
         let ends = history.iter().skip(1).map(|entry| entry.at).chain([self.now]);
         let rows: Vec<(String, &str, String, &str)> = history
             .iter()
@@ -176,7 +178,7 @@ impl Story<'_> {
     }
 
     fn seen(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "\nWhat was seen")?;
+        writeln!(out, "\nEvidence")?;
         match self.status.power {
             None if self.powered_manually() => {
                 writeln!(out, "  power    not known: there is no BMC (bmc.driver = \"none\")")?;
@@ -226,7 +228,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// Beside what was seen, whether anything went wrong or not.
+    /// Prints where the ramdisk's log is, under Evidence, whether the attempt failed or not.
     fn logged(&self, out: &mut impl Write) -> io::Result<()> {
         let Some(path) = &self.ramdisk_log else { return Ok(()) };
         writeln!(out, "  logged   what its deploy ramdisk logged is in {}", path.display())
@@ -263,7 +265,7 @@ impl Story<'_> {
     }
 
     fn next(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "\nWhat comes next")?;
+        writeln!(out, "\nNext")?;
         let status = self.status;
         if let Some(at) = status.deadline {
             let reason = status.deadline_reason.as_deref().unwrap_or("the next step");
@@ -280,7 +282,7 @@ impl Story<'_> {
         }
         Ok(())
     }
-    /// The steps that an operator can take now, the mildest first.
+    /// The operator's possible steps, mildest first.
     fn ways(&self) -> Vec<String> {
         let node = &self.status.node;
         let condition = |kind: &str| self.status.conditions.iter().find(|one| one.kind == kind);
@@ -292,9 +294,9 @@ impl Story<'_> {
                 consent::APPROVE_ALL.to_owned(),
             ],
             Phase::Held => {
-                // Consent to a machine that is to be kept off is consent to switch it off, and to
-                // nothing else. Only the agent knows whether it is: the file may be newer than the
-                // effective spec.
+                // For a machine that is kept off, consent only allows hostler to switch it off.
+                // Only the agent knows whether that is so: the file may be newer than the effective
+                // spec.
                 if self.status.message.contains(&consent::keep_off(node)) {
                     vec![consent::keep_off(node)]
                 } else {
@@ -306,7 +308,7 @@ impl Story<'_> {
                 }
             }
             Phase::Failed => {
-                // The installation is good; only its restart has failed.
+                // The installation succeeded; only its restart failed.
                 let is_good = self.status.installed_digest.is_some()
                     && self.status.installed_digest == self.status.spec_digest;
                 let restart = || format!("run `hostler retry {node}`, to have it restarted");
@@ -346,7 +348,7 @@ impl Story<'_> {
         ["correct its spec: until then nothing starts".to_owned()].into_iter().chain(ways).collect()
     }
 
-    /// An operator's options for a machine that is installed, or kept off.
+    /// The operator's possible steps for a machine that is installed, or kept off.
     fn ways_at_rest(&self) -> Vec<String> {
         let node = &self.status.node;
         let condition = |kind: &str| self.status.conditions.iter().find(|one| one.kind == kind);
@@ -372,7 +374,7 @@ impl Story<'_> {
         }
     }
 
-    /// Whether its spec names no BMC.
+    /// Whether the machine has no BMC, by its spec.
     fn powered_manually(&self) -> bool {
         matches!(&self.spec, Some(Ok(spec)) if spec.bmc.is_none())
     }

@@ -1,8 +1,8 @@
-//! The log: what a line looks like, how long it may be, and how many there are of one kind.
+//! The log: the format, length and number of its lines.
 //!
-//! Set up by the `hostler` binary. Standard error is a terminal, a file or a pipe, or the journal's
-//! stream, which takes a line's priority from its beginning (sd-daemon(3)) and knows the time
-//! itself. Whatever a machine or a stranger sends, a line stays one line of some KiB.
+//! The `hostler` binary sets it up. Standard error is a terminal, a file, a pipe, or the journal's
+//! stream, which reads a line's priority from its beginning (sd-daemon(3)) and adds the time
+//! itself. For any input from machines or strangers, a line stays one line of some KiB.
 
 mod kinds;
 mod line;
@@ -21,13 +21,14 @@ use self::{
     line::{Fields, Line},
 };
 
-/// How often it is looked whether lines were left out: a tenth of a minute late is early enough.
+/// Interval of the reports about omitted lines: a delay of five seconds in a minute does not
+/// matter.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where the log goes to, and so what its lines look like.
+/// The log's destination, which decides the format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sink {
-    /// People look at it, in colours.
+    /// A terminal, with colours.
     Terminal,
     /// A file or a pipe.
     Plain,
@@ -35,12 +36,12 @@ enum Sink {
     Journal,
 }
 
-/// Counts of records left out of the log, to be reported now and then.
+/// The numbers of omitted records, for periodic reports.
 #[derive(Clone, Debug)]
 pub struct LeftOut(Kinds);
 
 impl LeftOut {
-    /// Tells it in the log, again and again. Never ends.
+    /// Logs the numbers of omitted records periodically. Never ends.
     pub(super) async fn tell(self) {
         loop {
             tokio::time::sleep(TELL_INTERVAL).await;
@@ -49,8 +50,8 @@ impl LeftOut {
     }
 }
 
-/// The beginning of a line about why the program ends: its priority, where standard error is the
-/// journal's stream.
+/// The prefix of the program's final error: its priority, if standard error is the journal's
+/// stream.
 pub fn error_prefix() -> &'static str {
     let stream = env::var("JOURNAL_STREAM").ok();
     match Sink::of(std::io::stderr(), stream.as_deref(), false) {
@@ -59,7 +60,7 @@ pub fn error_prefix() -> &'static str {
     }
 }
 
-/// Sends the log to standard error. `agent` is whether this is the agent, which logs in full.
+/// Sends the log to standard error. `agent` is `true` for the agent, which logs at level info.
 pub fn init(agent: bool) -> LeftOut {
     let level = if agent { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("HOSTLER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
@@ -73,8 +74,8 @@ pub fn init(agent: bool) -> LeftOut {
 }
 
 impl Sink {
-    /// `stream` is what `JOURNAL_STREAM` says: device and inode of the journal's stream. It is
-    /// inherited by programs whose standard error leads elsewhere.
+    /// Detects the destination. `stream` is `JOURNAL_STREAM`, the device and inode of the journal's
+    /// stream; programs inherit it even if their standard error leads elsewhere.
     fn of(stderr: impl AsFd, stream: Option<&str>, coloured: bool) -> Self {
         let ours = |stream: &str| {
             let (device, inode) = stream.split_once(':')?;

@@ -1,9 +1,9 @@
-//! The commands: what an administrator types.
+//! The commands of the command line.
 //!
-//! Called by the `hostler` binary. Looking needs no agent: `check`, `show` and `digest` read specs,
-//! `status`, `watch`, `wait` and `explain` read status files, and `plan` both. `approve`, `retry`,
-//! `bmc` and `show-boot` ask the running agent, and `cache` shares its images with it. Nothing here
-//! changes a node by itself.
+//! The `hostler` binary runs them. Read-only commands need no agent: `check`, `show` and `digest`
+//! read specs, `status`, `watch`, `wait` and `explain` read status files, and `plan` both.
+//! `approve`, `retry`, `bmc` and `show-boot` ask the running agent, and `cache` shares its images
+//! with it. No command changes a node by itself.
 
 mod agent_alive;
 mod bmc;
@@ -21,6 +21,7 @@ mod run;
 mod show;
 mod show_boot;
 mod status;
+mod text;
 mod wait;
 
 use std::{
@@ -38,25 +39,25 @@ use crate::{
     ramdisk::build::{self, BuildOptions},
 };
 
-/// Where to begin, for `--help`.
+/// The first steps, for `--help`.
 const FIRST_STEPS: &str = "\
-The agent is `hostler run`, as a service; /etc/hostler/hostler.toml says where its specs are.
+The agent is `hostler run`, as a service; /etc/hostler/hostler.toml names its directory of specs.
 A spec is NODE.toml in that directory. In this order:
   hostler check         is every spec good?
-  hostler plan          what would be done, and which disks it would WIPE
-  hostler watch         what is done
-  hostler explain NODE  why it is not done, and what helps";
+  hostler plan          what would the agent do, and which disks would it WIPE?
+  hostler watch         what does it do?
+  hostler explain NODE  why does a node not go on, and what helps?";
 
 /// Bare-metal provisioning for one site: a directory of TOML specs in, installed machines out.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = FIRST_STEPS)]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the agent.
     Run {
         /// The agent's configuration.
@@ -75,24 +76,24 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Show where every node stands, and whether an agent runs.
+    /// Show the phase of every node, and whether an agent runs.
     #[command(after_help = status::EXIT_CODES)]
     Status {
         #[command(flatten)]
-        place: Place,
-        /// How to show it.
+        place: StatusDirArgs,
+        /// The format of the output.
         #[arg(short, long, value_enum, default_value_t = Format::Table)]
         output: Format,
     },
     /// Show every change of every node as it happens, until interrupted.
     Watch {
         #[command(flatten)]
-        place: Place,
+        place: StatusDirArgs,
     },
-    /// Show a node's spec as it is in force, each value with where it was said.
+    /// Show a node's effective spec, each value with the file that sets it.
     Show {
         #[command(flatten)]
-        place: NodePlace,
+        place: NodeArgs,
     },
     /// Print the digest that the status shows as `spec_digest` once the agent acts on this spec.
     Digest {
@@ -103,43 +104,42 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Wait until a node has come to where it should.
+    /// Wait until a node has reached its goal.
     #[command(after_help = wait::EXIT_CODES)]
     Wait {
         #[command(flatten)]
-        place: NodePlace,
+        place: NodeArgs,
         #[command(flatten)]
         goal: wait::Goal,
     },
-    /// Tell the story of a node: what was done, seen and said, what comes next, and what you can
-    /// do.
+    /// Show the timeline of a node: its history, its evidence, the next step, and your options.
     Explain {
         #[command(flatten)]
-        place: NodePlace,
+        place: NodeArgs,
     },
-    /// Show what the agent would do about a directory of specs, and what it would WIPE.
+    /// Show what the agent would do with a directory of specs, and which disks it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::PlanArgs),
-    /// Let held nodes go on: consent to WIPE machines that are on, for example. Exit code 1 if a
-    /// node was not held.
+    /// Release held nodes: consent to WIPE machines that are on, for example. Exit code 1 if a node
+    /// was not held.
     Approve(orders::Approval),
-    /// Try failed nodes again, and those that wait for their next attempt at once. Exit code 1 if
-    /// there was nothing to try again.
+    /// Retry failed nodes, and at once those that wait for their next attempt. Exit code 1 if there
+    /// was nothing to retry.
     Retry(orders::For),
-    /// Have a node's BMC do or say something, through the running agent.
+    /// Send a command to a node's BMC, or read its state, through the running agent.
     #[command(after_help = bmc::NOTES)]
     Bmc(bmc::BmcArgs),
-    /// Show what the boot loader of a machine with this network interface would be served now.
+    /// Show the boot menu that a machine with this network interface would get now.
     ShowBoot(show_boot::ShowBootArgs),
-    /// Look at the images that are kept for all machines, fetch them ahead of time, and make space.
-    /// The agent may be running.
+    /// List the images in the cache, fetch images ahead of time, and make space. The agent may be
+    /// running.
     Cache {
         #[command(subcommand)]
-        command: cache::Command,
+        command: cache::CacheCommand,
     },
-    /// Print what the site's DHCP server has to say for its machines to boot from this agent.
+    /// Print a configuration of the site's DHCP server, by which its machines boot from this agent.
     DhcpSnippet(dhcp_snippet::DhcpSnippetArgs),
-    /// Work with the deploy ramdisk.
+    /// Build the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
         command: RamdiskCommand,
@@ -148,49 +148,49 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum RamdiskCommand {
-    /// Make the deploy kernel and ramdisk from an unpacked kernel package, always the same from the
-    /// same.
+    /// Build the deploy kernel and ramdisk from an unpacked kernel package. The same input gives
+    /// the same bytes.
     ///
-    /// Prints which drivers are in it, which of the usual ones the kernel lacks, and which firmware
-    /// they may ask for and the packages have not.
+    /// Prints the ramdisk's drivers, usual drivers that the kernel lacks, and firmware that its
+    /// drivers may request and the packages lack.
     Build {
         /// The unpacked kernel package: a directory with boot/ and lib/modules/. Packages of
         /// firmware may be unpacked into the same directory, or beside it in directories of their
         /// own.
         #[arg(long)]
         kernel_package: PathBuf,
-        /// Take this module, too, and what it needs. May be given several times.
+        /// Add this module and its dependencies. May be given several times.
         #[arg(long = "module", value_name = "NAME")]
         modules: Vec<String>,
-        /// Take all drivers of network interfaces and disk controllers, also of old ones and of
+        /// Add all drivers of network interfaces and disk controllers, also of old ones and of
         /// storage networks, but none of USB storage.
         #[arg(long)]
         all_drivers: bool,
         /// The static hostler-ramdisk binary.
         #[arg(long)]
         binary: PathBuf,
-        /// Where vmlinuz and initramfs are written.
+        /// The directory for vmlinuz and initramfs.
         #[arg(long)]
         out: PathBuf,
     },
 }
 
-/// Where the status files are.
+/// The arguments that select a status directory.
 #[derive(Debug, clap::Args)]
-struct Place {
-    /// The directory with the status files; by default what the configuration says.
+struct StatusDirArgs {
+    /// The directory of the status files; by default that of the configuration.
     dir: Option<PathBuf>,
     /// The agent's configuration.
     #[arg(long, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
 }
 
-/// One node, and where its files are.
+/// The arguments that select a node and its directory.
 #[derive(Debug, clap::Args)]
-struct NodePlace {
+struct NodeArgs {
     /// The node's name.
     node: NodeName,
-    /// The directory with its file; by default what the configuration says.
+    /// The directory of the node's status file; by default that of the configuration.
     #[arg(long)]
     dir: Option<PathBuf>,
     /// The agent's configuration; without it the one of this machine, if there is one.
@@ -198,26 +198,26 @@ struct NodePlace {
     config: Option<PathBuf>,
 }
 
-/// Where the running agent listens.
+/// The arguments that select the running agent.
 #[derive(Debug, clap::Args)]
-struct AgentPlace {
-    /// The agent's configuration, which says where it listens.
+struct AgentArgs {
+    /// The agent's configuration, which names its socket.
     #[arg(long, global = true, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
-    /// The agent's socket, instead of what the configuration says.
+    /// The agent's socket, instead of the one in the configuration.
     #[arg(long, global = true)]
     socket: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// Columns for people.
+    /// A table for operators.
     Table,
-    /// All of every status, for programs.
+    /// Every status as JSON, for programs.
     Json,
 }
 
-/// The problems of the files that a command needs, one a line.
+/// The problems of a command's files, one a line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 struct Problems(Vec<Problem>);
@@ -226,16 +226,16 @@ struct Problems(Vec<Problem>);
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Args {
-    /// Whether this is the agent, which logs in full.
+    /// Whether the command runs the agent, which logs at level info.
     pub fn is_agent(&self) -> bool {
-        matches!(self.command, Command::Run { .. })
+        matches!(self.command, CliCommand::Run { .. })
     }
 
-    /// Does what was asked, writing what it has to say to `out`.
+    /// Runs the command, and writes its answer to `out`.
     pub fn run(self, out: &mut impl Write, left_out: log::LeftOut) -> Result<ExitCode, Failure> {
         let out = &mut print::Printer(out);
         match self.command {
-            Command::Run { config, print_config } => {
+            CliCommand::Run { config, print_config } => {
                 let config = config::read(&config)?;
                 if print_config {
                     write!(out, "{}", print::toml(&config.to_toml()))?;
@@ -244,26 +244,32 @@ impl Args {
                 run::run(config, left_out)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Check { dir, config } => check::check(dir.as_deref(), config.as_deref(), out),
-            Command::Status { place, output } => {
+            CliCommand::Check { dir, config } => {
+                check::check(dir.as_deref(), config.as_deref(), out)
+            }
+            CliCommand::Status { place, output } => {
                 status::show(&place.directory()?, &place.specs()?, output, out)
             }
-            Command::Watch { place } => status::watch(&place.directory()?, out),
-            Command::Show { place } => show::show(&place, out),
-            Command::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
-            Command::Wait { place, goal } => wait::wait(&place, &goal),
-            Command::Explain { place } => explain::explain(&place, out),
-            Command::Plan(args) => plan::plan(&args, out),
-            Command::Approve(approval) => orders::approve(approval, out),
-            Command::Retry(whom) => orders::give(Order::Retry, whom, out),
-            Command::Bmc(args) => bmc::bmc(&args, out),
-            Command::ShowBoot(args) => show_boot::show(&args, out),
-            Command::Cache { command } => command.run(out),
-            Command::DhcpSnippet(args) => dhcp_snippet::print(&args, out),
-            Command::Ramdisk {
-                command:
-                    RamdiskCommand::Build { kernel_package, modules, all_drivers, binary, out: dir },
-            } => {
+            CliCommand::Watch { place } => status::watch(&place.directory()?, out),
+            CliCommand::Show { place } => show::show(&place, out),
+            CliCommand::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
+            CliCommand::Wait { place, goal } => wait::wait(&place, &goal),
+            CliCommand::Explain { place } => explain::explain(&place, out),
+            CliCommand::Plan(args) => plan::plan(&args, out),
+            CliCommand::Approve(approval) => orders::approve(approval, out),
+            CliCommand::Retry(whom) => orders::give(Order::Retry, whom, out),
+            CliCommand::Bmc(args) => bmc::bmc(&args, out),
+            CliCommand::ShowBoot(args) => show_boot::show(&args, out),
+            CliCommand::Cache { command } => command.run(out),
+            CliCommand::DhcpSnippet(args) => dhcp_snippet::print(&args, out),
+            CliCommand::Ramdisk { command } => {
+                let RamdiskCommand::Build {
+                    kernel_package,
+                    modules,
+                    all_drivers,
+                    binary,
+                    out: dir,
+                } = command;
                 let options =
                     BuildOptions { kernel_package, modules, all_drivers, binary, out: dir };
                 ramdisk::show(&build::build(&options)?, out)?;
@@ -273,8 +279,8 @@ impl Args {
     }
 }
 
-impl AgentPlace {
-    /// Asks the agent at its socket.
+impl AgentArgs {
+    /// Sends a request to the agent's socket.
     fn ask<T>(
         &self,
         question: impl AsyncFnOnce(&Path) -> Result<T, AdminError>,
@@ -288,7 +294,7 @@ impl AgentPlace {
     }
 }
 
-impl Place {
+impl StatusDirArgs {
     fn directory(&self) -> Result<PathBuf, Failure> {
         if let Some(dir) = &self.dir {
             let node = dir.to_str().and_then(|text| text.parse().ok()).filter(|_| !dir.exists());
@@ -298,7 +304,7 @@ impl Place {
         Ok(specs.status_dir.unwrap_or(specs.dir))
     }
 
-    /// The directory of the specs, as far as that is known.
+    /// The directory of the specs.
     fn specs(&self) -> Result<PathBuf, Failure> {
         match &self.dir {
             Some(dir) => Ok(dir.clone()),
@@ -307,7 +313,7 @@ impl Place {
     }
 }
 
-impl NodePlace {
+impl NodeArgs {
     /// The node's spec file, and the agent's `[defaults]`.
     fn spec(&self) -> Result<(PathBuf, Option<Document>), Failure> {
         let config = configuration(self.config.as_deref())?;
@@ -316,10 +322,10 @@ impl NodePlace {
         Ok((dir.join(format!("{}.toml", self.node)), defaults))
     }
 
-    /// The node's spec file, where the status files are in `status_dir`.
+    /// The node's spec file, if its status files are in `status_dir`.
     fn spec_beside(&self, status_dir: &Path) -> Result<PathBuf, Failure> {
         let specs = match configuration(self.config.as_deref()) {
-            // Who names the directory needs no configuration.
+            // A given directory needs no configuration.
             Err(_) if self.dir.is_some() && self.config.is_none() => None,
             config => config?.map(|config| config.specs),
         };
@@ -341,12 +347,12 @@ impl NodePlace {
     }
 }
 
-/// A node where a directory belongs.
+/// The argument is a node, and must be a directory.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: no such directory; of one node tells `hostler explain {0}`")]
 struct NotDirectory(NodeName);
 
-/// Nobody said where to look.
+/// Neither a directory nor a configuration is given.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "no directory: name it, or the agent's configuration; there is no {}",
@@ -354,8 +360,8 @@ struct NotDirectory(NodeName);
 )]
 struct NoDirectory;
 
-/// The configuration named, or the one of this machine. Having none is no error: specs are also
-/// looked at elsewhere.
+/// Reads the given configuration, or this machine's. A missing one is no error: specs are also read
+/// on other machines.
 fn configuration(named: Option<&Path>) -> Result<Option<Config>, ConfigError> {
     match config::read(named.unwrap_or(Path::new(config::DEFAULT_PATH))) {
         Err(ConfigError::Unreadable { source, .. })

@@ -1,6 +1,6 @@
 //! `hostler approve` and `hostler retry`: orders for the running agent.
 //!
-//! The agent decides what an order leads to; these commands carry it there and say what came back.
+//! The agent decides about an order's effect; these commands send it, and print the agent's answer.
 
 use std::{io::Write, process::ExitCode};
 
@@ -13,37 +13,37 @@ use crate::{
     },
 };
 
-use super::{AgentPlace, Failure};
+use super::{AgentArgs, Failure};
 
-/// For which nodes, and where the agent listens.
+/// The arguments that select nodes and the agent.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("whom").required(true))]
 pub(super) struct For {
     /// The nodes.
     #[arg(value_name = "NODE", group = "whom")]
     nodes: Vec<NodeName>,
-    /// All nodes that wait for this: to be tried again, those that failed; to be approved, and
-    /// WIPED, those that were held because too many machines were to be reinstalled at once. A
-    /// machine that is held for another reason has to be named.
+    /// All nodes that wait for this order. `retry`: nodes that failed. `approve`, which WIPES:
+    /// nodes that were held because too many machines were to be reinstalled at once. A machine
+    /// that is held for another reason has to be named.
     #[arg(long, group = "whom")]
     all: bool,
     #[command(flatten)]
-    place: AgentPlace,
+    place: AgentArgs,
 }
 
-/// The nodes that are consented to.
+/// The arguments of `hostler approve`, the consent to WIPE disks.
 #[derive(Debug, clap::Args)]
 pub(super) struct Approval {
     #[command(flatten)]
     whom: For,
-    /// Machines that specs name from now on: they are new again, although a file of the state
-    /// directory that tells what is installed was lost. hostler will WIPE the disk of such a
-    /// machine if the machine is off. No node that is held already is let go.
+    /// Treat machines of new specs as new again, although a file of the state directory with the
+    /// installed machines was lost. hostler will WIPE the disk of such a machine if the machine is
+    /// off. Releases no node that is already held.
     #[arg(long, group = "whom")]
     new_machines: bool,
 }
 
-/// Consents to WIPE what the nodes are held for, or takes new machines for new.
+/// Sends consent to WIPE the held nodes' disks, or accepts new machines as new.
 pub(super) fn approve(
     Approval { whom, new_machines }: Approval,
     out: &mut impl Write,
@@ -63,8 +63,7 @@ pub(super) fn approve(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Gives the order that `order` makes of the selection. Whatever did not count is an error, after
-/// all that did.
+/// Sends an order for the selected nodes. Reports refused orders after all others.
 pub(super) fn give(
     order: impl FnOnce(Selection) -> Order,
     For { nodes, all, place }: For,
@@ -93,5 +92,11 @@ pub(super) fn give(
 
 /// Orders that changed nothing.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", .0.iter().map(|Answer { node, message, .. }| format!("{node}: {message}")).collect::<Vec<_>>().join("\n"))]
+#[error("{}", one_a_line(.0))]
 struct NotCounted(Vec<Answer>);
+
+fn one_a_line(answers: &[Answer]) -> String {
+    let lines: Vec<_> =
+        answers.iter().map(|Answer { node, message, .. }| format!("{node}: {message}")).collect();
+    lines.join("\n")
+}

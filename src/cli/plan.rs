@@ -1,7 +1,7 @@
-//! `hostler plan`: what the agent would do about a directory of specs, before it does it.
+//! `hostler plan`: the agent's plan for a directory of specs.
 //!
-//! The judgement is the core's, rehearsed on what the status files say; here it is only args for
-//! and printed.
+//! The core plans on the basis of the status files; this command reads its arguments and prints the
+//! plan.
 
 use std::{
     io::Write,
@@ -19,29 +19,29 @@ use crate::{
     status_file::StatusFiles,
 };
 
-use super::{Failure, Format, NoDirectory, configuration, print, status::columns};
+use super::{Failure, Format, NoDirectory, configuration, print, text::columns};
 
-/// For `--help`.
+/// The exit codes, for `--help`.
 pub(super) const EXIT_CODES: &str = "\
-Exit codes: 0 nothing would be wiped; 1 a spec has a problem, or something cannot be read; 2 something would be wiped, at once or when
-the breaker is overruled.";
+Exit codes: 0 no disk would be wiped; 1 a spec has a problem, or a file cannot be read; 2 a disk
+would be wiped, at once or when the breaker is overruled.";
 
 const WIPES: u8 = 2;
 
 /// The arguments of `hostler plan`: the directory to judge.
 #[derive(Debug, clap::Args)]
 pub(super) struct PlanArgs {
-    /// The directory of specs; by default the agent's own. Another one is judged as if it took that
-    /// one's place.
+    /// The directory of specs; by default the agent's own. The plan for another one assumes that it
+    /// replaces the agent's.
     dir: Option<PathBuf>,
-    /// The directory with the status files; by default what the configuration says, and without one
-    /// beside the specs.
+    /// The directory of the status files; by default that of the configuration, and without one the
+    /// directory of the specs.
     #[arg(long)]
     status_dir: Option<PathBuf>,
     /// The agent's configuration; without it the one of this machine, if there is one.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// How to show it.
+    /// The format of the output.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -95,7 +95,7 @@ pub(super) fn plan(args: &PlanArgs, out: &mut impl Write) -> Result<ExitCode, Fa
     })
 }
 
-/// All of them: without one, a machine it speaks of would look as if nobody knew it.
+/// Reads all statuses: a missing one would make its machine look unclaimed.
 fn read_statuses(dir: &Path) -> Result<Vec<Status>, Failure> {
     let statuses: Result<Vec<Status>, _> = StatusFiles::new(dir).read_all()?.into_iter().collect();
     Ok(statuses?)

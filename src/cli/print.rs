@@ -1,8 +1,7 @@
-//! How everything gets out: no command writes to the terminal by itself.
+//! Output of all commands: no command writes to the terminal directly.
 //!
-//! Status files, specs and machines say what they like. Text of theirs that is printed must do
-//! nothing to a terminal, pretend to be no line of its own, and read in the order in which it is
-//! written; JSON and TOML must still be read back the same.
+//! Status files, specs and machines hold arbitrary text. Printed text must not control a terminal,
+//! imitate another line, or change its reading order; JSON and TOML must still read back the same.
 
 use std::{
     fmt::Write as _,
@@ -13,8 +12,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::model::printable::{escaped, is_escaped};
 
-/// Writes text with escapes, but for line breaks and tabs, which are the command's own: a value
-/// that may hold some is escaped before.
+/// Escapes control characters, except line breaks and tabs, which belong to the command: it escapes
+/// values that may hold some itself.
 #[derive(Debug)]
 pub struct Printer<W>(pub W);
 
@@ -39,15 +38,15 @@ impl<W: Write> Write for Printer<W> {
     }
 }
 
-/// Standard error, for what is said beside the answer.
+/// Standard error, for messages beside the answer.
 pub(super) fn stderr() -> Printer<io::StderrLock<'static>> {
     Printer(io::stderr().lock())
 }
 
-/// JSON that holds no character which a terminal acts upon.
+/// Encodes JSON without characters that control a terminal.
 pub(super) fn json(value: &impl Serialize) -> serde_json::Result<String> {
     let text = serde_json::to_string_pretty(value)?;
-    // Such a character stands in a string. Beyond the first plane JSON takes two escapes.
+    // Such a character can only be in a string. Beyond the first plane JSON needs two escapes.
     Ok(rewritten(&text, |char, text| {
         for unit in char.encode_utf16(&mut [0; 2]) {
             write!(text, "\\u{unit:04x}").unwrap_or_default();
@@ -55,15 +54,15 @@ pub(super) fn json(value: &impl Serialize) -> serde_json::Result<String> {
     }))
 }
 
-/// The same for a text in TOML. In a literal string, which a value with backslashes may become, an
-/// escape is text: such a value with such a character does not read back the same.
+/// Escapes TOML in the same way. An escape in a literal string, which a value with backslashes may
+/// become, is plain text: a value with both does not read back the same.
 pub(super) fn toml(text: &str) -> String {
     rewritten(text, |char, text| {
         write!(text, "\\U{:08x}", u32::from(char)).unwrap_or_default();
     })
 }
 
-/// The text with something else for each character that is not printed, but line breaks and tabs.
+/// Replaces each unprintable character, except line breaks and tabs.
 fn rewritten(text: &str, rewrite: impl Fn(char, &mut String)) -> String {
     let mut rewritten = String::with_capacity(text.len());
     for char in text.chars() {
@@ -76,7 +75,7 @@ fn rewritten(text: &str, rewrite: impl Fn(char, &mut String)) -> String {
     rewritten
 }
 
-/// A value with every text in it escaped, line breaks too.
+/// Escapes every text of a value, line breaks too.
 pub(super) fn printable<T: Serialize + DeserializeOwned>(value: &T) -> serde_json::Result<T> {
     fn escape(value: &mut serde_json::Value) {
         match value {

@@ -1,7 +1,7 @@
 //! The report of `hostler ramdisk build` about the ramdisk that it has built.
 //!
-//! Called by the command. A missing part is reported here and nowhere else: the machine that misses
-//! it has no network, or no disk, to say so.
+//! The command prints it. Only this report names a missing part: the machine that needs it has no
+//! network, or no disk, to report it.
 
 use std::{
     collections::BTreeSet,
@@ -49,7 +49,7 @@ pub(super) fn show(built: &Built, out: &mut dyn Write) -> io::Result<()> {
     )
 }
 
-/// A heading and words, on as many lines as they take.
+/// Prints a heading and a list of words, wrapped.
 fn list(out: &mut dyn Write, heading: &str, words: &[String]) -> io::Result<()> {
     let mut line = heading.to_owned();
     for word in words {

@@ -9,19 +9,19 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    agent::{Agent, Claim, End},
+    agent::{Agent, AgentEnd, Claim},
     config::Config,
     model::printable::escaped,
 };
 
 use super::{Failure, log::LeftOut};
 
-/// How long what cannot be interrupted, such as reading from a file system that hangs, may keep an
-/// agent that stops.
+/// Longest delay of the agent's stop by work that cannot be interrupted, such as a read from a
+/// hanging file system.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT. The service manager hears `READY=1` when every listener answers,
-/// or when the agent stands by because another one acts upon its status directory.
+/// Runs until SIGTERM or SIGINT. Sends `READY=1` to the service manager when every listener
+/// answers, or when the agent stands by because another one acts upon its status directory.
 pub(super) fn run(config: Config, left_out: LeftOut) -> Result<(), Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -44,7 +44,7 @@ pub(super) fn run(config: Config, left_out: LeftOut) -> Result<(), Failure> {
     done
 }
 
-/// Acts whenever no other agent does.
+/// Runs the agent, or stands by while another agent acts.
 async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Failure> {
     let requested = || {
         let mut stopping = stopping.clone();
@@ -59,22 +59,22 @@ async fn act(config: Config, stopping: watch::Receiver<bool>) -> Result<(), Fail
         let agent = Agent::start(config.clone(), claim).await?;
         let ready = || notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("")]);
         match agent.run(ready, requested()).await? {
-            End::Asked => return Ok(()),
-            End::Overtaken => was_overtaken = true,
+            AgentEnd::Shutdown => return Ok(()),
+            AgentEnd::Overtaken => was_overtaken = true,
         }
     }
 }
 
-/// Standing by is what the service manager has started this for.
+/// Reports the stand-by to the service manager, for which the start is complete.
 fn stand_by(other: &str) {
-    // A line break would begin another message to the service manager.
+    // A line break would start another message to the service manager.
     let status = format!("standing by: another agent acts, {}", escaped(other));
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
 }
 
-/// Without a service manager this does nothing.
+/// Sends a notification to the service manager, if there is one.
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "the service manager cannot be told");
+        warn!(%error, "the service manager cannot be notified");
     }
 }

@@ -1,19 +1,19 @@
-//! `hostler show`: a node's spec as it is in force, as a spec, each value with where it was said.
+//! `hostler show`: a node's effective spec, each value with its origin.
 
 use std::{io::Write, process::ExitCode};
 
 use crate::{model::toml_reader::Setting, spec_dir};
 
-use super::{Failure, NodePlace, Problems, print};
+use super::{Failure, NodeArgs, Problems, print};
 
-pub(super) fn show(place: &NodePlace, out: &mut impl Write) -> Result<ExitCode, Failure> {
+pub(super) fn show(place: &NodeArgs, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let (file, defaults) = place.spec()?;
     let settings = spec_dir::read_file_settings(&file, defaults.as_ref()).map_err(Problems)?;
     write!(out, "{}", print::toml(&spec_text(&settings)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Table by table, with the origins of each in one column.
+/// Formats the settings by table, with their origins in one column.
 fn spec_text(settings: &[Setting]) -> String {
     let tables: Vec<String> = settings
         .chunk_by(|one, next| split(&one.key).0 == split(&next.key).0)
@@ -33,7 +33,7 @@ fn lines(settings: &[Setting]) -> String {
     lines.collect()
 }
 
-/// A dotted key as its table and its last part.
+/// Splits a dotted key into its table and its last part.
 fn split(key: &str) -> (&str, &str) {
     key.rsplit_once('.').unwrap_or(("", key))
 }

@@ -1,4 +1,4 @@
-//! `hostler show-boot`: what a network interface is served at this moment, in every boot loader's
+//! `hostler show-boot`: the current boot menus of a network interface, in every boot loader's
 //! language.
 
 use std::{io::Write, process::ExitCode};
@@ -11,21 +11,21 @@ use crate::{
     },
 };
 
-use super::{AgentPlace, Failure};
+use super::{AgentArgs, Failure};
 
-/// The network interface.
+/// The arguments of `hostler show-boot`.
 #[derive(Debug, clap::Args)]
 pub(super) struct ShowBootArgs {
     /// The NIC's address.
     mac: MacAddr,
-    /// Show the attempt's key, too. Whoever has it can pass for the machine.
+    /// Show the attempt's key, too. It lets anybody impersonate the machine.
     #[arg(long)]
     secrets: bool,
     #[command(flatten)]
-    place: AgentPlace,
+    place: AgentArgs,
 }
 
-/// A NIC that gets nothing.
+/// The NIC gets no menu.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{0} is served no menu of its own (file not found): no node has it in boot.mac, or its spec \
@@ -33,7 +33,7 @@ pub(super) struct ShowBootArgs {
 )]
 struct NotServed(MacAddr);
 
-/// Prints each menu under the name that its boot loader asks for.
+/// Prints each menu under the file name that its boot loader requests.
 pub(super) fn show(
     ShowBootArgs { mac, secrets, place }: &ShowBootArgs,
     out: &mut impl Write,

@@ -1,4 +1,4 @@
-//! `hostler status` and `hostler watch`: status files, for people and programs.
+//! `hostler status` and `hostler watch`: print status files for operators and programs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,15 +9,14 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::{
     model::{
         ids::NodeName,
         printable::escaped,
-        size::show_bytes,
-        status::{Phase, Progress, Status},
+        status::{Phase, Status},
     },
     spec_dir,
     status_file::{StatusFileError, StatusFiles, Unwritten},
@@ -27,17 +26,16 @@ use super::{
     Failure, Format,
     agent_alive::{AgentAlive, NO_AGENT},
     print,
+    text::{clock, columns, progress, span},
 };
 
-/// For `--help`.
+/// The exit codes, for `--help`.
 pub(super) const EXIT_CODES: &str = "\
-Exit codes: 0 all is shown; 1 wrong usage, or a file cannot be read; 6 no agent runs: what is shown
-is as old as the last sign of it.";
+Exit codes: 0 every node is shown; 1 wrong usage, or a file cannot be read; 6 no agent runs: the
+statuses are as old as its last sign of life.";
 
-/// How often `watch` looks: as often as the agent writes progress.
+/// Poll interval of `watch`: that of the agent's progress reports.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Cells of the bar in the table.
-const BAR_CELLS: u64 = 10;
 
 pub(super) fn show(
     dir: &Path,
@@ -45,7 +43,7 @@ pub(super) fn show(
     format: Format,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
-    let Seen { statuses, unwritten, mut unreadable } = read(dir)?;
+    let StatusDirContent { statuses, unwritten, mut unreadable } = read(dir)?;
     let agent = AgentAlive::look(dir).unwrap_or_else(|error| {
         unreadable.push(error);
         AgentAlive::unknown()
@@ -82,19 +80,19 @@ pub(super) fn show(
     Ok(if is_dead { ExitCode::from(NO_AGENT) } else { ExitCode::SUCCESS })
 }
 
-/// Status files that are missing from what was shown, or that it cannot be relied on.
+/// Status files that are missing from the output, or unreliable.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 struct Unreadable(Vec<StatusFileError>);
 
-/// Prints a line for every change, so that it reads the same on a terminal and in a log.
+/// Prints a line for every change, so that the output is the same on a terminal and in a log.
 pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let mut shown: BTreeMap<NodeName, String> = BTreeMap::new();
     let mut troubles: BTreeSet<String> = BTreeSet::new();
     let mut was_dead = false;
     loop {
         let seen = read(dir)?;
-        // A mark that cannot be read now says nothing new.
+        // A mark that is unreadable now changes nothing.
         if let Ok(agent) = AgentAlive::look(dir)
             && agent.is_dead() != was_dead
         {
@@ -124,15 +122,15 @@ pub(super) fn watch(dir: &Path, out: &mut impl Write) -> Result<ExitCode, Failur
 
 /// The content of a status directory.
 #[derive(Debug)]
-struct Seen {
+struct StatusDirContent {
     statuses: Vec<Status>,
-    /// The nodes whose status file the agent cannot write: its status, if there is one, is old.
+    /// The nodes whose status files the agent cannot write: an existing status is old.
     unwritten: Unwritten,
     unreadable: Vec<StatusFileError>,
 }
 
-impl Seen {
-    /// The reasons why statuses cannot be shown as they are, each in one line.
+impl StatusDirContent {
+    /// The reasons why statuses are missing or unreliable, each in one line.
     fn troubles(&self, dir: &Path) -> BTreeSet<String> {
         let unwritten = self.unwritten.iter().map(|(node, why)| unwritten_error(dir, node, why));
         let errors = self.unreadable.iter().map(ToString::to_string);
@@ -147,14 +145,14 @@ fn unwritten_error(dir: &Path, node: &NodeName, why: &str) -> StatusFileError {
     StatusFileError::Unwritten { path: StatusFiles::new(dir).path(node), why: escaped(why) }
 }
 
-fn read(dir: &Path) -> Result<Seen, StatusFileError> {
+fn read(dir: &Path) -> Result<StatusDirContent, StatusFileError> {
     let (mut statuses, mut unreadable) = (Vec::new(), Vec::new());
     let files = StatusFiles::new(dir);
     for status in files.read_all()? {
         match status {
             Ok(status) => statuses.push(status),
             Err(mut error) => {
-                // Something to look at all the same; the error says what it is worth.
+                // Shown all the same; the error explains its value.
                 statuses.extend(error.take_seeming());
                 unreadable.push(error);
             }
@@ -165,7 +163,7 @@ fn read(dir: &Path) -> Result<Seen, StatusFileError> {
         Unwritten::new()
     });
     statuses.sort_by(|a, b| a.node.cmp(&b.node));
-    Ok(Seen { statuses, unwritten, unreadable })
+    Ok(StatusDirContent { statuses, unwritten, unreadable })
 }
 
 fn table(statuses: &[Status], unwritten: &Unwritten, now: Timestamp) -> String {
@@ -183,31 +181,13 @@ fn table(statuses: &[Status], unwritten: &Unwritten, now: Timestamp) -> String {
     columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// Rows with their cells, whoever has written them, one below the other.
-pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
-    let rows: Vec<[String; N]> =
-        rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    });
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 fn line(status: &Status, unwritten: &Unwritten) -> String {
     let progress =
         status.progress.as_ref().map(|p| format!(" {}", progress(p))).unwrap_or_default();
     format!("{} {}{progress}: {}", status.node, phase(status, unwritten), status.message)
 }
 
-/// The phase, with what a reader must not miss beside it.
+/// The phase, with important conditions beside it.
 fn phase(status: &Status, unwritten: &Unwritten) -> String {
     let mark = if unwritten.contains_key(&status.node) {
         " (old status)"
@@ -221,46 +201,12 @@ fn phase(status: &Status, unwritten: &Unwritten) -> String {
     format!("{}{mark}", status.phase.as_str())
 }
 
-/// `write [####······] 42% 31.0 MiB/s, 12s left`, or `fetch 12.0 MiB, 31.0 MiB/s` while nobody
-/// knows how much there is.
-pub(super) fn progress(progress: &Progress) -> String {
-    if progress.total_bytes == 0 {
-        let [done, rate] = [progress.done_bytes, progress.rate_bytes].map(show_bytes);
-        return format!("{} {done}, {rate}/s", progress.stage.as_str());
-    }
-    let filled = progress.percent() * BAR_CELLS / 100;
-    let bar: String = (0..BAR_CELLS).map(|cell| if cell < filled { '#' } else { '.' }).collect();
-    let rest = progress.remaining_s.map(|rest| format!(", {rest}s left")).unwrap_or_default();
-    format!(
-        "{} [{bar}] {}% {}/s{rest}",
-        progress.stage.as_str(),
-        progress.percent(),
-        show_bytes(progress.rate_bytes)
-    )
-}
-
-/// `2m10s`, rounded down to two units at most.
-pub(super) fn span(duration: SignedDuration) -> String {
-    let s = duration.as_secs().max(0);
-    match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
-        (0, 0, 0, s) => format!("{s}s"),
-        (0, 0, m, s) => format!("{m}m{s}s"),
-        (0, h, m, _) => format!("{h}h{m}m"),
-        (d, h, _, _) => format!("{d}d{h}h"),
-    }
-}
-
-/// To the second, in UTC: administrators compare it with logs.
-pub(super) fn clock(at: Timestamp) -> String {
-    at.round(Unit::Second).unwrap_or(at).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::model::status::ImagingStage;
+    use crate::model::status::{ImagingStage, Progress};
 
     fn status(node: &str, phase: &str, extra: &str) -> Status {
         let text = format!(
@@ -304,14 +250,5 @@ mod tests {
             edge-9   deployed (old status)  2m10s  1                                                    as it says
         "#]]
         .assert_eq(&table(&[imaging, fetching, drifted, old], &unwritten, now));
-    }
-
-    #[test]
-    fn spans_show_two_units_at_most() {
-        for (s, text) in
-            [(0, "0s"), (59, "59s"), (130, "2m10s"), (7260, "2h1m"), (90_000, "1d1h"), (-5, "0s")]
-        {
-            assert_eq!(span(SignedDuration::from_secs(s)), text);
-        }
     }
 }

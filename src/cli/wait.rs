@@ -1,7 +1,7 @@
-//! `hostler wait`: for scripts that write a spec and go on when its machine is ready.
+//! `hostler wait`: for scripts that write a spec and continue when its machine is ready.
 //!
-//! It reads the status file again and again; the agent need not run for that. It must never take
-//! the status of another installation for success or failure.
+//! It polls the status file; the agent need not run for that. It must never report the status of
+//! another installation as success or failure.
 
 use std::{
     io::{self, Write as _},
@@ -21,38 +21,38 @@ use crate::{
     status_file::{self, StatusFileError, StatusFiles},
 };
 
-use super::{Failure, NodePlace, agent_alive::AgentAlive, print, status::clock};
+use super::{Failure, NodeArgs, agent_alive::AgentAlive, print, text::clock};
 
-/// For `--help`.
+/// The exit codes, for `--help`.
 pub(super) const EXIT_CODES: &str = "\
-Exit codes: 0 there; 1 wrong usage, no such node, or the status cannot be read; 3 the node failed;
-4 timed out; 5 an operator is needed: the node is held, drifted, paused, unmanaged or kept off, or its
-spec is invalid. The status of another digest is none of these.";
+Exit codes: 0 the goal is reached; 1 wrong usage, no such node, or the status cannot be read; 3 the
+node failed; 4 timed out; 5 an operator is needed: the node is held, drifted, paused, unmanaged or
+kept off, or its spec is invalid. The status of another digest is none of these.";
 
 const FAILED: u8 = 3;
 const TIMED_OUT: u8 = 4;
 const OPERATOR_NEEDED: u8 = 5;
-/// Between two looks: one small file.
+/// Interval of the polls, each of which reads one small file.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long bad news must stand before it is believed. The agent may just be reading the corrected
-/// file, or an operator's retry.
+/// How long a failure must last before it counts. The agent may just be reading the corrected file,
+/// or an operator's retry.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
 /// The arguments of `hostler wait`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Goal {
-    /// Only a status of this installation counts: what `hostler digest` printed. Without it a
-    /// status from before the spec was changed counts too.
+    /// Only a status of this installation counts: the output of `hostler digest`. Without it a
+    /// status from before the change of the spec counts too.
     #[arg(long)]
     digest: Option<Digest>,
-    /// How long, for example 30m or 1h 30m.
+    /// The time limit, for example 30m or 1h 30m.
     #[arg(long, default_value = "1h", value_parser = duration)]
     timeout: Duration,
-    /// The phase to wait for. `deployed` and `available` also wait until nothing is left to do; a
-    /// phase that passes at once may be missed.
+    /// The phase to wait for. `deployed` and `available` also wait until no work is left; a short
+    /// phase may be missed.
     #[arg(long, default_value = "deployed", value_parser = phase)]
     phase: Phase,
-    /// Do not tell every phase on standard error.
+    /// Do not print every phase on standard error.
     #[arg(long)]
     quiet: bool,
 }
@@ -64,7 +64,7 @@ fn phase(text: &str) -> Result<Phase, String> {
         .ok_or_else(|| format!("must be one of {}", Phase::ALL.map(Phase::as_str).join(", ")))
 }
 
-/// Neither a spec nor a status file speaks of the node: nothing would ever come.
+/// Neither a spec nor a status file names the node: it would never get a status.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{node}: no such node: there is neither a spec {} nor a status file {}; if the specs are \
@@ -78,52 +78,52 @@ struct NoSuchNode {
     status: PathBuf,
 }
 
-/// The meaning of a status to somebody who waits.
+/// The meaning of a status for the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It is there.
+enum WaitVerdict {
+    /// The goal is reached.
     Reached,
-    /// It may come.
+    /// The goal may be reached later.
     NotYet,
-    /// It will not come: given up.
+    /// The node failed.
     Failed,
-    /// It will not come unless an operator acts.
+    /// The goal needs an operator's act.
     OperatorNeeded,
 }
 
 impl Goal {
-    fn judge(&self, status: &Status) -> Verdict {
+    fn judge(&self, status: &Status) -> WaitVerdict {
         let other = |wanted: &Digest| status.spec_digest.as_ref().is_some_and(|is| is != wanted);
         if self.digest.as_ref().is_some_and(other) {
-            return Verdict::NotYet;
+            return WaitVerdict::NotYet;
         }
         let named = self.digest.is_none() || self.digest == status.spec_digest;
         let done = !matches!(self.phase, Phase::Deployed | Phase::Available) || status.ready;
         match status.phase {
-            phase if phase == self.phase && named && done => Verdict::Reached,
-            Phase::Failed => Verdict::Failed,
-            Phase::Held | Phase::Invalid => Verdict::OperatorNeeded,
-            // Its spec says so, and does not change by itself.
+            phase if phase == self.phase && named && done => WaitVerdict::Reached,
+            Phase::Failed => WaitVerdict::Failed,
+            Phase::Held | Phase::Invalid => WaitVerdict::OperatorNeeded,
+            // The spec demands this phase, and does not change by itself.
             phase @ (Phase::Paused | Phase::Unmanaged) if phase != self.phase => {
-                Verdict::OperatorNeeded
+                WaitVerdict::OperatorNeeded
             }
-            Phase::Available if self.phase == Phase::Deployed => Verdict::OperatorNeeded,
-            phase if !phase.is_busy() && !status.spec_valid => Verdict::OperatorNeeded,
-            // Installed, but something else: only an operator may let it be wiped.
+            Phase::Available if self.phase == Phase::Deployed => WaitVerdict::OperatorNeeded,
+            phase if !phase.is_busy() && !status.spec_valid => WaitVerdict::OperatorNeeded,
+            // Another installation: only an operator may consent to WIPE it.
             Phase::Deployed
                 if self.phase == Phase::Deployed
                     && !status.ready
                     && !is_verifying_netboot(status)
                     && status.installed_digest != status.spec_digest =>
             {
-                Verdict::OperatorNeeded
+                WaitVerdict::OperatorNeeded
             }
-            _ => Verdict::NotYet,
+            _ => WaitVerdict::NotYet,
         }
     }
 }
 
-/// Nothing but what it boots over the network differs, and the agent is about to serve that.
+/// Whether only the netboot files differ, and the agent is verifying them.
 fn is_verifying_netboot(status: &Status) -> bool {
     let has = |kind: &str, reason: Option<&str>| {
         let is = |one: &Condition| one.kind == kind && reason.is_none_or(|it| one.reason == it);
@@ -132,7 +132,7 @@ fn is_verifying_netboot(status: &Status) -> bool {
     has("Drifted", Some("NetbootChanged")) && !has("NetbootVerified", None)
 }
 
-pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> {
+pub(super) fn wait(place: &NodeArgs, goal: &Goal) -> Result<ExitCode, Failure> {
     let dir = place.status_dir()?;
     if !dir.is_dir() {
         return Err(format!("{}: no such directory", dir.display()).into());
@@ -142,7 +142,7 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
     let spec = place.spec_beside(&dir)?;
     let began = Instant::now();
     let (mut reported, mut reported_doubt) = (None, None);
-    let mut bad_since: Option<(Verdict, Instant)> = None;
+    let mut bad_since: Option<(WaitVerdict, Instant)> = None;
     loop {
         let status = read(&file)?;
         if status.is_none() && !spec.exists() {
@@ -151,20 +151,20 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
         if !goal.quiet {
             tell(&place.node, status.as_ref(), &mut reported)?;
         }
-        let mut verdict = status.as_ref().map_or(Verdict::NotYet, |status| goal.judge(status));
-        // Asked after the status was read: a status that was old then is told of by now.
+        let mut verdict = status.as_ref().map_or(WaitVerdict::NotYet, |status| goal.judge(status));
+        // Checked after the read of the status, so that it covers a status that was already old.
         let doubt = status.as_ref().and_then(|_| doubt(&files, &dir, &place.node, verdict));
         if let Some(doubt) = &doubt {
-            verdict = Verdict::NotYet;
+            verdict = WaitVerdict::NotYet;
             if !goal.quiet && reported_doubt.as_ref() != Some(doubt) {
                 writeln!(print::stderr(), "{doubt}")?;
                 reported_doubt = Some(doubt.clone());
             }
         }
         bad_since = match verdict {
-            Verdict::Reached => return Ok(ExitCode::SUCCESS),
-            Verdict::NotYet => None,
-            Verdict::Failed | Verdict::OperatorNeeded => bad_since
+            WaitVerdict::Reached => return Ok(ExitCode::SUCCESS),
+            WaitVerdict::NotYet => None,
+            WaitVerdict::Failed | WaitVerdict::OperatorNeeded => bad_since
                 .filter(|(before, _)| *before == verdict)
                 .or(Some((verdict, Instant::now()))),
         };
@@ -183,19 +183,18 @@ pub(super) fn wait(place: &NodePlace, goal: &Goal) -> Result<ExitCode, Failure> 
     }
 }
 
-/// Why a status is not to be believed, if it is not: the agent cannot write its file, or was cut
-/// off without a word.
-fn doubt(files: &StatusFiles, dir: &Path, node: &NodeName, verdict: Verdict) -> Option<String> {
+/// The reason why a status is unreliable, if it is: the agent cannot write its file, or was killed.
+fn doubt(files: &StatusFiles, dir: &Path, node: &NodeName, verdict: WaitVerdict) -> Option<String> {
     let unwritten = files.check_written(node).err().map(|error| escaped(&error.to_string()));
     let silent = || {
-        // Bad news is worth telling, however old it is.
-        let agent = AgentAlive::look(dir).ok().filter(|_| verdict == Verdict::Reached);
+        // A failure is worth reporting at any age.
+        let agent = AgentAlive::look(dir).ok().filter(|_| verdict == WaitVerdict::Reached);
         agent.filter(AgentAlive::is_silent)?.caution()
     };
     unwritten.or_else(silent)
 }
 
-/// The node's status; none if there is no file (yet).
+/// Reads the node's status; `None` if there is no file yet.
 fn read(file: &Path) -> Result<Option<Status>, Failure> {
     match status_file::read(file) {
         Err(StatusFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -205,7 +204,7 @@ fn read(file: &Path) -> Result<Option<Status>, Failure> {
     }
 }
 
-/// The phases entered since the one told last; at first only where the node stands.
+/// Prints the phases since the last printed one; at first only the current one.
 fn tell(
     node: &NodeName,
     status: Option<&Status>,
@@ -227,7 +226,7 @@ fn give_up(
     why: &str,
     node: &NodeName,
     status: Option<&Status>,
-    verdict: Verdict,
+    verdict: WaitVerdict,
     agent: Option<String>,
 ) -> Result<ExitCode, Failure> {
     let mut err = print::stderr();
@@ -237,7 +236,7 @@ fn give_up(
     );
     writeln!(err, "error: {why}{stands}")?;
     let hint = status.and_then(|status| status.last_error.as_ref()).map(|last| &last.fault.hint);
-    if let (Verdict::Failed, Some(hint)) = (verdict, hint) {
+    if let (WaitVerdict::Failed, Some(hint)) = (verdict, hint) {
         writeln!(err, "  hint: {hint}")?;
     }
     let waits = status.and_then(|status| status.deadline_reason.as_ref().zip(status.deadline));
@@ -248,9 +247,9 @@ fn give_up(
         writeln!(err, "  {agent}")?;
     }
     Ok(ExitCode::from(match verdict {
-        Verdict::Failed => FAILED,
-        Verdict::OperatorNeeded => OPERATOR_NEEDED,
-        Verdict::Reached | Verdict::NotYet => TIMED_OUT,
+        WaitVerdict::Failed => FAILED,
+        WaitVerdict::OperatorNeeded => OPERATOR_NEEDED,
+        WaitVerdict::Reached | WaitVerdict::NotYet => TIMED_OUT,
     }))
 }
 
@@ -266,7 +265,7 @@ mod tests {
         format!("sha256:{}", digit.repeat(64))
     }
 
-    /// A status in this phase; `wants` and `has` are digits for its digests.
+    /// Makes a status in this phase; `wants` and `has` are digits for its digests.
     fn status(phase: &str, wants: &str, has: &str) -> Status {
         let ready = wants == has;
         let digests = [("spec_digest", wants), ("installed_digest", has)].map(|(key, digit)| {
@@ -290,7 +289,7 @@ mod tests {
         for phase in Phase::ALL {
             for has in ["", "a", "b"] {
                 let status = status(phase.as_str(), "a", has);
-                assert_eq!(goal("b").judge(&status), Verdict::NotYet, "{phase:?} {has}");
+                assert_eq!(goal("b").judge(&status), WaitVerdict::NotYet, "{phase:?} {has}");
             }
         }
     }
@@ -304,21 +303,21 @@ mod tests {
             message: String::new(),
         };
         let mut status = status("deployed", "b", "a");
-        assert_eq!(goal("b").judge(&status), Verdict::OperatorNeeded);
+        assert_eq!(goal("b").judge(&status), WaitVerdict::OperatorNeeded);
         status.conditions = vec![condition("Drifted", "NetbootChanged")];
-        assert_eq!(goal("b").judge(&status), Verdict::NotYet);
+        assert_eq!(goal("b").judge(&status), WaitVerdict::NotYet);
         status.conditions.push(condition("NetbootVerified", "OwnBootFilesMissing"));
-        assert_eq!(goal("b").judge(&status), Verdict::OperatorNeeded);
+        assert_eq!(goal("b").judge(&status), WaitVerdict::OperatorNeeded);
     }
 
     #[test]
     fn only_what_is_installed_as_wanted_is_there() {
         for wanted in ["", "a"] {
             let judge = |phase, has| goal(wanted).judge(&status(phase, "a", has));
-            assert_eq!(judge("deployed", "a"), Verdict::Reached);
-            assert_eq!(judge("deployed", "b"), Verdict::OperatorNeeded);
+            assert_eq!(judge("deployed", "a"), WaitVerdict::Reached);
+            assert_eq!(judge("deployed", "b"), WaitVerdict::OperatorNeeded);
             for phase in ["pending", "imaging", "restarting"] {
-                assert_eq!(judge(phase, "a"), Verdict::NotYet, "{phase}");
+                assert_eq!(judge(phase, "a"), WaitVerdict::NotYet, "{phase}");
             }
         }
     }
@@ -327,53 +326,53 @@ mod tests {
     fn a_machine_that_is_only_off_is_waited_for() {
         let mut off = status("deployed", "a", "a");
         off.ready = false;
-        assert_eq!(goal("a").judge(&off), Verdict::NotYet);
+        assert_eq!(goal("a").judge(&off), WaitVerdict::NotYet);
     }
 
     #[test]
     fn what_will_not_come_by_itself_is_told_apart() {
         for wanted in ["", "a"] {
             let judge = |phase| goal(wanted).judge(&status(phase, "a", ""));
-            assert_eq!(judge("failed"), Verdict::Failed);
-            assert_eq!(judge("held"), Verdict::OperatorNeeded);
-            assert_eq!(judge("invalid"), Verdict::OperatorNeeded);
+            assert_eq!(judge("failed"), WaitVerdict::Failed);
+            assert_eq!(judge("held"), WaitVerdict::OperatorNeeded);
+            assert_eq!(judge("invalid"), WaitVerdict::OperatorNeeded);
             let mut broken = status("pending", "a", "");
             broken.spec_valid = false;
-            assert_eq!(goal(wanted).judge(&broken), Verdict::OperatorNeeded);
+            assert_eq!(goal(wanted).judge(&broken), WaitVerdict::OperatorNeeded);
             broken.phase = Phase::Imaging;
-            assert_eq!(goal(wanted).judge(&broken), Verdict::NotYet);
+            assert_eq!(goal(wanted).judge(&broken), WaitVerdict::NotYet);
         }
     }
 
     #[test]
-    fn what_its_spec_keeps_from_being_installed_needs_a_person() {
+    fn what_its_spec_keeps_from_being_installed_needs_an_operator() {
         for phase in [Phase::Paused, Phase::Unmanaged, Phase::Available] {
             let status = status(phase.as_str(), "a", "");
             for wanted in ["", "a"] {
-                assert_eq!(goal(wanted).judge(&status), Verdict::OperatorNeeded, "{phase:?}");
+                assert_eq!(goal(wanted).judge(&status), WaitVerdict::OperatorNeeded, "{phase:?}");
             }
             let waits_for_it = Goal { phase, ..goal("") };
             let ready = Status { ready: true, ..status };
-            assert_eq!(waits_for_it.judge(&ready), Verdict::Reached, "{phase:?}");
+            assert_eq!(waits_for_it.judge(&ready), WaitVerdict::Reached, "{phase:?}");
         }
     }
 
     #[test]
-    fn a_spec_that_never_was_good_needs_a_person_whatever_is_waited_for() {
+    fn a_spec_that_never_was_good_needs_an_operator_whatever_is_waited_for() {
         for wanted in ["", "a"] {
             let mut never = status("invalid", "", "");
             never.spec_valid = false;
-            assert_eq!(goal(wanted).judge(&never), Verdict::OperatorNeeded);
+            assert_eq!(goal(wanted).judge(&never), WaitVerdict::OperatorNeeded);
         }
     }
 
     #[test]
     fn another_phase_is_there_when_it_is_shown_for_that_digest() {
         let imaging = Goal { phase: Phase::Imaging, ..goal("a") };
-        assert_eq!(imaging.judge(&status("imaging", "a", "")), Verdict::Reached);
-        assert_eq!(imaging.judge(&status("imaging", "", "")), Verdict::NotYet);
-        assert_eq!(imaging.judge(&status("failed", "a", "")), Verdict::Failed);
+        assert_eq!(imaging.judge(&status("imaging", "a", "")), WaitVerdict::Reached);
+        assert_eq!(imaging.judge(&status("imaging", "", "")), WaitVerdict::NotYet);
+        assert_eq!(imaging.judge(&status("failed", "a", "")), WaitVerdict::Failed);
         let failed = Goal { phase: Phase::Failed, ..goal("a") };
-        assert_eq!(failed.judge(&status("failed", "a", "")), Verdict::Reached);
+        assert_eq!(failed.judge(&status("failed", "a", "")), WaitVerdict::Reached);
     }
 }

@@ -1,9 +1,8 @@
 //! The agent's own configuration, `/etc/hostler/hostler.toml`.
 //!
-//! Called once, at start. Three things have to be said (`network.advertise`, `specs.dir`,
-//! `ramdisk`), the rest has defaults. Every problem is reported with its place. This module must
-//! never guess past a mistake: an agent that runs on half a configuration may serve the wrong
-//! network.
+//! Called once, at start. `network.advertise`, `specs.dir` and `[ramdisk]` are required; the rest
+//! has defaults. Every problem is reported with its place. This module must never guess past a
+//! mistake: an agent that runs on half a configuration may serve the wrong network.
 
 use std::{
     io,
@@ -28,7 +27,7 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Where the configuration is unless the command line says otherwise.
+/// The configuration file, unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/hostler/hostler.toml";
 
 const STATE_DIR: &str = "/var/lib/hostler";
@@ -51,13 +50,13 @@ const RAW_BYTES_MAX: u64 = 1 << 40;
 const BMC_SPACING: Duration = Duration::from_secs(1);
 const RESCAN: Duration = Duration::from_secs(60);
 const TFTP_PORT: u16 = 69;
-/// From what every client is sent without asking, in bytes (RFC 1350), to more than firmware asks
-/// for.
+/// The range of `tftp.block_max`, in bytes: from the block size that needs no negotiation (RFC
+/// 1350) to more than firmware requests.
 const TFTP_BLOCK_BYTES: RangeInclusive<u64> = 512..=8192;
-/// TFTP's, behind that of HTTP; what is often taken by other programs is not a good default.
+/// The default port of the HTTP boot server: other programs often have 80 and 8080.
 const HTTP_PORT: u16 = 8069;
 const CALLBACK_PORT: u16 = 8443;
-/// The port of Ironic's own API.
+/// The default port for Ironic's ramdisk, which is that of Ironic's API.
 const IRONIC_PORT: u16 = 6385;
 /// Longest path, in bytes (Linux `PATH_MAX` less its NUL).
 const PATH_BYTES_MAX: usize = 4095;
@@ -65,153 +64,153 @@ const PATH_BYTES_MAX: usize = 4095;
 /// The checked configuration. Every path in it is absolute.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
-    /// `[specs]`
+    /// The table `[specs]`.
     pub specs: Specs,
-    /// `[state]`
+    /// The table `[state]`.
     pub state: State,
-    /// `[images]`
+    /// The table `[images]`.
     pub images: Images,
-    /// `[secrets]`
+    /// The table `[secrets]`.
     pub secrets: Secrets,
-    /// `[network]`
+    /// The table `[network]`.
     pub network: Network,
-    /// `[tftp]`
+    /// The table `[tftp]`.
     pub tftp: Tftp,
-    /// `[http]`
+    /// The table `[http]`.
     pub http: Http,
-    /// `[callback]`
+    /// The table `[callback]`.
     pub callback: Callback,
-    /// `[ironic]`: unless it is there, no machine is installed by Ironic's ramdisk.
+    /// `[ironic]`: without it, Ironic's ramdisk installs no machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ironic: Option<Ironic>,
-    /// `[admin]`
+    /// The table `[admin]`.
     pub admin: Admin,
-    /// `[ramdisk]`
+    /// The table `[ramdisk]`.
     pub ramdisk: Ramdisk,
-    /// `[limits]`
+    /// The table `[limits]`.
     pub limits: Limits,
-    /// `[safety]`
+    /// The table `[safety]`.
     pub safety: Safety,
-    /// `[defaults]`: any key of a spec, under every spec and its `_defaults.toml`. The spec reader
-    /// checks it.
+    /// `[defaults]`: defaults for any key of a spec, below `_defaults.toml`. The spec reader checks
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Document>,
 }
 
-/// `[specs]`
+/// `[specs]`: the directories of specs and status files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Specs {
-    /// The directory of specs; it may be missing for a while.
+    /// The directory of specs, which may be missing for a while.
     pub dir: PathBuf,
-    /// Where status files go; `None` is beside the specs.
+    /// The directory of status files; `None`: beside the specs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_dir: Option<PathBuf>,
-    /// How often the directory is read without being told to, one second to seven days.
+    /// The period of rescans without a file system event, one second to seven days.
     #[serde(serialize_with = "friendly")]
     pub rescan: Duration,
 }
 
-/// `[state]`
+/// `[state]`: the agent's durable state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct State {
-    /// The agent's own record.
+    /// The state directory.
     pub dir: PathBuf,
 }
 
-/// `[images]`
+/// `[images]`: the sources, cache and size limits of images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Images {
     /// The directory that a relative `image.source` is relative to.
     pub dir: PathBuf,
-    /// The directories an absolute `image.source` may be in, besides `dir`.
+    /// The directories, besides `dir`, in which an absolute `image.source` may lie.
     pub allowed_dirs: Vec<PathBuf>,
-    /// Where images are kept as raw files; its files are for hostler's user only.
+    /// The cache of unpacked images, which only hostler's user may read.
     pub cache_dir: PathBuf,
-    /// How many bytes of the disk the cache may take. The image used longest ago goes first; images
-    /// in use stay, whatever they take.
+    /// The cache's size limit, in bytes. The image used longest ago is removed first; images in use
+    /// stay, even beyond the limit.
     #[serde(serialize_with = "size")]
     pub cache_size: u64,
-    /// The most bytes an image may have as it is published, at least 1.
+    /// The largest published image file, in bytes, at least 1.
     #[serde(serialize_with = "size")]
     pub published_max: u64,
-    /// The most bytes an image may have as a disk, holes included, at least 1. A few bytes can be
-    /// unpacked to any number.
+    /// The largest unpacked image, in bytes with holes, at least 1. A few compressed bytes can
+    /// unpack to any size.
     #[serde(serialize_with = "size")]
     pub raw_max: u64,
 }
 
-/// `[secrets]`
+/// `[secrets]`: the files with BMC passwords.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Secrets {
     /// The directory that a relative `bmc.password_file` is relative to.
     pub dir: PathBuf,
 }
 
-/// `[network]`
+/// `[network]`: the agent's address on the deploy network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Network {
     /// The address at which the machines reach this agent.
     pub advertise: IpAddr,
 }
 
-/// `[tftp]`
+/// `[tftp]`: the TFTP server of boot files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Tftp {
-    /// Where the TFTP server listens.
+    /// The address to listen on.
     pub listen: SocketAddr,
     /// The directory with the boot loaders.
     pub loaders: PathBuf,
-    /// The most bytes of a block, 512 to 8192.
+    /// The largest block size, in bytes, 512 to 8192.
     #[serde(serialize_with = "size")]
     pub block_max: u64,
 }
 
-/// `[http]`: what TFTP serves, for iPXE, which fetches kernels and ramdisks there. As plain as TFTP
-/// is.
+/// `[http]`: the HTTP server of boot files, for iPXE: unencrypted, as TFTP is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Http {
-    /// Where it listens; the machines are told `network.advertise` with this port.
+    /// The address to listen on; menus name `network.advertise` with this port.
     pub listen: SocketAddr,
 }
 
-/// `[ironic]`: what the deploy ramdisk of `OpenStack` Ironic's first years needs.
+/// `[ironic]`: support for the deploy ramdisk of `OpenStack` Ironic's first years.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ironic {
-    /// Where its calls are taken, in plain HTTP; it is told `network.advertise` with this port.
+    /// The address to listen on for its calls, in plain HTTP; the ramdisk calls `network.advertise`
+    /// with this port.
     pub listen: SocketAddr,
-    /// Its kernel.
+    /// The kernel of Ironic's ramdisk.
     pub kernel: PathBuf,
-    /// The ramdisk.
+    /// Ironic's ramdisk.
     pub initramfs: PathBuf,
 }
 
-/// `[callback]`
+/// `[callback]`: the HTTPS server that deploy ramdisks call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Callback {
-    /// Where the deploy ramdisks call back to; they are told `network.advertise` with this port.
+    /// The address to listen on; deploy ramdisks call `network.advertise` with this port.
     pub listen: SocketAddr,
 }
 
-/// `[admin]`
+/// `[admin]`: the admin socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Admin {
     /// The Unix socket on which operators give orders.
     pub socket: PathBuf,
 }
 
-/// `[ramdisk]`
+/// `[ramdisk]`: hostler's deploy kernel and ramdisk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ramdisk {
     /// The deploy kernel.
     pub kernel: PathBuf,
     /// The deploy ramdisk.
     pub initramfs: PathBuf,
-    /// `[ramdisk.aarch64]`: unless it is there, no such machine is installed.
+    /// `[ramdisk.aarch64]`: without it, no aarch64 machine is installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aarch64: Option<BootFiles>,
 }
 
-/// A kernel and its ramdisk for another kind of machine.
+/// A deploy kernel and its ramdisk for one processor architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BootFiles {
     /// The deploy kernel.
@@ -220,48 +219,44 @@ pub struct BootFiles {
     pub initramfs: PathBuf,
 }
 
-/// `[limits]`: how much may go on at once. Later work waits its turn.
+/// `[limits]`: how much work may run at once; more of it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
-    /// Disks being written, at least 1.
+    /// The most disks written at once, at least 1.
     pub imaging: usize,
-    /// Machines being brought up to be written, at least 1.
+    /// The most machines brought up for imaging at once, at least 1.
     pub waiting: usize,
-    /// Bytes a second that a disk must take or give, averaged over a minute, while it is what
-    /// limits; 0: any.
+    /// The least rate, in bytes a second averaged over a minute, of a disk that limits its
+    /// transfer; 0 allows any.
     #[serde(serialize_with = "size")]
     pub imaging_rate_min: u64,
-    /// The pause between two calls to one BMC.
+    /// The least pause between two calls to one BMC.
     #[serde(serialize_with = "friendly")]
     pub bmc_spacing: Duration,
 }
 
-/// `[safety]`
+/// `[safety]`: the breaker and power enforcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Safety {
     /// Whether many reinstalls at once need an operator's consent.
     pub breaker: bool,
-    /// Whether a machine that is not in the wanted power state is brought there.
+    /// Whether hostler corrects a machine's power when it differs from the spec.
     pub enforce_power: bool,
 }
 
-/// Why there is no configuration.
+/// The reason why there is no configuration.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("reading {path}: {source}{}", way_out(source))]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// It can, but something in it is wrong. One problem a line.
+    Unreadable { path: PathBuf, source: io::Error },
+    /// The file has these problems, shown one a line.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Invalid(Vec<Problem>),
 }
 
-/// The advice where there is none.
+/// The advice for a missing file.
 fn way_out(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::NotFound {
         "; the agent's configuration has to say at least network.advertise, specs.dir and \
@@ -271,7 +266,7 @@ fn way_out(error: &io::Error) -> &'static str {
     }
 }
 
-/// Reads the file at `path`.
+/// Reads and checks the configuration at `path`.
 pub fn read(path: &Path) -> Result<Config, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     let bytes = regular_file::open(path)
@@ -280,7 +275,7 @@ pub fn read(path: &Path) -> Result<Config, ConfigError> {
     parse(&path.to_string_lossy(), &bytes).map_err(ConfigError::Invalid)
 }
 
-/// Checks a file's content. `file` is the name to show. On failure: every problem.
+/// Checks a file's content. `file` is the name for problems. The error has every problem.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Config, Vec<Problem>> {
     let document = Document::parse(file, bytes)?;
     let (config, problems) = read_layers(&document, &[], Extent::Whole, config);
@@ -288,7 +283,7 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Config, Vec<Problem>> {
 }
 
 impl Config {
-    /// The effective configuration as a file that reads back the same.
+    /// Renders the effective configuration as a file that reads back the same.
     pub fn to_toml(&self) -> String {
         // Cannot fail: every value has a TOML form.
         toml::to_string_pretty(self).unwrap_or_default()
@@ -365,7 +360,7 @@ fn images(
     }
 }
 
-/// `None`: without `network.advertise` there is no address to listen on.
+/// `None` without an address to listen on, for which `network.advertise` is the default.
 fn tftp(tftp: &mut Section<'_>, advertise: Option<IpAddr>) -> Option<Tftp> {
     let listen = tftp.key("listen").text(socket);
     let loaders = tftp.key("loaders").text(absolute);
@@ -415,7 +410,8 @@ fn safety(safety: &mut Section<'_>) -> Safety {
     }
 }
 
-/// A path for what hostler itself writes all the time: beneath the specs every write would wake it.
+/// Checks a path that hostler writes to all the time: in the spec directory each write would wake
+/// it.
 fn outside(specs: Option<&Specs>, text: &str) -> Result<PathBuf, String> {
     let path = absolute(text)?;
     match specs {
@@ -426,7 +422,7 @@ fn outside(specs: Option<&Specs>, text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// An absolute path that never climbs.
+/// Checks that a path is absolute and has no `..`.
 fn absolute(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     if text.len() > PATH_BYTES_MAX {
@@ -436,7 +432,7 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
     } else if path.components().any(|part| part == Component::ParentDir) {
         Err(format!("`{text}` has a `..` in it"))
     } else {
-        // Normal form: without a slash at the end.
+        // The normal form has no slash at the end.
         Ok(path.components().collect())
     }
 }
@@ -464,7 +460,7 @@ fn at_least_one(number: i64) -> Result<usize, String> {
     }
 }
 
-/// A limit that lets something through.
+/// Parses a limit in bytes, which must not be 0.
 fn limit(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? {
         0 => Err(format!("`{text}`, must be at least 1 byte")),
@@ -482,7 +478,7 @@ fn block(text: &str) -> Result<u64, String> {
     }
 }
 
-/// As the reader takes it, in the largest unit that is exact: `20GiB`.
+/// Serializes bytes in the largest exact unit, as the reader parses it: `20GiB`.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     const UNITS: [(&str, u64); 4] =
@@ -494,7 +490,7 @@ fn size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     }
 }
 
-/// As the reader takes it: `1m 30s`.
+/// Serializes a duration as the reader parses it: `1m 30s`.
 fn friendly<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     let signed = SignedDuration::try_from(*duration).unwrap_or(SignedDuration::MAX);
     serializer.collect_str(&format_args!("{signed:#}"))

@@ -1,4 +1,4 @@
-//! The agent's configuration: values it accepts, values it refuses, and the place it names.
+//! Tests of the agent's configuration: accepted values, refused values, and the reported places.
 
 use std::fmt::Write as _;
 

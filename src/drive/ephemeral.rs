@@ -1,7 +1,7 @@
-//! An empty ext4 file system in a file, by `mke2fs` of e2fsprogs: nobody makes it better.
+//! Empty ext4 file systems, made by `mke2fs` of e2fsprogs.
 //!
-//! Called by the agent for ephemeral partitions. What is on the command line is said here, but for
-//! the size; the file has no name, so that nothing is left behind whatever happens.
+//! The agent uses it for ephemeral partitions. The command line is fixed, except for the size. The
+//! file has no name, so that nothing is left behind after an error.
 
 use std::{
     env,
@@ -18,28 +18,27 @@ use tokio::{process::Command, time::timeout};
 
 use super::{DriveError, hyphenated};
 
-/// Time limit: a second for most disks, and a file system of a disk's size is
-/// made of holes.
+/// Time limit of `mke2fs`: it takes a second for most disks, because the file is sparse.
 const MKE2FS_TIME_MAX: Duration = Duration::from_secs(120);
-/// Directories of the program that `PATH`, of which users often have only a part, does not name.
+/// Directories of the program, which the `PATH` of an ordinary user often lacks.
 const PLACES: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// Least bytes of a file system with a journal.
 const BYTES_MIN: u64 = 8 << 20;
-/// Most of what it says that gets into a message, in characters.
+/// Most characters of the program's output in a message.
 const SAID_MAX: usize = 200;
 const EXTENDED_OPTIONS: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
-/// The environment variable that gives mke2fs the time.
+/// The environment variable from which mke2fs takes the time.
 const FAKE_TIME: &str = "E2FSPROGS_FAKE_TIME";
-/// Its label, by which the installed system finds it.
+/// The file system's label, by which the installed system finds it.
 pub const EPHEMERAL_LABEL: &str = "ephemeral0";
 
-/// Whether [`ephemeral`] can work here.
+/// Whether this machine has the program that [`ephemeral`] needs.
 pub fn mke2fs_is_there() -> bool {
     mke2fs().is_some()
 }
 
-/// An empty ext4 file system of so many bytes, at least 8 MiB, labelled `ephemeral0`, in a sparse
-/// file without a name in `dir`. The same UUID and time make the same bytes.
+/// Makes an empty ext4 file system of so many bytes, at least 8 MiB, labelled `ephemeral0`, in a
+/// sparse file without a name in `dir`. The same UUID and time make the same bytes.
 pub async fn ephemeral(
     bytes: u64,
     dir: &Path,
@@ -61,7 +60,7 @@ pub async fn ephemeral(
     let mut command = Command::new(program);
     command
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", EPHEMERAL_LABEL])
-        // Ranges of zeros become holes.
+        // These options write no zeros, so that empty ranges stay holes.
         .args(["-U", &uuid, "-E", &format!("{EXTENDED_OPTIONS},hash_seed={uuid}")])
         .arg("/proc/self/fd/0")
         .env_clear()
@@ -83,7 +82,7 @@ pub async fn ephemeral(
     Ok(file)
 }
 
-/// Path of the program.
+/// Finds the program.
 fn mke2fs() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let places = PLACES.iter().map(PathBuf::from);

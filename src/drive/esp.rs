@@ -1,9 +1,9 @@
 //! An EFI system partition (UEFI 2.10 §13.3) with the boot files that an image of one ext4 file
 //! system brings.
 //!
-//! Called by the agent for a machine that boots such an image from its disk. The image is read by
-//! the crate `ext4-view`, which is given no more than it may have: so many bytes, from a file
-//! system of plausible measures. Links are not followed: on the partition, there are none.
+//! The agent uses it for a machine that boots such an image from its disk. The crate `ext4-view`
+//! reads the image, within limits: a number of bytes, and plausible dimensions of the file system.
+//! Symbolic links are not followed, because FAT has none.
 
 use std::{
     collections::BTreeMap,
@@ -23,35 +23,34 @@ use crate::checked_file::CheckedFile;
 
 /// Directories in an image that hold boot files.
 const PLACES: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
-/// The loader that firmware looks for on any disk (§3.5.1.1), as FAT reads names.
+/// The loader that firmware tries on any disk (§3.5.1.1), in lower case.
 const DEFAULT_LOADER: &str = "efi/boot/bootx64.efi";
-/// Loaders that can stand in for it, by preference: what is signed first.
+/// Loaders that may replace it, by preference: signed ones first.
 const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "systemd-bootx64.efi"];
 /// Files that boot loaders load from their own directory.
 const COMPANIONS: [&str; 2] = ["grubx64.efi", "mmx64.efi"];
-/// Least bytes for files on the partition, so that the installed system has room to renew its
-/// loader.
+/// Least room for files on the partition, so that the installed system can update its loader.
 const ESP_BYTES_MIN: u32 = 64 << 20;
-/// Most bytes of boot files: a loader has a few million, all of them are in memory, and a loader
-/// may be there twice.
+/// Most bytes of boot files: a loader has a few million, all files are in memory, and one loader
+/// may be copied.
 const FILES_BYTES_MAX: u64 = 192 << 20;
-/// Most files and directories, and most directories in each other.
+/// Most files and directories, and most levels of directories.
 const ENTRIES_MAX: usize = 2000;
 const DEPTH_MAX: usize = 8;
-/// Most bytes read of the image: the files, what leads to them, and a journal that is still to be
-/// replayed.
+/// Most bytes read of the image: the files, the metadata on the way to them, and a journal to
+/// replay.
 const READ_BYTES_MAX: u64 = 2 << 30;
 /// Time limit of reading an image.
 const READ_TIME_MAX: Duration = Duration::from_secs(60);
-/// Most groups of blocks; each takes memory. 32 TiB have so many.
+/// Most block groups, each of which takes memory; a file system of 32 TiB has so many.
 const GROUPS_MAX: u64 = 1 << 18;
 /// The largest block, in bytes.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
 
-/// The partition for a disk with blocks of `block_bytes` bytes, at least 64 MiB and less than 512
-/// MiB, mostly zeros. It has what is in the image's `/boot/efi/EFI`, `/efi/EFI` or `/boot/EFI`, the
-/// first that is there; where that has only one distribution's loader, it is copied to the place
-/// where firmware looks.
+/// Makes the partition for a disk with blocks of `block_bytes` bytes: at least 64 MiB and less than
+/// 512 MiB, mostly zeros. It holds the content of the image's `/boot/efi/EFI`, `/efi/EFI` or
+/// `/boot/EFI`, the first that exists. If that holds only one distribution's loader, it is also
+/// copied to the firmware's default path.
 pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
     let sector_bytes = fat::sector_bytes(block_bytes)?;
     let found = probe(root)?;
@@ -88,17 +87,18 @@ pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
 /// A file for the partition.
 #[derive(Clone)]
 struct BootFile {
-    /// Its path in the image.
+    /// The file's path in the image.
     from: String,
     bytes: u32,
 }
 
-/// The files by their paths on the partition, with a loader where firmware looks.
+/// Collects the files by their paths on the partition, with a loader at the firmware's default
+/// path.
 fn boot_files(image: &Ext4) -> Result<BTreeMap<String, BootFile>, DriveError> {
     let mut files = BTreeMap::new();
     for place in PLACES {
         let folder = format!("{place}/EFI");
-        // A link would lead who knows where.
+        // A symbolic link could lead anywhere.
         if image.symlink_metadata(&*folder).is_ok_and(|metadata| metadata.is_dir()) {
             collect(image, place, "EFI", &mut files)?;
             break;
@@ -139,7 +139,7 @@ fn boot_files(image: &Ext4) -> Result<BTreeMap<String, BootFile>, DriveError> {
     Ok(files)
 }
 
-/// Adds what is in a directory, and in those in it.
+/// Adds the files of a directory and of its subdirectories.
 fn collect(
     image: &Ext4,
     place: &str,
@@ -189,7 +189,7 @@ fn collect(
     Ok(())
 }
 
-/// A file's whole content.
+/// Reads a whole file.
 fn read(image: &Ext4, path: &str, mut place: &mut [u8]) -> Result<(), Ext4Error> {
     let mut file = image.open(path)?;
     while !place.is_empty() {
@@ -209,7 +209,7 @@ fn failed(error: &Ext4Error) -> DriveError {
     DriveError::BootFiles { message: error.to_string() }
 }
 
-/// An image that may be read so much, for so long.
+/// An image with limits on the bytes read and on the time.
 struct Bounded {
     image: CheckedFile,
     bytes_left: u64,

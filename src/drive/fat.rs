@@ -1,9 +1,8 @@
-//! FAT file systems (Microsoft's FAT32 File System Specification, version 1.03), made whole and
-//! never changed afterwards.
+//! FAT file systems (Microsoft's FAT32 File System Specification, version 1.03), made in one pass.
 //!
-//! Called for config drives and EFI system partitions. Everything lies in one piece, in the order
-//! in which it was given, and nothing of the moment gets in. It is written here because `fatfs`,
-//! the crate for it, gives `.` and `..` long names, which no checker takes for clean.
+//! Config drives and EFI system partitions use it. Files are contiguous, in the given order, and
+//! the output holds no time. The code is hostler's own, because the crate `fatfs` gives `.` and
+//! `..` long names, which checkers report as errors.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -23,40 +22,40 @@ use super::{
     split,
 };
 
-/// Bounds of a sector, in bytes (§3.1).
+/// Smallest and largest sector, in bytes (§3.1).
 const SECTOR_BYTES: (u32, u32) = (512, 4096);
-/// Records in a root directory that has its own place (§3.1).
+/// Records of a FAT12 root directory, which has a fixed place (§3.1).
 const ROOT_RECORDS: u16 = 512;
 /// Most clusters that FAT12 has, and least that FAT32 has (§3.5).
 const FAT12_CLUSTERS_MAX: u32 = 4084;
 const FAT32_CLUSTERS_MIN: u32 = 65_525;
-/// Tables of clusters, each like the other.
+/// Copies of the cluster table.
 const TABLES: u32 = 2;
-/// The first cluster there is.
+/// The number of the first cluster.
 const FIRST_CLUSTER: u32 = 2;
 
 /// Parameters of an empty file system. A cluster is one sector.
 pub(super) struct FatFormat {
-    /// Its name as it is, at most 11 bytes: `config-2` is found by its small letters.
+    /// The volume label, at most 11 bytes, in its given case: cloud-init looks for `config-2`.
     pub label: &'static str,
-    /// The volume id, which is shown as its UUID.
+    /// The volume id, which Linux shows as the UUID.
     pub id: u32,
-    /// The kind.
+    /// FAT12 or FAT32.
     pub kind: FatKind,
-    /// Bytes for files and directories, if they take less.
+    /// Least room for files and directories, in bytes.
     pub bytes_min: u32,
     /// Bytes of a sector.
     pub sector_bytes: u16,
 }
 
-/// Width of the table's entries, which also decides the place of the root directory.
+/// Width of the table's entries; it also decides the place of the root directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FatKind {
     Fat12,
     Fat32,
 }
 
-/// The sector for a disk with such blocks. Linux refuses a file system whose sectors are smaller
+/// The sector size for a disk's block size. Linux refuses a file system whose sectors are smaller
 /// than the disk's.
 pub(super) fn sector_bytes(block_bytes: u32) -> Result<u16, DriveError> {
     let (least, most) = SECTOR_BYTES;
@@ -69,8 +68,8 @@ pub(super) fn sector_bytes(block_bytes: u32) -> Result<u16, DriveError> {
     })
 }
 
-/// A file system with files of such paths and lengths in bytes, and the directories they are in.
-/// `read` is given the number of each file and the place to fill with what is in it.
+/// Makes a file system with files of these paths and lengths, and their directories. `read` gets
+/// the number of each file and the buffer for its content.
 pub(super) fn make(
     format: &FatFormat,
     files: &[(&str, u32)],
@@ -106,16 +105,16 @@ struct FatNode<'a> {
     path: &'a str,
     name: Name,
     bytes: u32,
-    /// Its first cluster; 0 is a root directory with a place of its own, or nothing.
+    /// The first cluster; 0 for a FAT12 root directory and for an empty file.
     first: u32,
 }
 
-/// Everything there is, with its place.
+/// All files and directories, with their clusters.
 struct Tree<'a> {
-    /// Each after its parent, the root first.
+    /// The directories, each after its parent, the root first.
     folders: Vec<FatNode<'a>>,
     files: Vec<FatNode<'a>>,
-    /// The first cluster that is free.
+    /// The first free cluster.
     end: u32,
 }
 
@@ -159,14 +158,14 @@ impl<'a> Tree<'a> {
         Ok(tree)
     }
 
-    /// Bytes of a directory's records.
+    /// The size of a directory's records in bytes.
     fn records(&self, folder: &FatNode<'_>) -> u32 {
         let own = if folder.path.is_empty() { 1 } else { 2 };
         let names = self.inside(folder).map(|(node, _)| node.name.records());
         ((own + names.sum::<usize>()) * RECORD_BYTES) as u32
     }
 
-    /// Entries of a directory, with a flag for directories.
+    /// The entries of a directory, with a flag for subdirectories.
     fn inside(&self, folder: &FatNode<'_>) -> impl Iterator<Item = (&FatNode<'a>, bool)> {
         let folders = self.folders.iter().map(|node| (node, true));
         let files = self.files.iter().map(|node| (node, false));
@@ -175,7 +174,7 @@ impl<'a> Tree<'a> {
             .filter(move |(node, _)| !node.path.is_empty() && split(node.path).0 == folder.path)
     }
 
-    /// A directory's bytes (§6).
+    /// Encodes a directory (§6).
     fn folder(&self, format: &FatFormat, folder: &FatNode<'_>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(folder.bytes as usize);
         if folder.path.is_empty() {
@@ -194,7 +193,8 @@ impl<'a> Tree<'a> {
         bytes
     }
 
-    /// The table of clusters (§4): each says which one goes on, the last that it is the last.
+    /// Encodes the cluster table (§4): each entry names the next cluster of its file, or marks the
+    /// last.
     fn table(&self, kind: FatKind) -> Vec<u8> {
         let mut entries: Vec<u32> = (1..=self.end).collect();
         let mut set = |cluster: u32, value: u32| {
@@ -204,7 +204,7 @@ impl<'a> Tree<'a> {
         };
         set(0, 0x0fff_fff8);
         set(1, LAST);
-        // The begin of a node ends the chain before it.
+        // The beginning of a file ends the chain before it.
         for node in self.folders.iter().chain(&self.files).filter(|node| node.first > FIRST_CLUSTER)
         {
             set(node.first - 1, LAST);
@@ -226,7 +226,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// End of a chain of clusters (§4).
+/// Entry of the last cluster of a chain (§4).
 const LAST: u32 = 0x0fff_ffff;
 
 /// Sizes of a volume's parts, in sectors.
@@ -259,7 +259,7 @@ impl Shape {
         self.reserved + TABLES * self.table + self.root + self.clusters
     }
 
-    /// Offset of a cluster in bytes; 0 stands for the root directory with its own place.
+    /// The offset of a cluster in bytes; 0 stands for the FAT12 root directory.
     fn place(&self, cluster: u32) -> usize {
         let root = self.reserved + TABLES * self.table;
         let sector =
@@ -267,13 +267,13 @@ impl Shape {
         sector as usize * self.sector
     }
 
-    /// The boot sector, and FAT32's copy of it.
+    /// The sectors of the boot sector and of FAT32's copy.
     fn boot_sectors(&self) -> impl Iterator<Item = usize> {
         std::iter::once(0).chain((self.kind == FatKind::Fat32).then_some(6))
     }
 }
 
-/// The boot sector (§3).
+/// Encodes the boot sector (§3).
 fn boot_sector(format: &FatFormat, shape: &Shape) -> Vec<u8> {
     let is_small = format.kind == FatKind::Fat12;
     let sectors = shape.sectors();
@@ -289,7 +289,7 @@ fn boot_sector(format: &FatFormat, shape: &Shape) -> Vec<u8> {
     sector.extend(short.to_le_bytes());
     sector.push(0xf8);
     sector.extend(table.to_le_bytes());
-    // 63 sectors a track, 255 heads, nothing before it.
+    // 63 sectors per track, 255 heads, no hidden sectors.
     sector.extend([63, 0, 255, 0, 0, 0, 0, 0]);
     sector.extend(if short == 0 { sectors } else { 0 }.to_le_bytes());
     if !is_small {
@@ -308,7 +308,7 @@ fn boot_sector(format: &FatFormat, shape: &Shape) -> Vec<u8> {
     sector
 }
 
-/// Free clusters of a FAT32 file system (§5).
+/// Encodes FAT32's information sector: the free clusters (§5).
 fn info_sector(shape: &Shape, end: u32) -> Vec<u8> {
     let mut sector = b"RRaA".to_vec();
     sector.resize(484, 0);
@@ -320,12 +320,12 @@ fn info_sector(shape: &Shape, end: u32) -> Vec<u8> {
     sector
 }
 
-/// The type of a record (§6).
+/// Attributes of a record (§6).
 const VOLUME: u8 = 0x08;
 const FOLDER: u8 = 0x10;
 const FILE: u8 = 0x20;
 
-/// One record (§6), of FAT's first day.
+/// Encodes a directory record (§6), dated 1980-01-01, the first date of FAT.
 fn record(name: [u8; 11], kind: u8, first: u32, bytes: u32) -> [u8; RECORD_BYTES] {
     const DAY: [u8; 2] = [0x21, 0];
     let [low, more, high, most] = first.to_le_bytes();

@@ -1,5 +1,5 @@
-//! Names in a FAT directory: eight and three capitals, and records before them for a name that is
-//! more than that (specification §7).
+//! Names in a FAT directory: short names of eight and three capitals, and records for longer names
+//! (specification §7).
 
 #![expect(clippy::cast_possible_truncation, reason = "a name has 20 records at most")]
 
@@ -12,28 +12,28 @@ use std::{
 pub(super) const RECORD_BYTES: usize = 32;
 /// Most UTF-16 units of a long name (§7.1).
 const UNITS_MAX: usize = 255;
-/// Units in one record of it (§7.1).
+/// UTF-16 units in one record of a long name (§7.1).
 const UNITS_IN_RECORD: usize = 13;
 
-/// One name.
+/// A name in a directory.
 #[derive(Default)]
 pub(super) struct Name {
-    /// Eight characters and three more, filled up with spaces.
+    /// The short name: eight characters and three of the extension, padded with spaces.
     pub short: [u8; 11],
-    /// The name itself, unless `short` is it.
+    /// The long name; empty if `short` is the whole name.
     long: Vec<u16>,
 }
 
-/// The names of each directory.
+/// The names used so far, by directory.
 #[derive(Default)]
 pub(super) struct Names<'a> {
-    /// By directory: names in small letters, which have to differ, and short names.
+    /// By directory: lower-case names, which have to differ, and short names.
     taken: BTreeMap<&'a str, (BTreeSet<String>, BTreeSet<[u8; 11]>)>,
 }
 
 impl<'a> Names<'a> {
-    /// Gives a name in a directory its records. Fails if FAT cannot have it, or has it already but
-    /// for its capitals.
+    /// Adds a name to a directory. Fails if FAT does not allow the name, or the directory has it
+    /// already in another case.
     pub(super) fn take(&mut self, folder: &'a str, name: &str) -> io::Result<Name> {
         let is_bad = |c: char| c < ' ' || r#""*/:<>?\|"#.contains(c);
         let long: Vec<u16> = name.encode_utf16().collect();
@@ -61,19 +61,19 @@ impl<'a> Names<'a> {
 }
 
 impl Name {
-    /// Records of the name, with the one of the file itself.
+    /// The number of records of the name, including the file's own.
     pub(super) fn records(&self) -> usize {
         self.long.len().div_ceil(UNITS_IN_RECORD) + 1
     }
 
-    /// The records of a long name, its end first (§7.1).
+    /// Encodes the records of a long name, last part first (§7.1).
     pub(super) fn long_records(&self) -> Vec<u8> {
         let sum = self.short.iter().fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
         let parts: Vec<&[u16]> = self.long.chunks(UNITS_IN_RECORD).collect();
         let mut records = Vec::with_capacity(parts.len() * RECORD_BYTES);
         for (before, part) in parts.iter().enumerate().rev() {
             let is_last = before + 1 == parts.len();
-            // A name that ends within a record is ended by a zero; what is left is filled up.
+            // A zero follows a name that ends within a record; the rest is padding.
             let ended = part.iter().copied().chain(std::iter::once(0));
             let units: Vec<u8> = ended
                 .chain(std::iter::repeat(0xffff))
@@ -93,7 +93,7 @@ impl Name {
     }
 }
 
-/// A name that needs no long one.
+/// Converts a name that needs no long name.
 fn as_short(name: &str) -> Option<[u8; 11]> {
     let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
     let fits = (1..=8).contains(&stem.len())
@@ -102,7 +102,7 @@ fn as_short(name: &str) -> Option<[u8; 11]> {
     fits.then(|| padded(stem, ending))
 }
 
-/// `LONGNA~1.TXT`
+/// The short name of a long one: `LONGNA~1.TXT`.
 fn alias(name: &str, number: u32) -> [u8; 11] {
     let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
     let plain = |text: &str, most: usize| -> String {

@@ -1,7 +1,7 @@
 //! ISO 9660 file systems (ECMA-119) with Joliet names, of a few files in directories of one sector.
 //!
-//! Called for config drives. The plain tree has the names in the standard's capitals, the Joliet
-//! tree as they are; both share the files' sectors. Nothing of the moment gets in.
+//! Config drives use it. The primary tree has the standard's capital names, the Joliet tree the
+//! given names; both share the files' sectors. The output holds no time.
 
 #![expect(clippy::cast_possible_truncation, reason = "a handful of short names and two MiB")]
 
@@ -11,30 +11,30 @@ use bytes::Bytes;
 
 use super::{DriveFile, split};
 
-/// Bytes of a sector (ECMA-119 §6.1.2); no disk with larger blocks can be mounted.
+/// Bytes of a sector (ECMA-119 §6.1.2); the file system cannot be mounted from a disk with larger
+/// blocks.
 pub(super) const SECTOR_BYTES: u32 = 2048;
 /// Sectors that the standard leaves to the system (§6.2.1).
 const SYSTEM_SECTORS: u32 = 16;
-/// Both descriptors, and the one that ends their list (§8).
+/// Sectors of volume descriptors: two, and the terminator (§8).
 const DESCRIPTORS: u32 = 3;
-/// Both trees' path tables, in either byte order.
+/// Sectors of path tables: two trees, in both byte orders.
 const PATH_TABLES: u32 = 4;
 /// Bytes of a directory record before the name (§9.1).
 const RECORD_BYTES: usize = 33;
 
-/// When every file was written, as directories say it (§9.1.5): FAT's first day, like on the other
-/// kind of drive.
+/// The recording date of every file (§9.1.5): 1980-01-01, as in FAT config drives.
 const RECORDED: [u8; 7] = [80, 1, 1, 0, 0, 0, 0];
 
-/// A file system of `files`, whose paths have at most two directories. `seed` becomes the time that
-/// Linux makes its UUID of.
+/// Makes a file system of `files`, whose paths have at most two directories. `seed` becomes the
+/// volume time, from which Linux derives the UUID.
 pub(super) fn make(label: &str, seed: u128, files: &[DriveFile<'_>]) -> Bytes {
     let plan = Plan::of(files);
     let mut image = vec![0; (SYSTEM_SECTORS * SECTOR_BYTES) as usize];
     for tree in [Tree::Plain, Tree::Joliet] {
         sector(&mut image, plan.descriptor(tree, label, seed));
     }
-    // The end of the descriptors (§8.3).
+    // The descriptor set terminator (§8.3).
     sector(&mut image, b"\xffCD001\x01".to_vec());
     for tree in [Tree::Plain, Tree::Joliet] {
         sector(&mut image, plan.path_table(tree, u32::to_le_bytes, u16::to_le_bytes));
@@ -51,20 +51,20 @@ pub(super) fn make(label: &str, seed: u128, files: &[DriveFile<'_>]) -> Bytes {
     image.into()
 }
 
-/// One of the two trees over the same files.
+/// One of the two directory trees.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tree {
     Plain,
     Joliet,
 }
 
-/// The place of every file and directory.
+/// The sectors of all files and directories.
 struct Plan<'a> {
     /// Paths of all directories, each after its parent; the root's is empty.
     folders: Vec<&'a str>,
-    /// Each file with its first sector, by path.
+    /// The files with their first sectors, by path.
     files: Vec<(&'a DriveFile<'a>, u32)>,
-    /// Sectors in all.
+    /// The total number of sectors.
     sectors: u32,
 }
 
@@ -86,7 +86,7 @@ impl<'a> Plan<'a> {
         Self { folders: folders.into_iter().collect(), files, sectors }
     }
 
-    /// The sector a directory is in.
+    /// The sector of a directory.
     fn sector_of(&self, tree: Tree, folder: &str) -> u32 {
         let before = if tree == Tree::Joliet { self.folders.len() } else { 0 };
         SYSTEM_SECTORS + DESCRIPTORS + PATH_TABLES + (before + self.number_of(folder)) as u32
@@ -96,7 +96,7 @@ impl<'a> Plan<'a> {
         self.folders.iter().position(|known| *known == folder).unwrap_or(0)
     }
 
-    /// A primary (§8.4) or a supplementary volume descriptor (§8.5).
+    /// Encodes a primary (§8.4) or a supplementary volume descriptor (§8.5).
     fn descriptor(&self, tree: Tree, label: &str, seed: u128) -> Vec<u8> {
         let number = if tree == Tree::Plain { 1 } else { 2 };
         let mut bytes = vec![number];
@@ -107,7 +107,7 @@ impl<'a> Plan<'a> {
         bytes.extend(both32(self.sectors));
         let mut escapes = [0; 32];
         if tree == Tree::Joliet {
-            // UCS-2 level 3.
+            // The escape sequence of UCS-2 level 3.
             escapes.iter_mut().zip(b"%/E").for_each(|(to, from)| *to = *from);
         }
         bytes.extend(escapes);
@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
         bytes.extend((table + 1).to_be_bytes());
         bytes.extend([0; 4]);
         bytes.extend(self.record(tree, &[0], "", None));
-        // Volume set, publisher, preparer, application, and three files about them.
+        // Empty: volume set, publisher, preparer, application, and three file names.
         bytes.extend(tree.text("", 4 * 128 + 3 * 37));
         let time = time_of(seed);
         bytes
@@ -129,7 +129,7 @@ impl<'a> Plan<'a> {
         bytes
     }
 
-    /// All directories with their parents (§9.4).
+    /// Encodes a path table: all directories with their parents (§9.4).
     fn path_table(
         &self,
         tree: Tree,
@@ -165,7 +165,7 @@ impl<'a> Plan<'a> {
         records.concat()
     }
 
-    /// A record of a file, or of a directory (§9.1).
+    /// Encodes the record of a file or directory (§9.1).
     fn record(
         &self,
         tree: Tree,
@@ -192,7 +192,7 @@ impl<'a> Plan<'a> {
 }
 
 impl Tree {
-    /// A name in a directory, of a file with its version (§7.5, Joliet §3).
+    /// Encodes a name in a directory; a file's name with its version (§7.5, Joliet §3).
     fn name(self, name: &str, is_file: bool) -> Vec<u8> {
         let version = if is_file { ";1" } else { "" };
         match self {
@@ -205,7 +205,7 @@ impl Tree {
         }
     }
 
-    /// A text of so many bytes, filled up with spaces.
+    /// Encodes a text of so many bytes, padded with spaces.
     fn text(self, text: &str, bytes: usize) -> Vec<u8> {
         let mut field = match self {
             Self::Joliet => utf16(&format!("{text:<bytes$}")),
@@ -216,7 +216,7 @@ impl Tree {
     }
 }
 
-/// Appends what begins a new sector, filled up with zeros.
+/// Appends content, padded to whole sectors with zeros.
 fn sector(image: &mut Vec<u8>, content: Vec<u8>) {
     image.extend(content);
     image.resize(image.len().next_multiple_of(SECTOR_BYTES as usize), 0);
@@ -226,17 +226,17 @@ fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_be_bytes).collect()
 }
 
-/// A number in both byte orders (§7.3.3).
+/// Encodes a number in both byte orders (§7.3.3).
 fn both32(number: u32) -> [u8; 8] {
     (u64::from(number) | u64::from(number.swap_bytes()) << 32).to_le_bytes()
 }
 
-/// A number in both byte orders (§7.2.3).
+/// Encodes a number in both byte orders (§7.2.3).
 fn both16(number: u16) -> [u8; 4] {
     (u32::from(number) | u32::from(number.swap_bytes()) << 16).to_le_bytes()
 }
 
-/// A moment of some year long ago, in 16 digits (§8.4.26.1).
+/// A time in the past as 16 digits, derived from the seed (§8.4.26.1).
 fn time_of(seed: u128) -> [u8; 16] {
     let mut rest = seed;
     let mut of = |from: u128, count: u128| {

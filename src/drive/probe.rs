@@ -1,6 +1,6 @@
 //! Recognizes the file system of an image by its superblock.
 //!
-//! Called by the agent for images of one file system: the kernel is told the root by the UUID, and
+//! The agent uses it for images of one file system: the kernel arguments name the root's UUID, and
 //! the partition needs the size.
 
 use std::io;
@@ -11,44 +11,46 @@ use crate::{
     model::{ids::hex, size::show_bytes},
 };
 
-/// Offset of the signature of a disk that a BIOS boots, which a GUID partition table has, too (UEFI
-/// 2.10 §5.2.1).
+/// The boot signature and its offset, on disks that a BIOS boots and on those with a GUID partition
+/// table (UEFI 2.10 §5.2.1).
 const BOOT_SIGNATURE: (u64, &[u8]) = (510, b"\x55\xaa");
-/// Offset of the first volume descriptor of an ISO 9660 file system (ECMA-119 §6.7.1).
+/// The identifier and its offset in the first volume descriptor of an ISO 9660 file system
+/// (ECMA-119 §6.7.1).
 const ISO_ID: (u64, &[u8]) = (32 * 1024 + 1, b"CD001");
-/// Offset of the name of a kernel for x86, which is signed like a disk (Linux x86 boot protocol).
+/// The magic of an x86 kernel and its offset; such a kernel has a boot signature too (Linux x86
+/// boot protocol).
 const LINUX_ID: (u64, &[u8]) = (514, b"HdrS");
-/// Bytes shown of an unknown image.
+/// Most bytes of an unknown image in a message.
 const SHOWN_BYTES: usize = 40;
 
 /// The file system of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// Its kind.
+    /// The file system's type.
     pub kind: FileSystemKind,
-    /// Its UUID as the kernel and blkid write it: lower-case, with hyphens.
+    /// The UUID as the kernel and blkid write it: lower-case, with hyphens.
     pub uuid: String,
-    /// Bytes it takes of a partition: no more than the file has.
+    /// The file system's size on a partition in bytes, at most the image's.
     pub bytes: u64,
 }
 
 /// A kind of file system that can be a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystemKind {
-    /// ext2.
+    /// ext2: without a journal.
     Ext2,
-    /// ext3: with a journal.
+    /// ext3: ext2 with a journal.
     Ext3,
-    /// ext4: with something the others do not know.
+    /// ext4: with a feature that ext3 does not have.
     Ext4,
-    /// XFS.
+    /// The XFS file system.
     Xfs,
     /// Btrfs, on one device.
     Btrfs,
 }
 
 impl FileSystemKind {
-    /// As Linux and blkid call it.
+    /// The name that Linux and blkid use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ext2 => "ext2",
@@ -60,8 +62,8 @@ impl FileSystemKind {
     }
 }
 
-/// The file system that fills an image. Fails with the reason if there is none that can be a root,
-/// or not all of it.
+/// Recognizes the file system that fills an image. The error is the reason if it cannot be a root,
+/// or is not all of it.
 pub fn probe(image: &CheckedFile) -> Result<FileSystem, DriveError> {
     let failed = |source| DriveError::Read { source };
     let file_bytes = image.bytes();
@@ -85,8 +87,8 @@ pub fn probe(image: &CheckedFile) -> Result<FileSystem, DriveError> {
     Ok(FileSystem { kind, uuid: hyphenated(uuid), bytes })
 }
 
-/// Fails with what an image is instead, unless it is a disk that a machine may boot from: signed as
-/// such, or an ISO 9660 file system.
+/// Checks that an image is a disk that a machine may boot: with a boot signature, or an ISO 9660
+/// file system. The error names the content otherwise.
 pub fn check_disk(image: &CheckedFile) -> Result<(), DriveError> {
     let failed = |source| DriveError::Read { source };
     let why = signed_in_vain(image).transpose().or_else(|| {
@@ -102,7 +104,7 @@ pub fn check_disk(image: &CheckedFile) -> Result<(), DriveError> {
     why.map_or(Ok(()), |why| Err(DriveError::NotDisk { why }))
 }
 
-/// The kind of an image that is signed like a disk and is none.
+/// Describes an image with a boot signature that is no bootable disk.
 fn signed_in_vain(image: &CheckedFile) -> io::Result<Option<String>> {
     if has(image, ISO_ID.0, ISO_ID.1)? || !has(image, BOOT_SIGNATURE.0, BOOT_SIGNATURE.1)? {
         return Ok(None);
@@ -117,7 +119,7 @@ fn signed_in_vain(image: &CheckedFile) -> io::Result<Option<String>> {
     })
 }
 
-/// The kind of an image that is not signed as a disk.
+/// Describes an image without a boot signature.
 fn unsigned(image: &CheckedFile) -> io::Result<Option<String>> {
     if has(image, BOOT_SIGNATURE.0, BOOT_SIGNATURE.1)? || has(image, ISO_ID.0, ISO_ID.1)? {
         return Ok(None);
@@ -147,30 +149,31 @@ fn unsigned(image: &CheckedFile) -> io::Result<Option<String>> {
     }))
 }
 
-/// Whether nothing but the signature, and the disk's identifier, is in the first 512 bytes.
+/// Whether the first 512 bytes hold only the signature and the disk's identifier.
 fn is_empty_record(image: &CheckedFile) -> io::Result<bool> {
     let Some(Window(record)) = Window::at(image, 0)? else { return Ok(true) };
     let parts = [0..440, 446..510].map(|part| record.get(part).unwrap_or_default());
     Ok(parts.into_iter().flatten().all(|byte| *byte == 0))
 }
 
-/// The statements of a superblock.
+/// The content of a superblock.
 struct Superblock {
     kind: FileSystemKind,
     uuid: [u8; 16],
     bytes: u64,
-    /// The reason that it cannot be a root.
+    /// The reason why the file system cannot be a root.
     obstacle: Option<&'static str>,
 }
 
 type Found = io::Result<Option<Superblock>>;
 
-/// ext2, ext3 and ext4 (Linux, `struct ext4_super_block`), told apart as blkid does.
+/// Recognizes ext2, ext3 and ext4 (Linux, `struct ext4_super_block`), and distinguishes them as
+/// blkid does.
 fn ext(image: &CheckedFile) -> Found {
     const MAGIC: u16 = 0xef53;
     const HAS_JOURNAL: u32 = 0x4;
     const IS_JOURNAL: u32 = 0x8;
-    // Features of ext3 that forbid mounting, and those that forbid writing.
+    // ext3's features that forbid mounting, and those that forbid writing.
     const EXT3_INCOMPATIBLE: u32 = 0x2 | 0x4 | 0x10;
     const EXT3_READ_ONLY: u32 = 0x1 | 0x2 | 0x4;
     let Some(block) = Window::at(image, 1024)? else { return Ok(None) };
@@ -195,15 +198,15 @@ fn ext(image: &CheckedFile) -> Found {
     }))
 }
 
-/// Declared sizes of the parts of an ext2, ext3 or ext4.
+/// The declared dimensions of an ext2, ext3 or ext4 file system.
 pub(super) struct Ext4Measures {
     /// Bytes of a block.
     pub block_bytes: u64,
-    /// Groups of blocks.
+    /// Block groups.
     pub groups: u64,
 }
 
-/// Reads these of an image in which such a file system was found.
+/// Reads the dimensions of an image with such a file system.
 pub(super) fn ext4_measures(image: &CheckedFile) -> io::Result<Ext4Measures> {
     let block = Window::at(image, 1024)?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let (blocks, block_bytes) = ext_size(&block);
@@ -211,7 +214,7 @@ pub(super) fn ext4_measures(image: &CheckedFile) -> io::Result<Ext4Measures> {
     Ok(Ext4Measures { block_bytes, groups: blocks.checked_div(in_group).unwrap_or(u64::MAX) })
 }
 
-/// Blocks, and bytes of each.
+/// The number of blocks, and the bytes of a block.
 fn ext_size(block: &Window) -> (u64, u64) {
     const IS_64_BIT: u32 = 0x80;
     let number = |at| u32::from_le_bytes(block.bytes(at));
@@ -219,7 +222,7 @@ fn ext_size(block: &Window) -> (u64, u64) {
     (u64::from(number(0x4)) | high, 1024_u64.checked_shl(number(0x18)).unwrap_or(0))
 }
 
-/// XFS (XFS Algorithms and Data Structures, superblocks).
+/// Recognizes XFS (XFS Algorithms and Data Structures, superblocks).
 fn xfs(image: &CheckedFile) -> Found {
     let Some(block) = Window::at(image, 0)? else { return Ok(None) };
     let is_xfs = &block.bytes(0) == b"XFSB";
@@ -233,7 +236,7 @@ fn xfs(image: &CheckedFile) -> Found {
     }))
 }
 
-/// Btrfs (Linux, `struct btrfs_super_block`).
+/// Recognizes Btrfs (Linux, `struct btrfs_super_block`).
 fn btrfs(image: &CheckedFile) -> Found {
     let Some(block) = Window::at(image, 64 * 1024)? else { return Ok(None) };
     let is_btrfs = &block.bytes(0x40) == b"_BHRfS_M";
@@ -246,9 +249,9 @@ fn btrfs(image: &CheckedFile) -> Found {
     }))
 }
 
-/// Another kind, for the message.
+/// Describes other content, for the message.
 fn other(image: &CheckedFile) -> io::Result<String> {
-    // First of all, because many of these images are disks too.
+    // ISO 9660 comes first, because many of these images are disks too.
     if has(image, ISO_ID.0, ISO_ID.1)? {
         return Ok("an ISO 9660 file system".to_owned());
     }
@@ -263,7 +266,7 @@ fn other(image: &CheckedFile) -> io::Result<String> {
     })
 }
 
-/// Formats that are neither a root nor a disk.
+/// Recognizes formats that are neither a root file system nor a disk.
 fn known(image: &CheckedFile) -> io::Result<Option<&'static str>> {
     const KNOWN: [(&str, u64, &[u8]); 10] = [
         ("a FAT file system", 54, b"FAT"),
@@ -290,21 +293,22 @@ fn has(image: &CheckedFile, at: u64, magic: &[u8]) -> io::Result<bool> {
     Ok(window.is_some_and(|window| window.0.starts_with(magic)))
 }
 
-/// The bytes at some place of an image.
+/// A part of an image.
 struct Window([u8; Self::BYTES]);
 
 impl Window {
-    /// Enough for what is read of any superblock.
+    /// Enough for the fields read of any superblock.
     const BYTES: usize = 512;
 
-    /// `None` behind the image's end; what the image does not have is zeros.
+    /// Reads the part at an offset; `None` beyond the image's end, and zeros for bytes that the
+    /// image lacks.
     fn at(image: &CheckedFile, at: u64) -> io::Result<Option<Self>> {
         let mut window = Self([0; Self::BYTES]);
         let filled = image.read_at(&mut window.0, at)?;
         Ok((filled > 0).then_some(window))
     }
 
-    /// Number of them.
+    /// The bytes at an offset of this part.
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         let from = self.0.get(at..).unwrap_or_default();
         from.first_chunk().copied().unwrap_or([0; N])

@@ -1,23 +1,23 @@
 //! The signature of swap space (version 1, as `mkswap` writes it and Linux's `swap_header` reads
 //! it).
 //!
-//! Called by the agent for swap partitions; only the first page of one matters.
+//! The agent uses it for swap partitions, of which only the first page matters.
 
 use bytes::Bytes;
 
 use super::DriveError;
 
-/// Bytes of a page on the machines there are (`x86_64`).
+/// Bytes of a page on the supported machines (`x86_64`).
 const PAGE_BYTES: usize = 4096;
-/// Least pages that `mkswap` takes.
+/// Least pages that `mkswap` accepts.
 const PAGES_MIN: u64 = 10;
-/// Offset of the header; a boot loader has room before it.
+/// Offset of the header; the bytes before it are for a boot loader.
 const HEADER_AT: usize = 1024;
 /// Longest label, in bytes.
 const LABEL_BYTES: usize = 16;
 
-/// The first page of swap space of so many bytes. Of a label longer than 16 bytes, the rest is left
-/// out. Fails under 40 KiB.
+/// Makes the first page of swap space of so many bytes. Cuts a label after 16 bytes. Fails under 40
+/// KiB.
 pub fn swap_header(bytes: u64, uuid: [u8; 16], label: &str) -> Result<Bytes, DriveError> {
     let pages = bytes / PAGE_BYTES as u64;
     if pages < PAGES_MIN {
@@ -27,7 +27,7 @@ pub fn swap_header(bytes: u64, uuid: [u8; 16], label: &str) -> Result<Bytes, Dri
             bytes_min: PAGES_MIN * PAGE_BYTES as u64,
         });
     }
-    // Space beyond 16 TiB is unused.
+    // Linux does not use space beyond 16 TiB.
     let last_page = u32::try_from(pages - 1).unwrap_or(u32::MAX - 1);
     let mut page = vec![0; HEADER_AT];
     page.extend(1_u32.to_le_bytes());

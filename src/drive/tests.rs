@@ -1,4 +1,4 @@
-//! Tests without a counterpart: any bytes as an image, and names that FAT cannot have.
+//! Tests without another program: arbitrary bytes as an image, and names that FAT does not allow.
 
 use std::{io::Write as _, sync::Arc};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::checked_file::CheckedFile;
 
-/// Magic numbers and where they stand, so that random bytes get past the first look.
+/// Magic numbers and their offsets, so that random bytes pass the first check.
 const MAGICS: [(usize, &[u8]); 4] =
     [(1024 + 0x38, b"\x53\xef"), (0, b"XFSB"), (64 * 1024 + 0x40, b"_BHRfS_M"), (510, b"\x55\xaa")];
 

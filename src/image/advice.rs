@@ -44,7 +44,8 @@ impl Advise for ImageError {
 }
 
 impl Advise for FetchError {
-    /// A fault that an administrator may still put right where the image lies is tried again.
+    /// Advice for the administrator, and whether a retry may help: a fault at the image's source
+    /// may be repaired at any time, and is retried.
     fn advice(&self) -> Advice {
         match self {
             Self::Unusable { .. } | Self::Url(_) => {

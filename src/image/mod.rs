@@ -1,15 +1,14 @@
 //! Turns `[image]` of a spec into a raw file that can be written to a disk.
 //!
-//! Called by the agent before a machine is touched. An image is fetched as it was published, its
-//! checksum compared, and then decoded once into a content-addressed cache of sparse raw files,
-//! which all nodes share. What is published is untrusted input until its checksum has been
-//! compared, and its format afterwards: this module must never open anything outside the
-//! directories images may come from, never run a program on an image, never write more than it was
-//! allowed to, and never give out a file it has not seen whole.
+//! The agent calls it before it touches a machine. The library fetches a published image, compares
+//! its checksum, and decodes it once into a content-addressed cache of sparse raw files, which all
+//! nodes share. Published bytes are untrusted input until the comparison, and their format stays
+//! untrusted. This module must never open a file outside of the directories of local images, run a
+//! program on an image, exceed its limit of written bytes, or return a file that it has not
+//! completely checked.
 
 mod advice;
 mod decode;
-mod directories;
 mod fetch;
 mod library;
 
@@ -19,8 +18,7 @@ use std::{io, path::PathBuf, time::Duration};
 pub use self::fetch::fuzz as fuzz_checksums;
 pub use self::{
     decode::{DecodeError, DecodeLimits, Inspection, decode, inspect, scratch_bytes_max},
-    directories::Directories,
-    fetch::{FetchError, Sources},
+    fetch::{Directories, FetchError, Sources},
     library::{Entry, Kept, Library, LibraryOptions, Pruned},
 };
 use crate::model::size::show_bytes;
@@ -37,7 +35,7 @@ pub enum ImageError {
     /// The file cannot be decoded.
     #[error("image {source_text}: {error}")]
     Decode {
-        /// `image.source`.
+        /// The text of `image.source` in the spec.
         source_text: String,
         /// The cause.
         error: DecodeError,
@@ -48,13 +46,13 @@ pub enum ImageError {
         dir.display(), show_bytes(*free_bytes), more(*needed_bytes)
     )]
     NoSpace {
-        /// `image.source`.
+        /// The text of `image.source` in the spec.
         source_text: String,
         /// The cache.
         dir: PathBuf,
         /// Bytes missing; 0 if that is unknown.
         needed_bytes: u64,
-        /// Bytes free, besides those kept free for other things.
+        /// Free bytes, without the reserve for other uses.
         free_bytes: u64,
     },
     /// The cache itself cannot be used.
@@ -65,10 +63,10 @@ pub enum ImageError {
         /// The cause.
         error: io::Error,
     },
-    /// No progress for too long.
+    /// The fetch or decoding made no progress within the stall limit.
     #[error("image {source_text}: no progress for {} s", after.as_secs())]
     Stalled {
-        /// `image.source`.
+        /// The text of `image.source` in the spec.
         source_text: String,
         /// The limit.
         after: Duration,

@@ -1,8 +1,8 @@
-//! Reused buffers: the bound on a write's memory.
+//! Reused buffers, which bound the memory of a write.
 //!
-//! Called by the reader, which waits here while every buffer is in use. A buffer comes back when
-//! the last [`Bytes`] made of it is dropped, on any thread. It must never make more buffers than it
-//! was told.
+//! The reader uses it, and waits while every buffer is in use. A buffer returns when the last
+//! [`Bytes`] made of it is dropped, on any thread. The pool must never make more buffers than its
+//! limit.
 
 use std::sync::mpsc;
 
@@ -12,7 +12,7 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub(super) struct BufferPool {
     buffer_bytes: usize,
-    /// Buffers that may still be made.
+    /// The number of buffers that may still be made.
     unmade: usize,
     back: mpsc::Sender<Vec<u8>>,
     free: mpsc::Receiver<Vec<u8>>,
@@ -27,13 +27,14 @@ pub(super) struct Buffer {
 }
 
 impl BufferPool {
-    /// `count` buffers of `buffer_bytes` each.
+    /// A pool of `count` buffers of `buffer_bytes` each.
     pub(super) fn new(count: usize, buffer_bytes: usize) -> Self {
         let (back, free) = mpsc::channel();
         Self { buffer_bytes, unmade: count, back, free }
     }
 
-    /// A buffer of at most the pool's size with anything in it; blocks until there is one.
+    /// Takes a buffer of at most the pool's buffer size, with arbitrary content; blocks until one
+    /// is free.
     pub(super) fn take(&mut self, length: usize) -> Buffer {
         let free = self.free.try_recv().or_else(|_| {
             if self.unmade > 0 {
@@ -43,7 +44,7 @@ impl BufferPool {
                 self.free.recv()
             }
         });
-        // The pool itself holds a sender, so that one always comes.
+        // The pool itself holds a sender, so that a buffer always comes.
         let bytes = free.unwrap_or_default();
         Buffer { length: length.min(bytes.len()), bytes, back: self.back.clone() }
     }
@@ -67,7 +68,7 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Without a pool to go back to it is freed.
+        // Without a pool, the buffer is freed.
         drop(self.back.send(std::mem::take(&mut self.bytes)));
     }
 }

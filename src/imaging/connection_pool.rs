@@ -1,9 +1,9 @@
-//! The open connections to one disk: one, and during the write of a body as many as make it
-//! quicker.
+//! The open connections to one disk: one, and more during the write of a body, as long as they make
+//! it faster.
 //!
-//! Called by the reconnecting writer, which replaces the pool when a connection breaks, and by the
-//! passes over the disk, which spread their commands over it. It must never lend a connection to
-//! another disk, and never close one under commands that are still wanted.
+//! The reconnecting writer replaces the pool when a connection breaks, and the passes over the disk
+//! spread their commands over it. It must never lead a connection to another disk, nor close one
+//! while its commands are still wanted.
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -23,17 +23,17 @@ use super::{
     scale_up::{ScaleAdvice, ScaleUp},
 };
 
-/// Bytes of data in flight when the path is the bottleneck: nearly all the buffers, but for those
-/// being filled.
+/// Bytes of data in flight at which the path counts as the bottleneck: nearly all buffers, except
+/// those that are being filled.
 const FULL_BYTES: u64 = BUFFERS as u64 * CHUNK_BYTES * 3 / 4;
-/// Time to close a connection in good order, which takes milliseconds on one that lives.
+/// Time limit for an orderly close, which takes milliseconds on a live connection.
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// Interval at which the pool polls the disk's byte counters while no call ends.
+/// Poll interval of the disk's byte counters while no call ends.
 const MOVED_PERIOD: Duration = Duration::from_secs(1);
 
 /// Whether so much data is in flight that the path is the bottleneck.
 pub(super) fn is_full(in_flight: &InFlight) -> bool {
-    in_flight.data_under_way() >= FULL_BYTES
+    in_flight.data_in_flight() >= FULL_BYTES
 }
 
 /// Whether so many commands are in flight that the disk is the bottleneck: nearly every buffer has
@@ -52,23 +52,23 @@ pub(super) struct ConnectionPool<'a, C: Connector> {
     first: ConnectedDisk<C::Volume>,
     more: Vec<ConnectedDisk<C::Volume>>,
     opening: Option<Opening<'a, C::Volume>>,
-    /// Gets no more commands, and is closed when it has none. Its number follows those of the
-    /// others.
+    /// A connection that gets no more commands, and is closed when its last one ends. Its number
+    /// follows those of the others.
     retiring: Option<ConnectedDisk<C::Volume>>,
     /// Bytes moved on closed connections.
     closed_moved_bytes: u64,
 }
 
-/// A change of the pool between the ends of commands.
+/// A change of the pool.
 pub(super) enum PoolUpdate<V> {
-    /// The new connection is open, or failed.
+    /// A new connection is open, or failed.
     Opened(Result<ConnectedDisk<V>, ImagingError>),
     /// The disk has moved bytes.
     Moved,
 }
 
 impl<'a, C: Connector> ConnectionPool<'a, C> {
-    /// A pool of one open connection.
+    /// Makes a pool of one open connection.
     pub(super) fn new(connector: &'a C, first: ConnectedDisk<C::Volume>) -> Self {
         Self {
             connector,
@@ -80,7 +80,7 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
         }
     }
 
-    /// Connects again; an error if that leads to another disk.
+    /// Connects again; fails if the connection leads to another disk.
     pub(super) async fn open(connector: &'a C, had: Geometry) -> Result<Self, ImagingError> {
         let first = connect_again(connector, had).await?;
         Ok(Self::new(connector, first))
@@ -91,8 +91,8 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
         self.closed_moved_bytes + moved_bytes(&self.first, &self.more, self.retiring.as_ref())
     }
 
-    /// The connection for commands that are not spread. A flush on it covers writes acknowledged on
-    /// any connection: the cache is the logical unit's, and SYNCHRONIZE CACHE names its blocks, not
+    /// The connection for single commands. A flush on it covers writes acknowledged on any
+    /// connection: the cache belongs to the logical unit, and SYNCHRONIZE CACHE names blocks, not
     /// their writer (SBC-3).
     pub(super) fn first(&self) -> &ConnectedDisk<C::Volume> {
         &self.first
@@ -114,7 +114,7 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
             }
             ScaleAdvice::CloseOne => {
                 self.retiring = self.more.pop();
-                debug!(connections = 1 + self.more.len(), "one more connection is no quicker");
+                debug!(connections = 1 + self.more.len(), "one more connection is no faster");
             }
             ScaleAdvice::Stay | ScaleAdvice::Settled => {}
         }
@@ -123,14 +123,14 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
         {
             let closing = self.connector.close(disk.clone().into_volume());
             if timeout(CLOSE_MAX, closing).await.is_err() {
-                warn!("a connection that was not needed any more was cut");
+                warn!("an unneeded connection did not close in order, and was cut");
             }
             self.closed_moved_bytes += disk.moved_bytes();
             self.retiring = None;
         }
     }
 
-    /// The next change; pending for ever if there is none. Dropping the future loses nothing.
+    /// Waits for the next change; never ends if none can come. Dropping the future loses nothing.
     pub(super) async fn next_update(&mut self) -> PoolUpdate<C::Volume> {
         let Self { first, more, opening, retiring, .. } = self;
         let opened = async {
@@ -169,18 +169,18 @@ impl<'a, C: Connector> ConnectionPool<'a, C> {
             }
             Err(error) => {
                 scale_up.refused();
-                warn!(%error, "no further connection to the disk; going on with what there is");
+                warn!(%error, "no further connection to the disk; the write uses the open ones");
             }
         }
     }
 
-    /// Drops a connection under construction: no write was sent on it.
+    /// Cancels a connection under construction: no write was sent on it.
     pub(super) fn open_no_more(&mut self) {
         self.opening = None;
     }
 
-    /// Closes all connections at the same time: when this returns, no write reaches the disk any
-    /// more. Dropping the future loses nothing.
+    /// Closes all connections concurrently: when this returns, no write reaches the disk any more.
+    /// Dropping the future loses nothing.
     pub(super) async fn close(&mut self) {
         self.open_no_more();
         let disks = [&self.first].into_iter().chain(&self.more).chain(&self.retiring);
@@ -202,7 +202,7 @@ fn moved_bytes<V: Volume>(
     [first].into_iter().chain(more).chain(retiring).map(ConnectedDisk::moved_bytes).sum()
 }
 
-/// Connects to the disk that had this geometry, and refuses any other.
+/// Connects again, and refuses a disk of another geometry.
 async fn connect_again<C: Connector>(
     connector: &C,
     had: Geometry,
@@ -216,11 +216,11 @@ async fn connect_again<C: Connector>(
     Err(ImagingError::OtherDisk { had, has })
 }
 
-/// Connects once, and refuses a disk with blocks that nobody can work with.
+/// Connects once, and refuses a disk with invalid block sizes.
 pub(super) async fn connect<C: Connector>(
     connector: &C,
 ) -> Result<ConnectedDisk<C::Volume>, ImagingError> {
-    // On the heap: a login with all its buffers is in every future that may connect.
+    // Boxed, because the login's buffers would otherwise be in every future that may connect.
     let connected = Box::pin(connector.connect()).await;
     let volume = connected.map_err(ImagingError::Connection)?;
     match ConnectedDisk::of(volume.clone()) {

@@ -1,7 +1,7 @@
-//! Digests of the disk's ranges, for the machine itself to compare.
+//! Digests of the disk's ranges, which the machine itself compares.
 //!
-//! Made during the write from the bytes that go to the disk, on a thread of its own. It must see
-//! them in the order of the disk; it skips bytes that are written a second time.
+//! The write computes them from the written bytes, on a separate thread. The bytes must arrive in
+//! the order of the disk; repeated bytes are skipped.
 
 use std::{
     ops::Range,
@@ -23,13 +23,13 @@ use crate::model::{
     ids::{Digest, DigestAlgorithm},
 };
 
-/// Ranges of the disk's body at most: the head and the tail are one each.
+/// Most ranges of the disk's body: head and tail have one each.
 const BODY_RANGES_MAX: u64 = VERIFY_RANGES_MAX as u64 - 2;
-/// Shortest range worth one of its own: a disk is read in parallel by few threads.
+/// Shortest range: few threads read a disk in parallel.
 const RANGE_BYTES_MIN: u64 = 16 << 20;
-/// Pieces that wait to be hashed: each holds a buffer of the reader's.
+/// Most pieces that wait for the hash: each holds a buffer of the reader's.
 const PIECES_WAITING: usize = 4;
-/// Zeros hashed at once.
+/// Most zeros hashed at once.
 const ZEROS_AT_ONCE: u64 = 1 << 20;
 
 /// A thread that hashes the body's pieces.
@@ -40,7 +40,8 @@ pub(super) struct Digests {
 }
 
 impl Digests {
-    /// `None` if the body has more runs than ranges are allowed; then the disk must be read back.
+    /// Starts the thread. `None` if the body has more runs than ranges are allowed; then the disk
+    /// must be read back.
     pub(super) fn start(plan: &Plan) -> Option<Self> {
         let ranges = cut(plan.runs_in(&plan.body()))?;
         let (sender, pieces) = mpsc::sync_channel(PIECES_WAITING);
@@ -53,20 +54,20 @@ impl Digests {
         self.sender.clone()
     }
 
-    /// The ranges that were seen as a whole, once every sender is gone.
+    /// Waits for the end of the input, and returns the digests of all complete ranges.
     pub(super) async fn finish(self) -> Result<Vec<DiskRange>, ImagingError> {
         drop(self.sender);
         ended(self.result.await.map(Ok))
     }
 }
 
-/// The digest of bytes at hand.
+/// The digest of bytes in memory.
 pub(super) fn digest_of(from: u64, data: &[u8]) -> Option<DiskRange> {
     let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(data))?;
     Some(DiskRange { from, bytes: data.len() as u64, digest })
 }
 
-/// Cuts runs into about as many ranges of about the same length as there may be.
+/// Cuts runs into ranges of similar length, as many as are allowed.
 fn cut(runs: Vec<Range<u64>>) -> Option<Vec<Range<u64>>> {
     let spare = BODY_RANGES_MAX.checked_sub(runs.len() as u64)?;
     let bytes: u64 = runs.iter().map(|run| run.end - run.start).sum();

@@ -1,7 +1,7 @@
-//! A volume with checked numbers, and the few operations on it.
+//! A volume with validated numbers, and the operations of the passes on it.
 //!
-//! Called by every pass. The volume's statements come from the target, so this module must accept
-//! none unchecked.
+//! Every pass uses it. The volume's numbers come from the target, so that this module must validate
+//! each of them.
 
 use std::sync::Arc;
 
@@ -40,7 +40,8 @@ impl<V: Volume> ConnectedDisk<V> {
         }
         let capacity = volume.capacity_bytes();
         let bytes = capacity - capacity % u64::from(block_bytes);
-        // Another optimal transfer length does not make it another disk.
+        // Geometries are compared without the optimal transfer length: another one does not mean
+        // another disk.
         Ok(Self { volume, geometry: Geometry { bytes, block_bytes, optimal_bytes: 0 } })
     }
 
@@ -48,12 +49,12 @@ impl<V: Volume> ConnectedDisk<V> {
         self.geometry
     }
 
-    /// The transfer length the disk works best with, in bytes; 0 where it states none.
+    /// The disk's optimal transfer length in bytes; 0 if it reports none.
     pub(super) fn optimal_bytes(&self) -> u32 {
         self.volume.optimal_bytes()
     }
 
-    /// Bytes of the commands performed on this connection.
+    /// Bytes of the commands executed on this connection.
     pub(super) fn moved_bytes(&self) -> u64 {
         self.volume.moved_bytes()
     }
@@ -62,8 +63,8 @@ impl<V: Volume> ConnectedDisk<V> {
         self.volume
     }
 
-    /// Zeroes both ends and flushes. It writes zeros, because a request to zero leaves the way to
-    /// the disk.
+    /// Zeroes both ends of the disk and flushes. It writes zeros, because a zeroing request would
+    /// leave the method to the disk.
     pub(super) async fn wipe(self) -> Result<u64, ImagingError> {
         let edge = EDGE_BYTES.min(self.geometry.bytes);
         for at in [0, self.geometry.bytes - edge] {
@@ -103,7 +104,7 @@ impl<V: Volume> ConnectedDisk<V> {
         Err(ImagingError::Differs { from: at + from, to: at + to })
     }
 
-    /// Makes durable what has been written; returns `covers`.
+    /// Flushes the disk's acknowledged writes; returns `covers`.
     pub(super) async fn flush(self, covers: u64) -> Result<u64, ImagingError> {
         let flushed = self.volume.flush().await;
         flushed.map(|()| covers).map_err(|source| failed("flushing", 0, source))

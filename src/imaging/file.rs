@@ -1,14 +1,14 @@
 //! A file as the source of a disk's bytes.
 //!
-//! Made by the agent from an entry of the image library, or from a file system made for the disk.
-//! It must never be written to.
+//! The agent makes one from an entry of the image library, or from a file system made for the disk.
+//! No code must write to the file.
 
 use std::{fs::File, io, path::Path, sync::Arc};
 
 use super::ImagingError;
 use crate::checked_file::CheckedFile;
 
-/// An open file of a disk's bytes; its holes are zeros. Clones share it.
+/// An open file with a disk's bytes; its holes are zeros. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ImageFile {
     file: CheckedFile,
@@ -31,7 +31,7 @@ impl ImageFile {
         &self.path
     }
 
-    /// Size in bytes when it was opened.
+    /// Size in bytes at opening.
     pub fn bytes(&self) -> u64 {
         self.file.bytes()
     }
@@ -48,12 +48,13 @@ impl ImageFile {
         self.file.read_exact_at(buffer, offset).map_err(|error| self.failed(error))
     }
 
-    /// Begin of the data at or after `offset`: `offset` itself, or the end of the hole there.
+    /// The beginning of the data at or after `offset`: `offset` itself, or the end of the hole
+    /// there.
     pub(super) fn data_from(&self, offset: u64) -> Result<u64, ImagingError> {
         self.file.data_from(offset).map_err(|error| self.failed(error))
     }
 
-    /// Begin of the next hole at or after `offset`.
+    /// The beginning of the next hole at or after `offset`.
     pub(super) fn hole_from(&self, offset: u64) -> Result<u64, ImagingError> {
         self.file.hole_from(offset).map_err(|error| self.failed(error))
     }

@@ -1,7 +1,7 @@
-//! Commands in flight, and their results in the order of their begin.
+//! Commands in flight, and their results in the order of their start.
 //!
-//! Called by every pass over the disk. Dropping it aborts its commands, so that an abandoned
-//! imaging writes no further.
+//! Every pass over the disk uses it. Dropping it aborts its commands, so that an abandoned imaging
+//! writes no more.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,8 @@ use crate::{
     progress::{Interrupted, Watch},
 };
 
-/// Commands in flight. The reader's buffers bound their bytes. Each returns an offset of the disk.
+/// Commands in flight, each of which returns an offset of the disk. The reader's buffers bound
+/// their bytes.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     commands: VecDeque<InFlightCommand>,
@@ -32,13 +33,13 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 struct InFlightCommand {
     job: Job,
-    /// Number of its connection in the pool.
+    /// The number of the command's connection in the pool.
     connection: usize,
-    /// Bytes of data it carries.
+    /// Bytes of data that the command carries.
     data_bytes: u64,
 }
 
-/// A result.
+/// A completed command or flush, with the offset it returned.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Completed {
     /// The oldest command.
@@ -48,12 +49,12 @@ pub(super) enum Completed {
 }
 
 impl InFlight {
-    /// Begins a command on the first connection that carries no data.
+    /// Starts a command on the first connection that carries no data.
     pub(super) fn begin(&mut self, command: impl Future<Output = CommandResult> + Send + 'static) {
         self.begin_on(0, 0, command);
     }
 
-    /// Begins a command on a connection that carries `data_bytes` bytes of data.
+    /// Starts a command on a connection that carries `data_bytes` bytes of data.
     pub(super) fn begin_on(
         &mut self,
         connection: usize,
@@ -67,7 +68,7 @@ impl InFlight {
         });
     }
 
-    /// Begins a flush beside the commands; no command waits for it.
+    /// Starts a flush beside the commands; no command waits for it.
     pub(super) fn begin_flush(
         &mut self,
         flush: impl Future<Output = CommandResult> + Send + 'static,
@@ -97,7 +98,7 @@ impl InFlight {
     }
 
     /// Bytes of data in flight on all connections.
-    pub(super) fn data_under_way(&self) -> u64 {
+    pub(super) fn data_in_flight(&self) -> u64 {
         self.unanswered().map(|command| command.data_bytes).sum()
     }
 
@@ -111,7 +112,8 @@ impl InFlight {
         self.completed_bytes
     }
 
-    /// Commands without an answer. Others may have theirs and wait for earlier ones.
+    /// Commands without an answer. Others may be answered, and wait for the results of earlier
+    /// ones.
     fn unanswered(&self) -> impl Iterator<Item = &InFlightCommand> {
         self.commands.iter().filter(|command| !command.job.0.is_finished())
     }
@@ -121,7 +123,7 @@ impl InFlight {
         self.flush.is_some()
     }
 
-    /// The next result; pending for ever if nothing is in flight. Dropping the future loses
+    /// Waits for the next result; never ends if nothing is in flight. Dropping the future loses
     /// nothing.
     pub(super) async fn next(&mut self) -> Result<Completed, ImagingError> {
         let Self { commands, flush, completed_bytes } = self;
@@ -152,8 +154,8 @@ impl InFlight {
         }
     }
 
-    /// Waits until every command has ended, with whatever result. Returns false if the limit
-    /// passed: then the rest is aborted, and may still reach the disk.
+    /// Waits until every command has ended, with any result. Returns `false` if the limit passed:
+    /// then the rest is aborted, and may still reach the disk.
     pub(super) async fn drain(&mut self, limit: Instant) -> bool {
         let mut ended = true;
         let commands = self.commands.drain(..).map(|command| command.job);
@@ -161,7 +163,7 @@ impl InFlight {
             if !job.0.is_finished() && timeout_at(limit, &mut job.0).await.is_err() {
                 ended = false;
                 job.0.abort();
-                // It goes at its next turn.
+                // The aborted task ends at its next poll.
                 drop((&mut job.0).await);
             }
         }
@@ -169,7 +171,7 @@ impl InFlight {
     }
 }
 
-/// Waits for one step of the work, at most for the stall limit, and not after a cancel.
+/// Waits for one step of the work, for at most the stall limit, and not after a cancellation.
 pub(super) async fn watched<T>(
     watch: &Watch<'_>,
     step: impl Future<Output = Result<T, ImagingError>>,
@@ -204,7 +206,7 @@ impl Future for Job {
     }
 }
 
-/// The result of a task; its panic resumes here.
+/// The result of a task; a panic in it continues here.
 pub(super) fn ended<T>(
     task: Result<Result<T, ImagingError>, JoinError>,
 ) -> Result<T, ImagingError> {

@@ -1,14 +1,14 @@
-//! Decides whether a disk moves its data so slowly that it blocks a permit for others.
+//! Decides whether a disk is so slow that it keeps a permit from other machines.
 //!
-//! Called by the passes over a disk after every event. It has no clock and no connection; the
-//! caller reports both. It must never count a time in which the disk was not the bottleneck, and
-//! must never forget one because the disk answers in bursts or over a new connection.
+//! The passes over a disk call it after every event. It has no clock and no connection; the caller
+//! reports both. It must count only time in which the disk was the bottleneck, and all of it, also
+//! when the disk answers in bursts or over a new connection.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest time without a byte moved that counts as a silence.
+/// The shortest time without progress that counts as a silence.
 const SILENCE_MIN: Duration = Duration::from_secs(10);
 
 /// The least rate that a disk must have.
@@ -25,7 +25,7 @@ impl LeastRate {
     pub const ANY: Self = Self { bytes_per_s: 0, over: Duration::from_secs(60) };
 }
 
-/// A rate, and the time in which it was measured.
+/// A measured rate, and the duration of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MeasuredRate {
     /// Bytes per second.
@@ -45,29 +45,30 @@ pub(super) enum Pass {
 #[derive(Debug)]
 pub(super) struct RateWatch {
     least: LeastRate,
-    /// Silences that may still be forgiven, in all.
+    /// The total duration of silences that may still be ignored.
     forgivable: Duration,
     pass: Option<Pass>,
     window: Window,
-    /// Time of the last report, and whether the disk was the bottleneck from then on.
+    /// The time of the last report, and whether the disk has been the bottleneck since.
     seen: Option<(Instant, bool)>,
     done_bytes: u64,
 }
 
-/// The time that is measured next.
+/// The current measurement.
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
-    /// Bytes done at its begin.
+    /// Bytes done at the measurement's beginning.
     from_bytes: u64,
-    /// Time since then in which the disk was the bottleneck.
+    /// The time since its beginning in which the disk was the bottleneck.
     limited: Duration,
-    /// The present silence: the part of that time since the last byte moved.
+    /// The current silence: the part of that time since the last byte moved.
     silent: Duration,
     longest_silence: Duration,
 }
 
 impl RateWatch {
-    /// Silences are left to the stall limit: they are forgiven until together they are as long.
+    /// Makes a watch. It ignores silences, which the stall limit handles, until their total reaches
+    /// that limit.
     pub(super) fn new(least: LeastRate, stall: Duration) -> Self {
         let window = Window::default();
         Self { least, forgivable: stall, pass: None, window, seen: None, done_bytes: 0 }
@@ -77,8 +78,8 @@ impl RateWatch {
         self.least
     }
 
-    /// Begins a pass, or resumes it over a new connection, with `done_bytes` done. The time since
-    /// the last report counts, and bytes to move again do not count as done.
+    /// Starts a pass, or resumes it over a new connection, with `done_bytes` done. The time since
+    /// the last report counts, and repeated bytes do not count as done.
     pub(super) fn begin(&mut self, now: Instant, pass: Pass, done_bytes: u64) {
         if self.pass.replace(pass) == Some(pass) {
             self.pass_time(now, true);
@@ -89,8 +90,8 @@ impl RateWatch {
         self.done_bytes = done_bytes;
     }
 
-    /// The rate if it is too low. `limits` says whether the disk is the bottleneck from now on
-    /// until the next report.
+    /// Reports progress; returns the rate if it is too low. `limits` says whether the disk is the
+    /// bottleneck until the next report.
     pub(super) fn too_slow(
         &mut self,
         now: Instant,
@@ -116,7 +117,7 @@ impl RateWatch {
                 return Some(MeasuredRate { bytes_per_s, over: window.limited });
             }
             if window.silent > SILENCE_MIN {
-                // The silence goes on: the stall limit decides whether it ends in time.
+                // The silence continues: the stall limit decides whether it ends in time.
                 return None;
             }
             self.forgivable = self.forgivable.saturating_sub(silence);
@@ -176,7 +177,7 @@ mod tests {
             simulation
         }
 
-        /// Connects after `after_s`, with `done_bytes` done.
+        /// Reports a new connection after `after_s`, with `done_bytes` done.
         fn connect(&mut self, after_s: u64, done_bytes: u64) -> Option<MeasuredRate> {
             self.now += Duration::from_secs(after_s);
             self.done_bytes = done_bytes;
@@ -184,7 +185,7 @@ mod tests {
             self.watch.too_slow(self.now, done_bytes, true)
         }
 
-        /// Answers after `after_s`, with `bytes` more.
+        /// Reports an answer after `after_s`, with `bytes` more.
         fn answer(&mut self, after_s: u64, bytes: u64, limits: bool) -> Option<MeasuredRate> {
             self.now += Duration::from_secs(after_s);
             self.done_bytes += bytes;
@@ -223,7 +224,7 @@ mod tests {
         let mut simulation = Simulation::new(MINUTE);
         assert_eq!(simulation.answer(0, 0, false), None);
         assert_eq!(simulation.until(|simulation| simulation.answer(5, 0, false)), None);
-        // The disk limits for half of the time.
+        // The disk is the bottleneck half of the time.
         let (mut simulation, mut limits) = (Simulation::new(MINUTE), true);
         let ended = simulation.until(|simulation| {
             limits = !limits;
@@ -235,7 +236,7 @@ mod tests {
     /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn a_disk_that_answers_in_bursts_is_judged_by_all_of_its_time() {
-        // Bursts of 8 MiB, each after a silence of which nothing is left out.
+        // Bursts of 8 MiB, each after a silence that counts in full.
         for (pause_s, ends_after_s) in [(9, 63), (11, 66), (20, 60), (30, 60)] {
             let ended = ends(MINUTE, pause_s, 8 * MIB, true);
             assert_eq!(ended, Some((ends_after_s, 8 * MIB * 1000 / (pause_s * 1000))));
@@ -253,7 +254,7 @@ mod tests {
         assert_eq!(quick(&mut simulation), None);
         let again = simulation.until(|simulation| simulation.answer(110, MIB, true));
         assert_eq!(again.map(|(_, rate)| rate < MIB), Some(true));
-        // Two shorter ones are no longer together, and a third is.
+        // Two shorter silences are not longer in total, and a third one is.
         let mut simulation = Simulation::new(MINUTE);
         for _ in 0..2 {
             assert_eq!(simulation.answer(58, 0, true), None);
@@ -262,7 +263,7 @@ mod tests {
         }
         let mut until = |s| simulation.until(|simulation| simulation.answer(s, 0, true));
         assert!(until(58).is_some());
-        // One that bursts after each minute has had its silences soon.
+        // A disk that bursts once a minute soon uses up its silences.
         assert_eq!(ends(MINUTE, 62, 8 * MIB, true).map(|(after_s, _)| after_s), Some(124));
     }
 
@@ -278,14 +279,14 @@ mod tests {
     /// Invariant (fair): A slow disk gives its permit up.
     #[test]
     fn new_connections_begin_no_new_minute_and_what_is_done_again_counts_once() {
-        // Half a MiB each second, and each fifth second a new connection, which costs another one.
+        // Half a MiB per second, and every fifth second a new connection, which costs a second.
         let mut simulation = Simulation::new(MINUTE);
         let ended = simulation.until(|simulation| {
             let slow = (0..5).find_map(|_| simulation.answer(1, MIB / 2, true));
             slow.or_else(|| simulation.connect(1, simulation.done_bytes))
         });
         assert_eq!(ended.map(|(after_s, _)| after_s), Some(60));
-        // Each moves much, and nearly all of that has to be moved again.
+        // Each connection moves many bytes, and nearly all of them have to be repeated.
         let mut simulation = Simulation::new(MINUTE);
         let ended = simulation.until(|simulation| {
             let flushed = simulation.done_bytes;

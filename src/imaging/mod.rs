@@ -1,23 +1,22 @@
 //! Writes a layout to a disk and reads it back.
 //!
-//! Called by the agent: [`open`] connects and states the disk's geometry, [`OpenedDisk::write`]
-//! goes on from there with a meter and a way to cancel. It must never leave a disk that boots from
-//! half an image, never write after it has returned, and never hold more of an image in memory than
-//! a few MiB.
+//! The agent uses it: [`open`] connects and returns the disk's geometry, and [`OpenedDisk::write`]
+//! continues with a meter and a cancellation. It must never leave a disk that boots from half an
+//! image, write after its return, or hold more than a few MiB of an image in memory.
 //!
-//! The order of the writes is the safety. The write zeroes the tables at both ends first. Then it
-//! writes the body, the last MiB, which may hold a backup of the tables, and at the end the first
-//! MiB, without which nothing boots. It flushes the disk between them. After any failure behind the
-//! first write, it zeroes both ends again.
+//! The order of the writes keeps a half-written disk from booting. The write zeroes the tables at
+//! both ends first. Then it writes the body, the last MiB, which may hold a backup of the tables,
+//! and at the end the first MiB, without which nothing boots. It flushes the disk between them.
+//! After any failure that follows the first write, it zeroes both ends again.
 //!
-//! A path may give a single connection only a part of its bandwidth. So the write of a body tries
-//! further connections, and keeps each that makes it clearly quicker. A write that must come after
-//! another waits for all of them.
+//! A network path may give a single connection only a part of its bandwidth. So the write of a body
+//! tries further connections, and keeps each one that makes it clearly faster. A write that must
+//! follow another waits for all connections.
 //!
-//! When a connection breaks, the write replaces it and all others. Flushed bytes are on the disk;
-//! bytes that were only acknowledged may be lost, and are written again. So the write flushes
-//! often, beside its other commands. A write that was killed with its agent goes on from its last
-//! flush in the same way: see [`Checkpoint`].
+//! When a connection breaks, the write replaces all connections. Flushed bytes are on the disk;
+//! bytes that were only acknowledged may be lost, and the write repeats them. So it flushes often,
+//! beside its other commands. A write that was killed with its agent resumes from its last flush in
+//! the same way: see [`Checkpoint`].
 
 mod advice;
 mod buffer_pool;
@@ -65,14 +64,14 @@ pub trait Volume: Send + Sync + 'static {
     /// Size in bytes.
     fn capacity_bytes(&self) -> u64;
 
-    /// Optimal transfer length in bytes (SBC-3 §6.5.3); 0 where the disk states none. Any number.
+    /// Optimal transfer length in bytes (SBC-3 §6.5.3); 0 if the disk reports none. Any number.
     fn optimal_bytes(&self) -> u32;
 
-    /// Bytes of all commands performed on this connection. A call may be many commands: those
-    /// that have ended count before the call returns.
+    /// Bytes of all commands executed on this connection. A call may send many commands: those that
+    /// have ended count before the call returns.
     fn moved_bytes(&self) -> u64;
 
-    /// Writes `data` at `offset`. After a dropped future the write may or may not happen.
+    /// Writes `data` at `offset`. The write of a dropped future may or may not happen.
     fn write(
         &self,
         offset: u64,
@@ -86,22 +85,22 @@ pub trait Volume: Send + Sync + 'static {
         bytes: u64,
     ) -> impl Future<Output = Result<Bytes, VolumeError>> + Send;
 
-    /// Makes `bytes` bytes at `offset` read as zeros: cheaply where that is certain, else by
+    /// Makes `bytes` bytes at `offset` read as zeros: by a cheap method if that is certain, else by
     /// writing zeros.
     fn zero(&self, offset: u64, bytes: u64)
     -> impl Future<Output = Result<(), VolumeError>> + Send;
 
-    /// Makes durable every write acknowledged so far on any connection, while other calls go on.
+    /// Makes every acknowledged write of any connection durable, while other calls continue.
     fn flush(&self) -> impl Future<Output = Result<(), VolumeError>> + Send;
 }
 
-/// Connects to one disk.
+/// Opens connections to one disk.
 pub trait Connector: Sync {
-    /// A connection to it.
+    /// A connection to the disk.
     type Volume: Volume;
 
-    /// Connects once, within a time limit of its own. Every connection leads to the same disk and
-    /// its one cache.
+    /// Connects once, within the connector's own time limit. Every connection leads to the same
+    /// disk and its one cache.
     fn connect(&self) -> impl Future<Output = Result<Arc<Self::Volume>, VolumeError>> + Send;
 
     /// Closes a connection, also while calls run: after the return no call writes any more.
@@ -118,7 +117,7 @@ pub const DISK_HINT: &str = "look at the machine, its disk and the network to it
 pub struct VolumeError {
     /// Short stable name in CamelCase for programs.
     pub code: &'static str,
-    /// An act that may help an administrator whose disk cannot be opened.
+    /// A hint for an administrator whose disk cannot be opened.
     pub hint: &'static str,
     /// Description of the failure, with the disk's name.
     pub message: String,
@@ -149,25 +148,25 @@ pub enum ImagingError {
         disk_bytes: u64,
     },
     /// The layout contradicts itself. Nothing was written.
-    #[error("what is to be written at byte {at} does not begin at a free block")]
+    #[error("the segment at byte {at} does not begin at a free block")]
     Misplaced {
-        /// Offset in bytes.
+        /// Offset on the disk in bytes.
         at: u64,
     },
     /// The disk has blocks of an impossible size. Nothing was written.
     #[error("the disk claims blocks of {0} bytes; must be a power of two from 512 to 65536")]
     Blocks(u32),
-    /// The disk, or the way to it, failed.
+    /// The disk, or the network to it, failed.
     #[error("{doing} the disk at {}: {source}", show_bytes(*offset))]
     Volume {
         /// `writing`, `reading`, `flushing` or `wiping`.
         doing: &'static str,
-        /// Offset in bytes.
+        /// Offset on the disk in bytes.
         offset: u64,
         /// The disk's error.
         source: VolumeError,
     },
-    /// There is no connection to the disk.
+    /// No connection could be opened.
     #[error("connecting to the disk: {0}")]
     Connection(VolumeError),
     /// The connection broke, and no other could be made before the limit.
@@ -175,7 +174,7 @@ pub enum ImagingError {
     Lost {
         /// The first failure.
         broke: Box<ImagingError>,
-        /// Time of the tries.
+        /// Duration of the tries.
         after: Duration,
         /// The failure of the last try.
         last: VolumeError,
@@ -191,7 +190,7 @@ pub enum ImagingError {
         /// Geometry now.
         has: Geometry,
     },
-    /// The disk moved its data too slowly for the whole measurement.
+    /// The disk was slower than the least rate.
     #[error(
         "{} went at {}/s in {} s of waiting for the disk, less than {}/s, at {} of {}",
         stage.as_str(),
@@ -213,7 +212,7 @@ pub enum ImagingError {
         /// Bytes in all.
         total_bytes: u64,
     },
-    /// No progress for too long.
+    /// The disk made no progress within the stall limit.
     #[error(
         "{} made no progress for {} s at {} of {}",
         stage.as_str(), after.as_secs(), show_bytes(*done_bytes), show_bytes(*total_bytes)
@@ -228,7 +227,7 @@ pub enum ImagingError {
         /// Bytes in all.
         total_bytes: u64,
     },
-    /// The disk does not hold what was written to it.
+    /// The disk's content differs from the written bytes.
     #[error("the disk does not hold what was written: bytes {from} to {to} differ from the image")]
     Differs {
         /// First wrong block, in bytes.

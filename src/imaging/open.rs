@@ -1,7 +1,7 @@
 //! Opens the machine's disk, so that its layout can be made before the first write.
 //!
-//! Called by the agent once per write. The opened disk keeps its connection for the write. It must
-//! never write by itself.
+//! The agent calls it once per write. The opened disk keeps its connection for the write. Opening
+//! must never write.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use super::{
 };
 use crate::progress::{Cancel, Meter, stopped};
 
-/// Tries to connect before the disk is given up: a ramdisk's target may need a moment, and an old
-/// session of ours may linger.
+/// Connection attempts before the disk counts as unusable: a ramdisk's target may need a moment,
+/// and an old session of the agent may linger.
 const OPEN_TRIES: u32 = 5;
-/// The pause between two of them.
+/// The pause between two attempts.
 const OPEN_PAUSE: Duration = Duration::from_secs(2);
 
-/// A connected disk that nothing was written to.
+/// A connected disk without any write so far.
 ///
 /// End it with [`OpenedDisk::write`] or [`OpenedDisk::close`]: dropping it cuts the connection.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct OpenedDisk<'a, C: Connector> {
     disk: ConnectedDisk<C::Volume>,
 }
 
-/// Connects to a disk, with a few tries. Cancel by `cancel`, or drop the future.
+/// Connects to a disk, with a few attempts. `cancel`, or dropping the future, cancels it.
 pub async fn open<C: Connector>(
     connector: &C,
     mut cancel: Cancel,
@@ -57,21 +57,21 @@ async fn open_patiently<C: Connector>(connector: &C) -> Result<OpenedDisk<'_, C>
 }
 
 impl<C: Connector> OpenedDisk<'_, C> {
-    /// Size, blocks and preferred transfer length, as the disk states them.
+    /// Size, blocks and optimal transfer length, as the disk reports them.
     pub fn geometry(&self) -> Geometry {
         Geometry { optimal_bytes: self.disk.optimal_bytes(), ..self.disk.geometry() }
     }
 
     /// Writes the layout, each segment padded with zeros to a whole block, flushes, and reads it
-    /// back or returns the digests of what must be there.
+    /// back or returns the expected digests.
     ///
-    /// A layout that does not fit leaves the disk untouched. The write replaces a connection that
-    /// breaks, until the stall limit passes without progress. After any failure or cancellation it
-    /// zeroes both ends of the disk, if need be on a new connection; [`ImagingError::NotWiped`]
-    /// says that this did not work. It closes every connection before it returns. After `cancel` it
-    /// returns within about a second; dropping the future stops the writing, but wipes nothing.
+    /// A layout that does not fit leaves the disk untouched. The write replaces broken connections,
+    /// until the stall limit passes without progress. After any failure or cancellation it zeroes
+    /// both ends of the disk, if necessary over a new connection; [`ImagingError::NotWiped`]
+    /// reports that this failed. It closes every connection before it returns. After `cancel` it
+    /// returns within about a second; dropping the future stops the write, but wipes nothing.
     ///
-    /// A body that takes a while is spread over several connections, if they make it quicker.
+    /// A long write of a body uses several connections, if they make it faster.
     pub async fn write(
         self,
         order: &ImagingOrder,
@@ -81,7 +81,7 @@ impl<C: Connector> OpenedDisk<'_, C> {
         self.write_at(WriteThresholds::default(), order, meter, cancel).await
     }
 
-    /// The same, with other thresholds.
+    /// Writes the layout with other thresholds.
     pub(super) async fn write_at(
         self,
         thresholds: WriteThresholds,

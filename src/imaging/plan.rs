@@ -1,7 +1,7 @@
 //! A layout that fits its disk, cut into head, body and tail.
 //!
-//! Made before the disk is touched, read by every pass. It must never reach past the disk's end nor
-//! cut a block in two.
+//! The write makes it before it touches the disk, and every pass reads it. It must never exceed the
+//! disk or split a block.
 
 use std::{ops::Range, sync::Arc};
 

@@ -1,6 +1,6 @@
-//! Reads a plan's bytes ahead in the order of the disk, on a thread of its own.
+//! Reads a plan's bytes ahead in the order of the disk, on a separate thread.
 //!
-//! Called by every pass over the disk. It must never hold more than its pool has buffers, and it
+//! Every pass over the disk uses it. It must never hold more than the buffers of its pool, and it
 //! ends when its receiver is dropped.
 
 use std::{ops::Range, sync::mpsc::SyncSender};
@@ -19,7 +19,7 @@ pub(super) const CHUNK_BYTES: u64 = 512 << 10;
 /// Gbit/s link over several milliseconds, and four writes stay below 64 MiB, also when each reads
 /// back as much.
 pub(super) const BUFFERS: usize = 16;
-/// Most zeros of one piece: few commands, and yet a target that writes them shows progress.
+/// Most zeros of one piece: few commands, and still visible progress of a target that writes them.
 const ZERO_RUN_BYTES: u64 = 16 << 20;
 
 /// A run of whole blocks on the disk.
@@ -47,7 +47,7 @@ impl Piece {
         }
     }
 
-    /// Bytes that a write of it sends.
+    /// Bytes that a write of the piece sends.
     pub(super) fn data_bytes(&self) -> u64 {
         match &self.filling {
             Filling::Data(data) => data.len() as u64,
@@ -56,16 +56,17 @@ impl Piece {
     }
 }
 
-/// The purpose of reading.
+/// The purpose of a read.
 #[derive(Clone, Debug)]
 pub(super) enum Purpose {
-    /// To write: finds runs of zeros in the data, and joins them. The channel hashes every piece.
+    /// A write: the reader finds runs of zeros in the data, and joins them. The channel hashes
+    /// every piece.
     Write(Option<SyncSender<Piece>>),
-    /// To compare chunk by chunk.
+    /// A comparison, chunk by chunk.
     Compare,
 }
 
-/// The receiving end of the thread.
+/// The receiver of the reader's pieces.
 #[derive(Debug)]
 pub(super) struct Pieces {
     pieces: mpsc::Receiver<Piece>,
@@ -92,8 +93,7 @@ pub(super) fn read_ahead(plan: Plan, window: Range<u64>, purpose: Purpose) -> Pi
         };
         let emit = |piece: Piece| {
             if let Some(hasher) = &hasher {
-                // The receiver is gone once it has seen everything, while bytes may be written
-                // again.
+                // The receiver is gone once it has seen all bytes, while the write may repeat some.
                 drop(hasher.send(piece.clone()));
             }
             sender.blocking_send(piece).map_err(|_| Ended::Unwanted)
@@ -107,8 +107,8 @@ pub(super) fn read_ahead(plan: Plan, window: Range<u64>, purpose: Purpose) -> Pi
     Pieces { pieces, thread }
 }
 
-/// A small part of the disk as a whole, with zeros in the plan's gaps; `None` if the plan has
-/// nothing there.
+/// Reads a small part of the plan at once, with zeros in its gaps; `None` if the plan has no bytes
+/// there.
 pub(super) async fn read_whole(
     plan: Plan,
     window: Range<u64>,
@@ -129,7 +129,7 @@ pub(super) async fn read_whole(
     Ok(Some(whole.into()))
 }
 
-/// The reason that a walk ended early.
+/// The reason for an early end of the reader.
 enum Ended {
     Unwanted,
     Failed(ImagingError),
@@ -143,7 +143,7 @@ impl From<ImagingError> for Ended {
 
 struct Walk<F> {
     emit: F,
-    /// Zeros not handed over yet, because more may follow.
+    /// Zeros that were not sent yet, because more may follow.
     zeros: Range<u64>,
     zero_bytes_max: u64,
     finds_zeros: bool,
@@ -197,7 +197,7 @@ impl<F: FnMut(Piece) -> Result<(), Ended>> Walk<F> {
         Ok(())
     }
 
-    /// The last block is filled with zeros.
+    /// Sends bytes in memory, the last block padded with zeros.
     fn made(&mut self, made: &Bytes, first: u64, part: Range<u64>) -> Result<(), Ended> {
         let mut at = part.start;
         while at < part.end {
@@ -260,11 +260,11 @@ impl<F: FnMut(Piece) -> Result<(), Ended>> Walk<F> {
 /// A file's part in a layout, addressed as on the disk.
 struct Source<'a> {
     file: &'a ImageFile,
-    /// Begin of the segment in the file.
+    /// Offset of the segment in the file.
     offset: u64,
-    /// Begin of the segment on the disk.
+    /// Offset of the segment on the disk.
     at: u64,
-    /// End of its bytes on the disk.
+    /// End of the segment's bytes on the disk.
     end: u64,
     block_bytes: u64,
 }

@@ -1,7 +1,7 @@
-//! Connects to a disk again when a connection breaks, and wipes a disk that is given up.
+//! Reconnects to a disk when a connection breaks, and wipes a disk whose write fails.
 //!
-//! Called by the write, which reports each failure with the step it has reached. It must never try
-//! for ever, and never leave a half-written disk that boots.
+//! The write reports each failure with the step that it has reached. The reconnecting writer must
+//! never retry for ever, nor leave a half-written disk that boots.
 
 use std::time::Duration;
 
@@ -17,36 +17,35 @@ use super::{
 };
 use crate::{model::backoff::Backoff, progress::Watch};
 
-/// Reconnects in one write: a path that breaks more often is of no use.
+/// Most reconnects of one write: a path that breaks more often is useless.
 const RECONNECTS_MAX: u32 = 100;
-/// Time for wiping and closing after a failure. A live disk needs milliseconds, and a dead one is
-/// not worth a wait.
+/// Time limit of wiping and closing after a failure. A live disk needs milliseconds.
 const FAILED_PATIENCE: Duration = Duration::from_secs(25);
-/// The same after a cancel: an operator waits.
+/// Time limit of wiping and closing after a cancellation: an operator waits.
 const CANCELLED_PATIENCE: Duration = Duration::from_millis(900);
 
-/// Time for commands in flight to end by themselves. Then the close of their connection ends them.
+/// Time for commands in flight to end by themselves. After it, closing their connection ends them.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
-/// A pool of connections that is replaced when one of them breaks.
+/// A pool of connections, which it replaces when one breaks.
 pub(super) struct ReconnectingWriter<'a, C: Connector> {
     connector: &'a C,
     watch: &'a Watch<'a>,
     pool: Option<ConnectionPool<'a, C>>,
     geometry: Geometry,
     reconnects: u32,
-    /// The furthest step that was begun.
+    /// The furthest step that has begun.
     reached: Option<ImagingStep>,
     /// The first failure since then.
     broken: Option<Broken>,
-    /// Pauses from then on, and the one before the next try.
+    /// The pauses since the last new step, including the next one.
     backoff: Backoff,
     pause: Duration,
-    /// Pauses after a step that was reached for the first time.
+    /// The pauses after a step that was reached for the first time.
     pauses: Backoff,
 }
 
-/// A failure that reconnecting has not mended yet.
+/// A failure that no reconnect has repaired yet.
 #[derive(Debug)]
 struct Broken {
     since: Instant,
@@ -54,7 +53,7 @@ struct Broken {
 }
 
 impl<'a, C: Connector> ReconnectingWriter<'a, C> {
-    /// Begins with the connection that the disk was opened with.
+    /// Starts with the connection that opened the disk.
     pub(super) fn new(
         connector: &'a C,
         disk: ConnectedDisk<C::Volume>,
@@ -75,7 +74,7 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         }
     }
 
-    /// The connections; reconnects with one if there are none.
+    /// The open connections; reconnects if there are none.
     pub(super) async fn pool(&mut self) -> Result<&mut ConnectionPool<'a, C>, ImagingError> {
         let pool = match self.pool.take() {
             Some(pool) => pool,
@@ -98,8 +97,8 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         }
     }
 
-    /// Reports that the write has failed at `step`. Returns the error if reconnecting cannot help
-    /// or has not helped.
+    /// Reports a failure of the write at `step`. Returns the error if a reconnect cannot help or
+    /// has not helped.
     pub(super) async fn lost(
         &mut self,
         error: ImagingError,
@@ -115,8 +114,8 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
             self.backoff = self.pauses;
         }
         self.broken(error)?;
-        // All are closed first: no write sent on an old connection may reach the disk after one
-        // sent on a new one.
+        // All connections are closed first: no write of an old connection may reach the disk after
+        // one of a new connection.
         let watch = self.watch;
         watched(watch, async {
             self.close(Instant::now() + CLOSE_MAX).await;
@@ -143,7 +142,7 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         Ok(())
     }
 
-    /// The error to report when reconnecting is given up: it names the first failure, too.
+    /// The error to report when reconnecting ends: it names the first failure, too.
     fn lost_by(&mut self, error: ImagingError) -> ImagingError {
         match (self.broken.take(), error) {
             (Some(Broken { cause: ImagingError::Connection(_), .. }), error) => error,
@@ -159,12 +158,13 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         if let Some(pool) = &mut self.pool
             && timeout_at(limit, pool.close()).await.is_err()
         {
-            warn!("a connection to the disk could not be closed in good order and was cut");
+            warn!("a connection to the disk did not close in order, and was cut");
         }
         self.pool = None;
     }
 
-    /// Wipes the disk if it was touched, closes all connections, and returns the error to report.
+    /// Wipes the disk if the write touched it, closes all connections, and returns the error to
+    /// report.
     pub(super) async fn give_up(
         mut self,
         cause: ImagingError,
@@ -177,7 +177,7 @@ impl<'a, C: Connector> ReconnectingWriter<'a, C> {
         let wiped_by = limit - patience / 5;
         if !in_flight.drain(Instant::now() + DRAIN_MAX.min(patience * 2 / 5)).await {
             // An aborted command may still reach the disk, but not after its connection is closed.
-            warn!("a disk command did not end and was given up");
+            warn!("a disk command did not end in time, and was abandoned");
             self.close(wiped_by).await;
         }
         if !touched {

@@ -1,61 +1,59 @@
-//! Decides whether one more connection to the disk pays.
+//! Decides whether one more connection makes a write faster.
 //!
-//! Called by the write of a body after every event. It has no clock and no connection; the caller
-//! reports both. It must never learn from a time in which something else than the network path was
-//! the bottleneck.
+//! The write of a body calls it after every event. It has no clock and no connection; the caller
+//! reports both. It must use only measurements in which the network path was the bottleneck.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Connections at most. Paths that give one connection only a part of their bandwidth are mostly
-/// bonds of two to four links, and every connection costs the target something.
+/// Most connections. Paths that give one connection only a part of their bandwidth are mostly bonds
+/// of two to four links, and every connection costs the target resources.
 const CONNECTIONS_MAX: usize = 4;
-/// The rate that counts as clearly quicker, in tenths of the rate before: the noise of a path is
-/// less.
+/// The rate that counts as clearly faster, in tenths of the rate before: more than a path's noise.
 const QUICKER_TENTHS: u128 = 12;
 
-/// Durations and bytes of a measurement that counts.
+/// Durations and bytes of a valid measurement.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScaleUpThresholds {
-    /// Time after each new connection that is not measured: congestion windows grow, and the
-    /// buckets of policers are full.
+    /// The unmeasured time after each new connection: congestion windows grow, and the buckets of
+    /// policers are full.
     pub(super) settle: Duration,
     /// Shortest measurement after that.
     pub(super) window: Duration,
-    /// Fewest bytes of a measurement: they complete in bursts of all that is in flight, which is no
-    /// rate.
+    /// Fewest bytes of a measurement: commands complete in bursts, so that few bytes give no rate.
     pub(super) window_bytes: u64,
 }
 
 impl Default for ScaleUpThresholds {
-    /// No connection is added within two seconds, so that small images and fast paths keep one.
+    /// The defaults add no connection within two seconds, so that small images and fast paths keep
+    /// one.
     fn default() -> Self {
         let second = Duration::from_secs(1);
         Self { settle: second, window: second, window_bytes: 32 << 20 }
     }
 }
 
-/// The next act on the pool of connections.
+/// The next change of the pool of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ScaleAdvice {
-    /// No act for now.
+    /// No change for now.
     Stay,
     /// Open one more connection, and report the result.
     OpenOne,
-    /// Close the newest connection: it did not pay.
+    /// Close the newest connection: it made nothing faster.
     CloseOne,
-    /// No act any more.
+    /// No change any more.
     Settled,
 }
 
-/// The decision of one write, from measurement to measurement.
+/// The state of one write's decisions.
 #[derive(Debug)]
 pub(super) struct ScaleUp {
     thresholds: ScaleUpThresholds,
     state: State,
     connections: usize,
-    /// Bytes per second with one connection fewer, once measured.
+    /// The rate with one connection fewer, in bytes per second, once measured.
     before: Option<u128>,
 }
 
@@ -76,7 +74,7 @@ struct Window {
     completed_bytes: u64,
     /// Time of the last observation.
     seen: Instant,
-    /// Whether the path was the bottleneck from then on.
+    /// Whether the path has been the bottleneck since.
     limits: bool,
     /// Time in which the path was not the bottleneck.
     idle: Duration,
@@ -87,16 +85,16 @@ impl ScaleUp {
         Self { thresholds, state: State::Settling { since: None }, connections: 1, before: None }
     }
 
-    /// Begins, or begins anew with one connection after a break. A break with several connections
-    /// may have been their fault, so the write then stays with one.
+    /// Starts, or starts again with one connection after a break. After a break of several
+    /// connections, which may have caused it, the write keeps one.
     pub(super) fn begin(&mut self) {
         let untried = self.connections == 1
             && matches!(self.state, State::Settling { .. } | State::Measuring(_));
         self.state = if untried { State::Settling { since: None } } else { State::Settled };
     }
 
-    /// The next act. `completed_bytes` counts from the begin of the write; `limits` says whether
-    /// the path is the bottleneck from now on until the next observation.
+    /// Reports progress, and returns the next change. `completed_bytes` counts from the write's
+    /// beginning; `limits` says whether the path is the bottleneck until the next observation.
     pub(super) fn observe(
         &mut self,
         now: Instant,
@@ -128,13 +126,13 @@ impl ScaleUp {
         }
     }
 
-    /// Reports that the connection is open.
+    /// Reports that the new connection is open.
     pub(super) fn opened(&mut self) {
         self.connections += 1;
         self.state = State::Settling { since: None };
     }
 
-    /// Reports that the connection failed.
+    /// Reports that the new connection failed.
     pub(super) fn refused(&mut self) {
         self.state = State::Settled;
     }
@@ -187,7 +185,7 @@ mod tests {
             Self { scale_up, now: Instant::now(), completed_bytes: 0 }
         }
 
-        /// The first advice other than to stay, and the milliseconds until it.
+        /// The first advice other than `Stay`, and the milliseconds until it.
         fn until(&mut self, limit_ms: u64, mib_s: u64, limits: bool) -> (ScaleAdvice, u64) {
             for ms in (0..=limit_ms).step_by(10) {
                 let advice = self.scale_up.observe(self.now, self.completed_bytes, limits);
@@ -254,12 +252,12 @@ mod tests {
     fn a_window_in_which_something_else_limited_says_nothing() {
         let mut simulation = Simulation::new();
         assert_eq!(simulation.until(60_000, 100, false).0, ScaleAdvice::Stay);
-        // The bottleneck is the path half the time, and the reader half the time.
+        // The path is the bottleneck half the time, the reader the other half.
         for _ in 0..100 {
             assert_eq!(simulation.until(500, 100, true).0, ScaleAdvice::Stay);
             assert_eq!(simulation.until(500, 100, false).0, ScaleAdvice::Stay);
         }
-        // A hiccup is none.
+        // A short drop of the rate changes nothing.
         assert_eq!(simulation.until(500, 100, true).0, ScaleAdvice::Stay);
         assert_eq!(simulation.until(50, 100, false).0, ScaleAdvice::Stay);
         assert_eq!(simulation.until(9000, 100, true).0, ScaleAdvice::OpenOne);

@@ -1,20 +1,20 @@
-//! The steps of a write in their order, which is what keeps a half-written disk from booting.
+//! The steps of a write; their order keeps a half-written disk from booting.
 //!
-//! Advanced by the write, compared by the reconnecting writer. A step is reached only when
-//! everything before it is flushed.
+//! The write advances them, and the reconnecting writer compares them. A step is reached only when
+//! all bytes of earlier steps are flushed.
 
-/// The last step that is certain: everything before it is done and flushed.
+/// The current step: all bytes of earlier steps are written and flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ImagingStep {
-    /// Untouched.
+    /// The disk is untouched.
     Nothing,
-    /// Being wiped.
+    /// The write is wiping both ends.
     Wipe,
-    /// The body, flushed up to there.
+    /// The body is flushed up to this offset.
     Body(u64),
     Tail,
     Head,
-    /// Reading back, the same up to there.
+    /// The disk was read back up to this offset.
     Compare(u64),
     Done,
 }

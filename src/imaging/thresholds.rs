@@ -1,6 +1,6 @@
 //! The pauses, bytes and times of a write that tests shorten.
 //!
-//! Chosen when an opened disk is written. The defaults are the only ones outside of tests.
+//! The write of an opened disk takes them. Only tests use other values than the defaults.
 
 use std::time::Duration;
 

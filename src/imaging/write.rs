@@ -1,8 +1,8 @@
 //! Writes a layout to a disk in the order that keeps a half-written disk from booting, and reads it
 //! back.
 //!
-//! Called once per attempt through [`super::OpenedDisk::write`], after the image's checksum has
-//! been compared. The parent module lists its promises about the disk, which it must never break.
+//! The agent calls it once per attempt through [`super::OpenedDisk::write`], after the comparison
+//! of the image's checksum. The parent module lists its guarantees.
 
 use std::{ops::Range, time::Duration};
 
@@ -27,41 +27,41 @@ use crate::{
     progress::{Cancel, Meter, Watch},
 };
 
-/// Fewest bytes of the disk between two flushes. When a connection breaks, at most twice the bytes
-/// between two flushes are written again, and the distance is halved down to this, so that a path
-/// whose connections never last long still makes progress.
+/// Fewest bytes of the disk between two flushes. After a broken connection, the write repeats at
+/// most twice the bytes between two flushes, and halves this distance down to the minimum, so that
+/// it makes progress even if no connection lasts long.
 const FLUSH_BYTES_MIN: u64 = 4 << 20;
 /// Longest time between two flushes during writes, so that a slow disk loses no minutes.
 const FLUSH_PERIOD: Duration = Duration::from_secs(5);
-/// Commands in flight at most. This bounds the zeros in flight; the buffers bound the data.
+/// Most commands in flight. This bounds the zeros in flight; the buffers bound the data.
 const COMMANDS_MAX: usize = 64;
-/// Pieces compared at once: each holds the bytes read beside the bytes wanted. A connection keeps
+/// Most pieces compared at once: each holds the read bytes and the expected ones. A connection has
 /// no more data in flight.
 pub(super) const COMPARES_MAX: usize = 8;
-/// Time to close the connections of a written disk.
+/// Time limit for closing the connections of a written disk.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
-/// The content of a disk, and the demands on the disk that takes it.
+/// The content for a disk, and the requirements on its write.
 #[derive(Clone, Debug)]
 pub struct ImagingOrder {
     /// The disk's content.
     pub layout: Layout,
-    /// The check that the disk holds it.
+    /// How the written content is verified.
     pub verify: Verify,
     /// Longest time without any progress.
     pub stall: Duration,
     /// Lowest rate of a disk that is the bottleneck.
     pub least_rate: LeastRate,
-    /// How far an earlier write of the same layout to the same disk came.
+    /// Progress of an earlier write of the same layout to the same disk.
     pub checkpoint: Checkpoint,
 }
 
-/// How far a write has come, for the next one should this one be killed.
+/// The progress of a write, from which a later write resumes if this one is killed.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
     /// Offset in bytes up to which the disk holds the layout's body, flushed; 0: nothing of it.
     pub resumes_at: u64,
-    /// Receives that offset whenever more of the body is flushed.
+    /// Receives the new offset after each flush of the body.
     pub flushed: watch::Sender<u64>,
 }
 
@@ -124,7 +124,7 @@ struct Writing<'a> {
     scale_up: ScaleUp,
     rate: RateWatch,
     checkpoint: &'a Checkpoint,
-    /// Whether the disk is read back.
+    /// Whether the write reads the disk back.
     compares: bool,
     digests: Option<Digests>,
     edges: Vec<DiskRange>,
@@ -141,7 +141,7 @@ impl<'a> Writing<'a> {
     ) -> Self {
         let verify = order.verify;
         let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
-        // A layout in too many parts to be described to the node is read back.
+        // A layout with too many parts for digests is read back.
         let compares = match verify {
             Verify::Full => true,
             Verify::Node => digests.is_none(),
@@ -164,7 +164,7 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// Resumes at the current step and goes on to the end.
+    /// Resumes at the current step and continues to the end.
     async fn go_on<C: Connector>(
         &mut self,
         pool: &mut ConnectionPool<'_, C>,
@@ -206,8 +206,8 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// Where the body begins that is still to be written. The machine compares the part before
-    /// it, too, so that this part is hashed.
+    /// Returns the offset at which the body's write starts, and hashes the part before it, which
+    /// the machine compares, too.
     async fn resume(&mut self) -> Result<u64, ImagingError> {
         let body = self.plan.body();
         let from = self.checkpoint.resumes_at.clamp(body.start, body.end);
@@ -219,7 +219,7 @@ impl<'a> Writing<'a> {
         Ok(from)
     }
 
-    /// Writes one end of the disk as a whole and flushes.
+    /// Writes one end of the disk at once, and flushes.
     async fn edge<V: Volume>(
         &mut self,
         disk: &ConnectedDisk<V>,
@@ -243,8 +243,8 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Writes the body from there on and flushes, many commands at once, over as many connections
-    /// as pay.
+    /// Writes the body from this offset on and flushes, with many commands at once, over as many
+    /// connections as make it faster.
     async fn body<C: Connector>(
         &mut self,
         pool: &mut ConnectionPool<'_, C>,
@@ -257,13 +257,13 @@ impl<'a> Writing<'a> {
         let mut pieces = Some(read_ahead(self.plan.clone(), from..body.end, purpose));
         let (mut begun, mut completed, mut flushed) = (from, from, from);
         let mut flush_sent = (from, Instant::now());
-        // After a reconnect that is less than before.
+        // After a reconnect, the progress is less than before.
         self.watch.meter.set(self.plan.bytes_in(&(body.start..from)));
         self.scale_up.begin();
         let resumed = Resumed::new(self.plan.bytes_in(&(body.start..from)), pool);
         self.rate.begin(Instant::now(), Pass::Body, resumed.had_bytes);
         while pieces.is_some() || !in_flight.is_empty() {
-            // This bounds the bytes to write again, however long a flush takes.
+            // This bounds the repeated bytes, even if a flush takes long.
             let room = in_flight.len() < COMMANDS_MAX && begun - flushed < 2 * self.flush_bytes;
             let pieces_now = pieces.as_mut().filter(|_| room);
             match watched(self.watch, next(pieces_now, in_flight, pool)).await? {
@@ -291,8 +291,7 @@ impl<'a> Writing<'a> {
             let due = completed - sent_to >= self.flush_bytes
                 || completed > sent_to && sent_at.elapsed() >= FLUSH_PERIOD;
             if due && !in_flight.is_flushing() {
-                // It covers the writes that have completed on any connection, and no write waits
-                // for it.
+                // The flush covers completed writes of every connection, and no write waits for it.
                 in_flight.begin_flush(pool.first().clone().flush(completed));
                 flush_sent = (completed, Instant::now());
             }
@@ -352,8 +351,7 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Fails if the disk was too slow while it was the bottleneck. `done_bytes` are those of this
-    /// pass.
+    /// Fails if the disk was too slow while it was the bottleneck. `done_bytes` are this pass's.
     fn check_rate(&mut self, done_bytes: u64, limits: bool) -> Result<(), ImagingError> {
         let Some(slow) = self.rate.too_slow(Instant::now(), done_bytes, limits) else {
             return Ok(());
@@ -386,7 +384,7 @@ impl<'a> Writing<'a> {
 }
 
 /// Progress of a pass that resumes over a new connection: the bytes flushed or compared before, and
-/// those moved since. Bytes written twice count once.
+/// those moved since. Repeated bytes count once.
 #[derive(Clone, Copy, Debug)]
 struct Resumed {
     had_bytes: u64,
@@ -409,7 +407,8 @@ enum Event<V> {
     PoolUpdate(PoolUpdate<V>),
 }
 
-/// The next piece if there is room for it, the next result, or the next change of the pool.
+/// Waits for the next piece if there is room for it, the next result, or the next change of the
+/// pool.
 async fn next<C: Connector>(
     pieces: Option<&mut Pieces>,
     in_flight: &mut InFlight,

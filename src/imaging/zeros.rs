@@ -1,6 +1,6 @@
 //! Finds zeros in data, and lends static ones.
 //!
-//! Called by the reader for every byte of a file, so it must be fast where there are none.
+//! The reader calls it for every byte of a file, so that it must be fast in data without zeros.
 
 use std::ops::Range;
 

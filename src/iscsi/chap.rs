@@ -1,9 +1,9 @@
 //! CHAP with MD5, RFC 1994 and RFC 7143 §12.1.3: credentials and the one computation.
 //!
-//! Called by the login. The secret is exposed here and nowhere else in this module.
+//! The login uses it. No other file of this module exposes the secret.
 //!
-//! MD5 is the only algorithm offered: it is the one RFC 7143 requires, and the number 7 means
-//! SHA-256 to LIO but SHA-1 to tgtd.
+//! hostler offers only MD5: RFC 7143 requires it, and the algorithm number 7 means SHA-256 to LIO
+//! but SHA-1 to tgtd.
 
 use md5::{Digest as _, Md5};
 
@@ -12,22 +12,22 @@ use crate::model::secret::Secret;
 /// CHAP credentials.
 #[derive(Clone, Debug)]
 pub struct Chap {
-    /// The name we give.
+    /// The initiator's CHAP name.
     pub username: String,
-    /// The secret we prove to know.
+    /// The secret that the initiator proves to know.
     pub secret: Secret,
-    /// Mutual CHAP: the name the target must give and the secret it must prove to know. It must
-    /// differ from `secret`.
+    /// Mutual CHAP: the target's CHAP name, and the secret that the target must prove to know. It
+    /// must differ from `secret`.
     pub mutual: Option<(String, Secret)>,
 }
 
-/// The algorithm's number in `CHAP_A`.
+/// The number of MD5 in `CHAP_A`.
 pub(super) const MD5: &str = "5";
 
-/// Longest challenge a target may set, in bytes (RFC 7143 §12.1.3: 1024).
+/// Longest challenge of a target, in bytes (RFC 7143 §12.1.3: 1024).
 pub(super) const CHALLENGE_BYTES_MAX: usize = 1024;
 
-/// The response that proves knowledge of `secret`.
+/// The CHAP response that proves knowledge of `secret`.
 pub(super) fn response(identifier: u8, secret: &Secret, challenge: &[u8]) -> [u8; 16] {
     Md5::new()
         .chain_update([identifier])

@@ -1,9 +1,9 @@
-//! A logged-in connection: the socket, the one task that moves PDUs between it and the session, and
-//! the time limits.
+//! A logged-in connection: the socket, the time limits, and the task that moves PDUs between socket
+//! and session.
 //!
-//! Called by the disk. The task ends with the session, and the session with the last
-//! [`Connection`]: dropping it resets the TCP connection, so that nothing already queued is written
-//! to a disk nobody watches any more.
+//! The disk uses it. The task ends with the session, and the session with the last [`Connection`].
+//! Dropping that resets the TCP connection, so that no queued data reaches a disk that nobody
+//! watches any more.
 
 use std::{
     net::SocketAddr,
@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     chap::Chap,
     error::IscsiErrorKind,
-    login::{Identity, LoggedIn, Login, Next, Random},
+    login::{Identity, LoggedIn, Login, LoginAction, Random},
     negotiate::{Digests, Negotiated},
     options::IscsiOptions,
     pdu::LunField,
@@ -32,24 +32,24 @@ use super::{
     wire::{PduReader, PduWriter},
 };
 
-/// Ticks of silence after which the session ends; at the second the initiator sends a NOP-Out.
+/// Silent ticks before the session ends; at the second one the initiator sends a NOP-Out.
 const SILENT_TICKS_MAX: u32 = 4;
 
-/// Commands a session may have in flight: bounds memory whatever window the target opens.
+/// Most commands of a session in flight: bounds the memory for any window of the target.
 const QUEUE_DEPTH_MAX: u16 = 1024;
 
-/// The grain in which data on its way is counted.
+/// The unit in which data in flight is counted.
 const IN_FLIGHT_UNIT_BYTES: usize = 64 << 10;
 
-/// Data of commands under way, in units: 4 MiB. A millisecond of a 25-Gbit/s path is 3 MiB; more
-/// only pushes the data out of the processors' caches at both ends before it is looked at: tgtd
-/// took 32 MiB in flight at half the speed.
+/// Most data in flight, in units: 4 MiB. One millisecond of a 25-Gbit/s path is 3 MiB; more only
+/// falls out of the processor caches at both ends before it is used: with 32 MiB in flight, tgtd
+/// wrote at half the speed.
 const IN_FLIGHT_UNITS: usize = 64;
 
 /// Shortest keepalive interval.
 const KEEPALIVE_MIN: Duration = Duration::from_millis(100);
 
-/// A session with its connection.
+/// An iSCSI session and its TCP connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -63,13 +63,13 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Shared {
     session: Mutex<Session>,
-    /// Told whenever the session may have something to send.
+    /// Notified whenever the session may have a PDU to send.
     wake: Notify,
 }
 
 impl Shared {
     fn session(&self) -> MutexGuard<'_, Session> {
-        // The session is consistent between calls, so a panic elsewhere does not spoil it.
+        // The session is consistent between calls, so that a panic elsewhere does no harm.
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -88,12 +88,13 @@ impl Connection {
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
-        // Whatever ends the session early also discards what the kernel has not sent yet.
+        // A reset on close discards data that the kernel has not sent yet, if the session ends
+        // early.
         stream.set_zero_linger().map_err(unreachable)?;
         Self::over(stream.into_split(), target_iqn, chap, options, random()?).await
     }
 
-    /// Logs in over a stream that is connected.
+    /// Logs in over a connected stream.
     pub(super) async fn over<R, W>(
         (read, write): (R, W),
         target_iqn: &str,
@@ -132,14 +133,14 @@ impl Connection {
         })
     }
 
-    /// The result of the login's negotiation.
+    /// The parameters that the login negotiated.
     pub(super) fn agreed(&self) -> &Negotiated {
         &self.agreed
     }
 
-    /// Performs one command. The limit starts when the command has its slot; when it passes, the
-    /// whole session ends, because what the target still does is unknown. A cancelled call leaves
-    /// the command to its end.
+    /// Sends one command and returns its outcome. The time limit starts when the command has its
+    /// slot. Its end ends the whole session, because the state of the target is then unknown. A
+    /// cancelled call does not cancel the command.
     pub(super) async fn execute(
         &self,
         command: IscsiCommand,
@@ -154,9 +155,9 @@ impl Connection {
         result
     }
 
-    /// Ends the session in good order: no more commands, those under way finished or else dropped
-    /// by a reset, then a logout. Each step has the limit; whatever happens, the connection is
-    /// closed when this returns.
+    /// Ends the session in order: accepts no more commands, waits for those in flight or else drops
+    /// them by a LOGICAL UNIT RESET, then logs out. Each step has the limit. The connection is
+    /// closed when this returns, also after an error.
     pub(super) async fn log_out(
         &self,
         lun: LunField,
@@ -169,8 +170,7 @@ impl Connection {
 
     async fn leave(&self, lun: LunField, limit: Duration) -> Result<(), IscsiErrorKind> {
         self.shared.session().leave();
-        // Slots come back when the target has answered: with all of them, nothing is being written
-        // any more.
+        // A slot comes back with the target's answer: with all slots, no write is in flight.
         let idle = time::timeout(limit, self.slots.acquire_many(self.queue_depth)).await;
         if idle.is_err() {
             let outcome = within(
@@ -191,8 +191,8 @@ impl Connection {
         match within(limit, self.ask(None, |session, completion| session.logout(Some(completion))))
             .await
         {
-            // Some close the connection instead of an answer, as istgt; with nothing under way it
-            // comes to the same.
+            // istgt closes the connection instead of an answer; with no command in flight, that is
+            // a logout too.
             Ok(CommandOutcome { response: 0, .. }) | Err(IscsiErrorKind::TargetGone(_)) => Ok(()),
             Ok(CommandOutcome { response, .. }) => {
                 Err(IscsiErrorKind::Protocol(format!("logout response {response:02x}")))
@@ -201,7 +201,7 @@ impl Connection {
         }
     }
 
-    /// Waits for a place in the queue and for room for the command's data.
+    /// Waits for a slot in the queue, and for room for the command's data.
     async fn slot(&self, command: &IscsiCommand) -> Option<Slot> {
         let units = usize::try_from(command.data.bytes()).map_or(IN_FLIGHT_UNITS, |bytes| {
             bytes.div_ceil(IN_FLIGHT_UNIT_BYTES).min(IN_FLIGHT_UNITS)
@@ -236,14 +236,14 @@ impl Drop for Connection {
     }
 }
 
-/// The connection's one task, from login to end.
+/// The connection's task: runs from the login to the end of the session.
 async fn drive(
     shared: Arc<Shared>,
     mut reader: PduReader<impl AsyncRead + Unpin>,
     mut writer: PduWriter<impl AsyncWrite + Unpin>,
     keepalive: Keepalive,
 ) {
-    // Each of the three runs until something is wrong; the others are then dropped with it.
+    // Each of the three futures runs until its first error; the others are then dropped.
     let ending = tokio::select! {
         biased;
         ending = receive_all(&shared, &mut reader) => ending,
@@ -308,7 +308,8 @@ impl Keepalive {
     fn new(options: &IscsiOptions) -> Self {
         let interval = options.keepalive.max(KEEPALIVE_MIN);
         let longest = options.command_timeout.max(options.flush_timeout);
-        // One more than fit, so that whoever still waits sees its own limit first.
+        // One tick more than the limit, so that a caller that still waits sees its own time limit
+        // first.
         let ticks = longest.as_millis() / interval.as_millis() + 2;
         let command_max = u32::try_from(ticks).unwrap_or(u32::MAX);
         Self { interval, limits: KeepaliveLimits { silent_max: SILENT_TICKS_MAX, command_max } }
@@ -340,8 +341,8 @@ async fn log_in(
             IscsiErrorKind::Protocol(format!("opcode {opcode:02x} during login"))
         })?;
         request = match login.receive(&response, &text)? {
-            Next::Send(request) => request,
-            Next::Done(login) => return Ok(login),
+            LoginAction::Send(request) => request,
+            LoginAction::Done(login) => return Ok(login),
         };
     }
 }

@@ -1,7 +1,7 @@
-//! A target's logical unit as a disk: the public face of the initiator.
+//! A target's logical unit as a disk: the public interface of the initiator.
 //!
-//! Called by the imaging and, through it, by the agent. It repeats a command when SCSI allows that,
-//! and gives every failure its context.
+//! The imaging uses it. It repeats a command where SCSI allows that, and adds the operation to
+//! every error.
 
 use std::{
     fmt,
@@ -28,13 +28,14 @@ use super::{
 };
 use crate::model::{backoff::Backoff, size::show_bytes};
 
-/// UNIT ATTENTIONs one command may meet: each reports one event, and a target holds a handful.
+/// Most UNIT ATTENTIONs that one command may get: each reports one event, and a target keeps a
+/// handful.
 const UNIT_ATTENTIONS_MAX: u32 = 16;
-/// First pause before a busy target is asked again; doubled up to [`BUSY_PAUSE_MAX`].
+/// First pause before a command is repeated at a busy target; doubled up to [`BUSY_PAUSE_MAX`].
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause before a busy target is asked again.
+/// Longest pause before a command is repeated at a busy target.
 const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// The most one command transfers: bounds memory whatever the target allows.
+/// Most bytes of one command: bounds the memory for any limit of the target.
 const TRANSFER_BYTES_MAX: u64 = 16 << 20;
 
 /// The address of a disk.
@@ -67,18 +68,18 @@ pub(super) struct Inner {
     moved_bytes: AtomicU64,
 }
 
-/// The features that a disk states.
+/// The features that a disk reports.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Features {
     capacity: Capacity,
     pub(super) limits: BlockLimits,
-    /// Blocks unmapped by WRITE SAME read as zeros.
+    /// Whether blocks that WRITE SAME unmaps read as zeros.
     unmap_is_certain: bool,
 }
 
 impl Lun {
-    /// Connects, logs in, waits until the unit is ready and asks for its size. With `chap` given, a
-    /// target that does not ask for it is refused.
+    /// Connects, logs in, waits until the unit is ready, and reads its size. With `chap`, it
+    /// refuses a target that does not demand CHAP.
     pub async fn connect(
         target: &TargetAddress,
         chap: Option<&Chap>,
@@ -88,7 +89,7 @@ impl Lun {
         Self::after(login, target, options).await
     }
 
-    /// The disk of a connection, once it is logged in.
+    /// Makes a disk from a logged-in connection.
     pub(super) async fn after(
         login: impl Future<Output = Result<Connection, IscsiErrorKind>>,
         target: &TargetAddress,
@@ -114,7 +115,7 @@ impl Lun {
         let features = match unit.examine(target.lun).await {
             Ok(features) => features,
             Err(kind) => {
-                // The reason to report is why the disk is of no use.
+                // The error to report is that of the disk, not of the logout.
                 drop(connection.log_out(unit.lun, options.logout_timeout).await);
                 return Err(context(&format!("examining LUN {}", target.lun), kind));
             }
@@ -141,8 +142,8 @@ impl Lun {
         })
     }
 
-    /// Bytes in a logical block: a power of two from 512 to 65536. Offsets and lengths must be
-    /// multiples of it.
+    /// Size of a logical block in bytes: a power of two from 512 to 65536. Offsets and lengths must
+    /// be multiples of it.
     pub fn block_bytes(&self) -> u32 {
         self.inner.features.capacity.block_bytes
     }
@@ -164,14 +165,14 @@ impl Lun {
         u32::try_from(target.min(TRANSFER_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
-    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length), if it says so:
-    /// as it says, which need not make sense.
+    /// The disk's optimal transfer length in bytes (SBC-3 §6.5.3), unchecked; `None` if it reports
+    /// none.
     pub fn optimal_bytes(&self) -> Option<u32> {
         self.inner.features.limits.optimal_blocks?.checked_mul(self.block_bytes())
     }
 
-    /// Bytes that the target has written, zeroed or read on this connection so far, command by
-    /// command.
+    /// Bytes that the target has written, zeroed or read on this connection so far, counted per
+    /// finished command.
     pub fn moved_bytes(&self) -> u64 {
         self.inner.moved_bytes.load(Ordering::Relaxed)
     }
@@ -180,9 +181,8 @@ impl Lun {
         self.inner.moved_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Writes `data` at `offset`. Many may be under way at once; those without a slot wait. The
-    /// payload is not copied. A write that was cancelled is still performed unless a logout comes
-    /// first.
+    /// Writes `data` at `offset`. Callers may run many writes at once; those without a slot wait.
+    /// The payload is not copied. A cancelled write is still executed, unless a logout comes first.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), IscsiError> {
         let bytes = data.len() as u64;
         let operation = || format!("write of {} at {}", show_bytes(bytes), show_bytes(offset));
@@ -195,7 +195,7 @@ impl Lun {
         Ok(())
     }
 
-    /// Reads `bytes` at `offset`. The data is where the socket put it: not copied since.
+    /// Reads `bytes` at `offset`. The data is not copied after the socket's read.
     pub async fn read(&self, offset: u64, bytes: u32) -> Result<Bytes, IscsiError> {
         let operation =
             || format!("read of {} at {}", show_bytes(bytes.into()), show_bytes(offset));
@@ -215,7 +215,7 @@ impl Lun {
         }
     }
 
-    /// Makes the target put everything it has acknowledged on its medium.
+    /// Makes the target write its acknowledged data to the medium.
     pub async fn flush(&self) -> Result<(), IscsiError> {
         let limit = self.inner.flush_timeout;
         let outcome = match self.run(scsi::synchronize_cache_16(), Data::None, limit).await {
@@ -227,17 +227,16 @@ impl Lun {
         outcome.map(drop).map_err(|kind| self.error("flush".to_owned(), kind))
     }
 
-    /// Leaves in good order: commands still under way, also those nobody waits for any more, are
-    /// finished or else dropped before the target is asked to close the session. After `Ok` nothing
-    /// more is written. The connection is closed for every clone when this returns, whatever it
-    /// returns.
+    /// Logs out in order: commands in flight, also cancelled ones, are finished or else dropped
+    /// before the logout request. After `Ok` the target writes no more. In any case, the connection
+    /// is closed for every clone when this returns.
     pub async fn logout(self) -> Result<(), IscsiError> {
         let inner = &self.inner;
         let result = inner.connection.log_out(inner.lun, inner.logout_timeout).await;
         result.map_err(|kind| self.error("logout".to_owned(), kind))
     }
 
-    /// First block and number of blocks of a transfer within the limits.
+    /// The first block and the number of blocks of a transfer, after a check of the limits.
     fn range(
         &self,
         offset: u64,
@@ -252,7 +251,7 @@ impl Lun {
         self.blocks(offset, bytes, operation)
     }
 
-    /// Whether the blocks exist is the target's to say.
+    /// Converts bytes to blocks. The target checks whether the blocks exist.
     pub(super) fn blocks(
         &self,
         offset: u64,
@@ -284,7 +283,7 @@ impl Lun {
         Unit { connection: &self.inner.connection, lun: self.inner.lun, limit }.run(cdb, data).await
     }
 
-    /// GOOD must mean all of it.
+    /// Refuses a GOOD with a residual.
     pub(super) fn whole(
         &self,
         outcome: Result<CommandOutcome, IscsiErrorKind>,
@@ -305,14 +304,14 @@ impl Lun {
     }
 }
 
-/// The name is enough: the rest holds data on its way.
+/// Shows the target's name only: other fields hold data in flight.
 impl fmt::Debug for Lun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lun").field("target", &self.inner.target).finish_non_exhaustive()
     }
 }
 
-/// One unit of a connected target, before it is known to be a disk.
+/// A logical unit of a connected target before its examination.
 #[derive(Debug)]
 struct Unit<'a> {
     connection: &'a Connection,
@@ -321,7 +320,7 @@ struct Unit<'a> {
 }
 
 impl Unit<'_> {
-    /// Whether it is a disk, ready, how large, and what it can do.
+    /// Checks that the unit is a disk, waits until it is ready, and reads its size and features.
     async fn examine(&self, number: u16) -> Result<Features, IscsiErrorKind> {
         let inquiry = self.run(scsi::inquiry(), Data::In(scsi::INQUIRY_BYTES.into())).await?;
         if !scsi::is_disk(&inquiry.data) {
@@ -342,7 +341,7 @@ impl Unit<'_> {
         Ok(Features { capacity, limits, unmap_is_certain })
     }
 
-    /// A page of vital product data; empty when the target does not have it.
+    /// Reads a page of vital product data; empty if the target does not have it.
     async fn page(&self, page: u8) -> Result<Bytes, IscsiErrorKind> {
         match self.run(scsi::inquiry_page(page), Data::In(scsi::PAGE_BYTES.into())).await {
             Ok(outcome) => Ok(outcome.data),
@@ -380,26 +379,29 @@ impl Unit<'_> {
         }
     }
 
-    /// Performs a command, again as long as the target's answer allows it and the limit lasts.
+    /// Runs a command, and repeats it while the target's answer allows that and the time limit
+    /// lasts.
     async fn run(&self, cdb: Cdb, data: Data) -> Result<CommandOutcome, IscsiErrorKind> {
         let command = IscsiCommand { lun: self.lun, cdb, data };
         let mut backoff = Backoff::doubling(BUSY_PAUSE, BUSY_PAUSE_MAX);
         let (started, mut pause, mut attentions) = (Instant::now(), backoff.next_pause(), 0);
         loop {
             let outcome = self.connection.execute(command.clone(), self.limit).await?;
-            match Verdict::of(&outcome) {
-                Verdict::Good => return Ok(outcome),
-                Verdict::Again(failure)
+            match RetryDecision::of(&outcome) {
+                RetryDecision::Good => return Ok(outcome),
+                RetryDecision::Again(failure)
                     if attentions < UNIT_ATTENTIONS_MAX && started.elapsed() < self.limit =>
                 {
                     tracing::debug!(%failure, "sent again");
                     attentions += 1;
                 }
-                Verdict::Later(_) if started.elapsed() + pause < self.limit => {
+                RetryDecision::Later(_) if started.elapsed() + pause < self.limit => {
                     time::sleep(pause).await;
                     pause = backoff.next_pause();
                 }
-                Verdict::Again(failure) | Verdict::Later(failure) | Verdict::Failed(failure) => {
+                RetryDecision::Again(failure)
+                | RetryDecision::Later(failure)
+                | RetryDecision::Failed(failure) => {
                     return Err(IscsiErrorKind::Scsi(failure));
                 }
             }
@@ -407,18 +409,18 @@ impl Unit<'_> {
     }
 }
 
-/// The next act after a command's outcome.
+/// The decision about a repetition after a command's outcome.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum RetryDecision {
     Good,
-    /// Not performed; send it again at once.
+    /// Not executed: repeat it at once.
     Again(ScsiFailure),
-    /// Not performed; send it again after a pause.
+    /// Not executed: repeat it after a pause.
     Later(ScsiFailure),
     Failed(ScsiFailure),
 }
 
-impl Verdict {
+impl RetryDecision {
     fn of(outcome: &CommandOutcome) -> Self {
         if outcome.response != 0 {
             return Self::Failed(ScsiFailure::TargetFailure(outcome.response));

@@ -1,6 +1,6 @@
-//! The failures of an exchange with a target, by what a caller can do about them.
+//! Errors of exchanges with a target, by the caller's possible reaction.
 //!
-//! Made everywhere in this module; read by the imaging's caller. It never holds a secret.
+//! This module returns them, and the imaging's caller reads them. They never hold a secret.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,10 +8,10 @@ use thiserror::Error;
 
 use super::scsi::ScsiFailure;
 
-/// Longest text of a target that an error quotes, in characters.
+/// Most characters of a target's text in an error.
 pub(super) const QUOTED_CHARS_MAX: usize = 200;
 
-/// One failed exchange with a target: who, doing what, and why.
+/// A failed exchange with a target.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("target {target}: {operation}: {kind}")]
 pub struct IscsiError {
@@ -27,33 +27,33 @@ pub struct IscsiError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum IscsiErrorKind {
-    /// No TCP connection could be made.
+    /// The TCP connection failed.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// The login failed; trying again with the same credentials will not help unless
-    /// [`LoginRefusal::may_pass`] says so.
+    /// The login failed. A retry with the same credentials helps only if [`LoginRefusal::may_pass`]
+    /// says so.
     #[error("refused: {0}")]
     LoginRefused(LoginRefusal),
-    /// The connection existed and ended.
+    /// An open connection ended.
     #[error("connection lost: {0}")]
     TargetGone(String),
-    /// An exchange took longer than its limit. The session is over: what is still under way at the
-    /// target is unknown.
+    /// An exchange took longer than its limit. The session is over, and the state of its commands
+    /// at the target is unknown.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     /// The target answered a SCSI command with something other than GOOD.
     #[error("{0}")]
     Scsi(ScsiFailure),
-    /// The logical unit is not a disk this initiator can write.
+    /// The logical unit is not a disk that this initiator can write.
     #[error("{0}")]
     NoDisk(String),
-    /// A digest did not match: bytes were changed on the way.
+    /// A digest did not match: the network changed bytes.
     #[error("{0} digest does not match: bytes were changed on the way")]
     Digest(DigestOf),
-    /// The target violated RFC 7143 or SPC/SBC. The session accepts nothing from it any more.
+    /// The target violated RFC 7143, SPC or SBC. The session accepts no more PDUs from it.
     #[error("the target broke the protocol: {0}")]
     Protocol(String),
-    /// The caller asked for something that cannot be sent; nothing was.
+    /// The caller's request is invalid, and nothing was sent.
     #[error("{0}")]
     Request(String),
 }
@@ -83,24 +83,24 @@ pub enum LoginRefusal {
     /// The target does not accept our CHAP name or secret (status 02/01).
     #[error("the target does not accept the CHAP name or secret (02/01)")]
     WrongSecret,
-    /// The target demands CHAP and we were given no credentials.
+    /// The target demands CHAP, and the caller gave no credentials.
     #[error("the target demands CHAP, and no credentials were given")]
     CredentialsNeeded,
-    /// We have credentials and the target does not ask for them: anybody could write to that disk,
-    /// or it is another target.
+    /// The caller gave credentials, and the target does not demand CHAP: anybody could write to
+    /// this disk, or it is another target.
     #[error("the target does not ask for CHAP, must")]
-    ChapNotAsked,
+    ChapNotDemanded,
     /// Mutual CHAP: the target did not prove that it knows its own secret.
     #[error("the target did not prove that it knows the mutual CHAP secret")]
     TargetUnproven,
-    /// The target moved elsewhere (class 1). Redirections are not followed: the new address has not
-    /// been checked by anybody.
+    /// The target redirects to another address (class 1). The initiator does not follow: the new
+    /// address is unchecked.
     #[error("the target has moved to {0}; redirections are not followed")]
     Moved(String),
-    /// The target cannot use a digest that was asked for.
+    /// The target cannot use a digest that the caller demands.
     #[error("the target refuses the {0} digest CRC32C, which was asked for")]
     NoDigest(DigestOf),
-    /// Any other status the target gave.
+    /// Any other login status.
     #[error("{} ({class:02x}/{detail:02x})", status_words(*class, *detail))]
     Status {
         /// Status-Class, RFC 7143 §11.13.5.
@@ -111,14 +111,13 @@ pub enum LoginRefusal {
 }
 
 impl LoginRefusal {
-    /// Whether the same login may succeed later: target errors (class 3) are the target's own
-    /// trouble.
+    /// Whether the same login may succeed later: target errors (class 3) are temporary.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Status { class: 3, .. })
     }
 }
 
-/// The names of RFC 7143 §11.13.5.
+/// Describes a login status (RFC 7143 §11.13.5).
 fn status_words(class: u8, detail: u8) -> &'static str {
     match (class, detail) {
         (2, 0) => "the target calls it an initiator error",

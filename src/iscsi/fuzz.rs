@@ -1,8 +1,8 @@
-//! A target that says any bytes, from its login on: the way in for the fuzz target, and a property
-//! test of the same. Nobody else calls it.
+//! A target that sends arbitrary bytes, from its login on: for the fuzz target, and for a property
+//! test of the same. It has no other caller.
 //!
-//! The clock of the runtime must be paused: then "nothing happens any more" is a time-out that
-//! costs nothing, and a limit of seconds is checked at once.
+//! The runtime's clock must be paused: then a wait for "no more PDUs" takes no time, and a limit of
+//! seconds is checked at once.
 
 use std::time::Duration;
 
@@ -24,17 +24,19 @@ use super::{
 };
 use crate::model::secret::Secret;
 
-/// More than all limits of [`options`] together, each as often as a target can provoke it.
+/// More than the sum of all limits of [`options`], each as often as a target can provoke it.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// Bytes of the stream between both: less than a data segment, so that writing has to wait, too.
+/// Capacity of the stream between initiator and target: less than a data segment, so that writes
+/// have to wait, too.
 const STREAM_BYTES: usize = 64 << 10;
 
-/// The first byte says how to begin: bit 0 with CHAP, 1 mutual, 2 after an examination that went
-/// well, 3 and 4 digests, 5 silence at the end instead of a closed connection. The rest is what the
-/// target sends, one PDU whenever nothing else happens any more.
+/// Runs the initiator against a target that sends `bytes`. The bits of the first byte: 0 CHAP, 1
+/// mutual CHAP, 2 skip to the end of a successful examination, 3 and 4 digests, 5 silence at the
+/// end instead of a closed connection. The target sends the other bytes, one PDU whenever no more
+/// data comes.
 ///
-/// Panics when anything takes longer than its limit, or when more was read than asked for.
+/// Panics if an operation exceeds its limit, or a read returns more than its length.
 #[cfg_attr(test, expect(unreachable_pub, reason = "only the fuzz target is outside"))]
 pub async fn fuzz(bytes: &[u8]) {
     scsi::is_disk(bytes);
@@ -69,7 +71,7 @@ fn options(mode: u8) -> IscsiOptions {
     }
 }
 
-/// Everything the imaging does with a disk.
+/// Runs every operation of the imaging on a disk.
 async fn initiate(mode: u8, stream: DuplexStream) -> Result<(), IscsiError> {
     let secret = |text: &str| Secret::new(text.to_owned());
     let mutual = (mode & 2 != 0).then(|| ("target".to_owned(), secret("their secret")));
@@ -95,7 +97,7 @@ async fn initiate(mode: u8, stream: DuplexStream) -> Result<(), IscsiError> {
     lun.logout().await
 }
 
-/// The target: it takes whatever comes and says one PDU whenever nothing comes any more.
+/// The target: discards received bytes, and sends one PDU whenever no more come.
 async fn speak(mode: u8, script: &[u8], mut stream: DuplexStream) {
     let prologue = if mode & 7 == 4 { examination() } else { Vec::new() };
     let pdus = prologue.iter().map(Vec::as_slice).chain(cut(script));
@@ -109,7 +111,7 @@ async fn speak(mode: u8, script: &[u8], mut stream: DuplexStream) {
     }
 }
 
-/// Takes all that comes; false when nothing will come any more.
+/// Discards received bytes; `false` once the stream is closed.
 async fn drained(stream: &mut DuplexStream) -> bool {
     let mut received = [0; 4096];
     loop {
@@ -121,7 +123,7 @@ async fn drained(stream: &mut DuplexStream) -> bool {
     }
 }
 
-/// The PDUs of a script as their headers delimit them; what is left may be cut short.
+/// Splits a script into PDUs by their headers; the last one may be cut short.
 fn cut(mut script: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let declared = script.first_chunk::<BHS_BYTES>().map_or(0, |bhs| pdu::lengths(bhs).1);
@@ -132,7 +134,7 @@ fn cut(mut script: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The target's PDUs from the login to the moment at which its disk is known: 1 GiB, thin, zeros
+/// The target's PDUs from the login to the end of the examination of a disk: 1 GiB, thin, zeros
 /// where unmapped.
 fn examination() -> Vec<Vec<u8>> {
     let mut stat_sn = 0;
@@ -187,7 +189,7 @@ mod tests {
         })
     }
 
-    /// The disk is connected, so that what follows meets commands under way.
+    /// The disk is connected, so that later bytes meet commands in flight.
     #[test]
     fn the_examination_ends_with_a_disk() {
         paused().block_on(async {
@@ -218,8 +220,8 @@ mod tests {
         }
     }
 
-    /// A PDU near to what a target would say: opcode, flags, tag, `StatSN`, the fields at 36, 40,
-    /// 44, and its data.
+    /// A PDU that resembles a target's: opcode, flags, tag, `StatSN`, the fields at 36, 40, 44, and
+    /// its data.
     fn pdu() -> impl Strategy<Value = Vec<u8>> {
         let opcode = prop_oneof![
             4 => proptest::sample::select(&[0x20_u8, 0x21, 0x22, 0x25, 0x26, 0x31, 0x32, 0x3f][..]),

@@ -1,5 +1,5 @@
-//! The login phase, RFC 7143 §6.3, as a machine without I/O: a response in, the next request or the
-//! result out.
+//! The login phase, RFC 7143 §6.3, as a state machine without I/O: a response in, the next request
+//! or the result out.
 //!
 //! ```text
 //!   Method ── AuthMethod=None, T ─────────────────────────────────▶ Operational ── T ──▶ done
@@ -7,9 +7,9 @@
 //!      └──▶ Algorithm ── CHAP_A,I,C ──▶ Proof ── (CHAP_N,R verified) T ┘
 //! ```
 //!
-//! Called by the connection, which brings the bytes and the time limit. The target is not trusted:
-//! each step accepts only the answers the RFC allows there, texts and rounds are bounded, and a
-//! target that does not ask for CHAP gets no further.
+//! The connection drives it, and brings the bytes and the time limit. The target is not trusted:
+//! each step accepts only the answers that the RFC allows there, texts and rounds are bounded, and
+//! a target that does not demand CHAP gets no further.
 
 use bytes::Bytes;
 use subtle::ConstantTimeEq as _;
@@ -23,13 +23,13 @@ use super::{
 };
 use crate::model::printable::excerpt;
 
-/// More rounds than any login has; mutual CHAP with a talkative target takes about six.
+/// Most rounds of a login; mutual CHAP with a talkative target takes about six.
 const ROUNDS_MAX: u32 = 16;
-/// The most text one answer may have over all its PDUs.
+/// Most text of one answer, over all its PDUs.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// The most text a request may have: a target declares more only later (RFC 7143 §13.12).
+/// Most text of a request: a target declares a higher limit only later (RFC 7143 §13.12).
 const REQUEST_BYTES_MAX: usize = 8192;
-/// The one task tag of the whole login.
+/// The task tag of all login requests.
 const LOGIN_TAG: u32 = 1;
 /// The first command's number; login requests carry it without using it up.
 pub(super) const FIRST_CMD_SN: u32 = 1;
@@ -41,7 +41,7 @@ pub(super) struct Identity<'a> {
     pub(super) target_iqn: &'a str,
     pub(super) chap: Option<&'a Chap>,
     pub(super) digests: Digests,
-    /// Random bytes, fresh for each login: the ISID's, the mutual challenge's and its identifier.
+    /// Random bytes, fresh for each login: for the ISID, the mutual challenge and its identifier.
     pub(super) random: Random,
 }
 
@@ -55,11 +55,11 @@ pub(super) struct Random {
     pub(super) challenge: [u8; 16],
 }
 
-/// A login that is under way.
+/// A login in progress.
 #[derive(Debug)]
 pub(super) struct Login<'a> {
     identity: &'a Identity<'a>,
-    step: Step,
+    step: LoginStep,
     requested: Option<Stage>,
     tsih: u16,
     exp_stat_sn: Option<u32>,
@@ -70,17 +70,17 @@ pub(super) struct Login<'a> {
 
 /// The expected content of the next response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum LoginStep {
     Method,
     Algorithm,
     Proof { verified: bool },
     Operational,
 }
 
-/// The next act of the login.
+/// The connection's next action in a login.
 #[derive(Debug)]
-pub(super) enum Next {
-    /// Send this and wait for another answer.
+pub(super) enum LoginAction {
+    /// Send the PDU, and wait for its answer.
     Send(Pdu),
     /// The full feature phase begins.
     Done(LoggedIn),
@@ -95,19 +95,20 @@ pub(super) struct LoggedIn {
 }
 
 impl<'a> Login<'a> {
-    /// A login and its first request.
+    /// Starts a login, and returns its first request.
     pub(super) fn start(identity: &'a Identity<'a>) -> Result<(Self, Pdu), IscsiErrorKind> {
         if let Some(Chap { secret, mutual: Some((_, theirs)), .. }) = identity.chap
             && secret == theirs
         {
-            // A target could then answer our challenge with our own response (RFC 7143 §12.1.3).
+            // With equal secrets, a target could answer the initiator's challenge with the
+            // initiator's own response (RFC 7143 §12.1.3).
             return Err(IscsiErrorKind::Request(
                 "both CHAP secrets are the same, must differ".to_owned(),
             ));
         }
         let mut login = Self {
             identity,
-            step: Step::Method,
+            step: LoginStep::Method,
             requested: None,
             tsih: 0,
             exp_stat_sn: None,
@@ -130,12 +131,12 @@ impl<'a> Login<'a> {
         Ok((login, pdu))
     }
 
-    /// Takes one answer.
+    /// Processes one answer.
     pub(super) fn receive(
         &mut self,
         response: &ResponsePdu,
         text: &[u8],
-    ) -> Result<Next, IscsiErrorKind> {
+    ) -> Result<LoginAction, IscsiErrorKind> {
         let ResponseBody::Login(answer) = &response.body else {
             return Err(violation("something other than a login response during login"));
         };
@@ -149,14 +150,14 @@ impl<'a> Login<'a> {
         }
         self.check(response.stat_sn, answer)?;
         if answer.more {
-            return self.request(self.requested, Pairs::default()).map(Next::Send);
+            return self.request(self.requested, Pairs::default()).map(LoginAction::Send);
         }
         let text = std::mem::take(&mut self.partial);
         let pairs = text::parse(&text)?;
         match self.step {
-            Step::Operational => self.operational(response, answer, &pairs),
-            Step::Method | Step::Algorithm | Step::Proof { .. } => {
-                self.security(answer, &pairs).map(Next::Send)
+            LoginStep::Operational => self.operational(response, answer, &pairs),
+            LoginStep::Method | LoginStep::Algorithm | LoginStep::Proof { .. } => {
+                self.security(answer, &pairs).map(LoginAction::Send)
             }
         }
     }
@@ -176,19 +177,19 @@ impl<'a> Login<'a> {
         self.exp_stat_sn = Some(stat_sn.wrapping_add(1));
         self.tsih = answer.tsih;
         let stage =
-            if self.step == Step::Operational { Stage::Operational } else { Stage::Security };
+            if self.step == LoginStep::Operational { Stage::Operational } else { Stage::Security };
         if answer.stage != Some(stage) {
             return Err(violation("a login response of another stage"));
         }
         let may_transit =
             !answer.more && self.requested.is_some() && answer.next_stage == self.requested;
         if answer.transit && !may_transit {
-            // To leave the security stage early is what an attacker without the secret would like.
+            // Leaving the security stage early would help an attacker without the secret.
             return Err(match self.step {
-                Step::Method | Step::Algorithm => {
-                    IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotAsked)
+                LoginStep::Method | LoginStep::Algorithm => {
+                    IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotDemanded)
                 }
-                Step::Proof { .. } | Step::Operational => {
+                LoginStep::Proof { .. } | LoginStep::Operational => {
                     violation("a login stage change nobody asked for")
                 }
             });
@@ -196,14 +197,14 @@ impl<'a> Login<'a> {
         Ok(())
     }
 
-    /// The meaning of a status other than success at this step.
+    /// The refusal for a status other than success at this step.
     fn refusal(&self, class: u8, detail: u8) -> LoginRefusal {
         match (class, detail, self.step, self.identity.chap) {
             (1, ..) => LoginRefusal::Moved(moved_to(&self.partial)),
             (2, 1, _, None) => LoginRefusal::CredentialsNeeded,
-            // Nothing was proven yet, so it is not our secret it dislikes.
-            (2, 1, Step::Method, Some(_)) => LoginRefusal::ChapNotAsked,
-            (2, 1, Step::Proof { .. }, Some(_)) => LoginRefusal::WrongSecret,
+            // The initiator has proved nothing yet, so that its secret cannot be the cause.
+            (2, 1, LoginStep::Method, Some(_)) => LoginRefusal::ChapNotDemanded,
+            (2, 1, LoginStep::Proof { .. }, Some(_)) => LoginRefusal::WrongSecret,
             _ => LoginRefusal::Status { class, detail },
         }
     }
@@ -215,32 +216,32 @@ impl<'a> Login<'a> {
     ) -> Result<Pdu, IscsiErrorKind> {
         let value = |key: &str| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
         match (self.step, self.identity.chap) {
-            (Step::Method, None) => match value("AuthMethod") {
+            (LoginStep::Method, None) => match value("AuthMethod") {
                 None | Some("None") if answer.transit => self.enter_operational(),
                 None | Some("None") => self.request(Some(Stage::Operational), Pairs::default()),
                 Some(_) => Err(IscsiErrorKind::LoginRefused(LoginRefusal::CredentialsNeeded)),
             },
-            (Step::Method, Some(_)) => {
+            (LoginStep::Method, Some(_)) => {
                 if value("AuthMethod") != Some("CHAP") {
-                    return Err(IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
+                    return Err(IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotDemanded));
                 }
-                self.step = Step::Algorithm;
+                self.step = LoginStep::Algorithm;
                 let mut pairs = Pairs::default();
                 pairs.push("CHAP_A", chap::MD5);
                 self.request(None, pairs)
             }
-            (Step::Algorithm, Some(chap)) => {
+            (LoginStep::Algorithm, Some(chap)) => {
                 if value("CHAP_A") != Some(chap::MD5) {
                     return Err(violation("a CHAP algorithm other than MD5, the one offered"));
                 }
                 let pairs = self.proof(chap, value("CHAP_I"), value("CHAP_C"))?;
-                self.step = Step::Proof { verified: chap.mutual.is_none() };
+                self.step = LoginStep::Proof { verified: chap.mutual.is_none() };
                 self.request(Some(Stage::Operational), pairs)
             }
-            (Step::Proof { verified }, Some(chap)) => {
+            (LoginStep::Proof { verified }, Some(chap)) => {
                 if !verified {
                     self.verify(chap, value("CHAP_N"), value("CHAP_R"))?;
-                    self.step = Step::Proof { verified: true };
+                    self.step = LoginStep::Proof { verified: true };
                 }
                 if answer.transit {
                     self.enter_operational()
@@ -248,13 +249,13 @@ impl<'a> Login<'a> {
                     self.request(Some(Stage::Operational), Pairs::default())
                 }
             }
-            (Step::Algorithm | Step::Proof { .. } | Step::Operational, _) => {
+            (LoginStep::Algorithm | LoginStep::Proof { .. } | LoginStep::Operational, _) => {
                 Err(violation("an answer to a question not asked"))
             }
         }
     }
 
-    /// Our name and response, and our own challenge where the target must prove itself too.
+    /// The initiator's name and response, and its challenge for mutual CHAP.
     fn proof(
         &self,
         chap: &Chap,
@@ -282,7 +283,7 @@ impl<'a> Login<'a> {
         Ok(pairs)
     }
 
-    /// Whether the target gave the name it must and knows the secret it must.
+    /// Checks the target's name and its proof of the mutual secret.
     fn verify(
         &self,
         chap: &Chap,
@@ -301,7 +302,7 @@ impl<'a> Login<'a> {
     }
 
     fn enter_operational(&mut self) -> Result<Pdu, IscsiErrorKind> {
-        self.step = Step::Operational;
+        self.step = LoginStep::Operational;
         self.request(Some(Stage::FullFeature), negotiate::offer(self.identity.digests))
     }
 
@@ -310,15 +311,15 @@ impl<'a> Login<'a> {
         response: &ResponsePdu,
         answer: &LoginResponse,
         pairs: &[(&str, &str)],
-    ) -> Result<Next, IscsiErrorKind> {
+    ) -> Result<LoginAction, IscsiErrorKind> {
         let mut replies = Pairs::default();
         for (key, value) in pairs {
             self.negotiated.take(key, value, &mut replies)?;
         }
         if !answer.transit {
-            return self.request(Some(Stage::FullFeature), replies).map(Next::Send);
+            return self.request(Some(Stage::FullFeature), replies).map(LoginAction::Send);
         }
-        Ok(Next::Done(LoggedIn {
+        Ok(LoginAction::Done(LoggedIn {
             negotiated: self.negotiated.finish(self.identity.digests)?,
             exp_stat_sn: response.stat_sn.wrapping_add(1),
             max_cmd_sn: response.max_cmd_sn,
@@ -335,7 +336,7 @@ impl<'a> Login<'a> {
         }
         self.requested = transit;
         let stage =
-            if self.step == Step::Operational { Stage::Operational } else { Stage::Security };
+            if self.step == LoginStep::Operational { Stage::Operational } else { Stage::Security };
         let request = RequestPdu::Login {
             transit,
             stage,
@@ -353,7 +354,7 @@ fn violation(what: &str) -> IscsiErrorKind {
     IscsiErrorKind::Protocol(what.to_owned())
 }
 
-/// The address of a redirection, for the message only.
+/// The address in a redirection, for the message only.
 fn moved_to(text: &[u8]) -> String {
     text::parse(text)
         .ok()

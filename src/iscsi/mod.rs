@@ -1,9 +1,9 @@
-//! hostler's own iSCSI initiator: a target's disk, read and written from user space. No kernel
-//! module, no root, no other program.
+//! hostler's own iSCSI initiator, in user space: reads and writes a target's disk without kernel
+//! module, root or another program.
 //!
-//! Called by the imaging through [`Lun`]. Everything a target says is untrusted: it is bounded,
-//! checked, and ends the session when RFC 7143 does not allow it. This module never writes a byte
-//! nobody asked for, and never logs a secret.
+//! The imaging uses [`Lun`]. Everything from a target is untrusted: it is bounded and checked, and
+//! ends the session where RFC 7143 does not allow it. This module never writes a byte that no
+//! caller asked for, and never logs a secret.
 //!
 //! The parts of RFC 7143 in use, by section, and the tests of it:
 //!
@@ -56,8 +56,8 @@
 //!   `chap_lets_in_who_knows_the_secret_and_nobody_else`, `a_target_cannot_get_round_chap`,
 //!   `istgt_lets_in_who_knows_the_secret_and_proves_that_it_knows_its_own`.
 //!
-//! Left out on purpose: discovery (the ramdisk tells the name), more than one connection in a
-//! session (who wants more opens more sessions), recovery levels 1 and 2, markers, redirections,
+//! Left out on purpose: discovery (the ramdisk reports the name), several connections in one
+//! session (callers open several sessions instead), recovery levels 1 and 2, markers, redirections,
 //! bidirectional commands.
 
 mod advice;
@@ -91,7 +91,7 @@ pub use zeroing::Zeroing;
 
 #[cfg(test)]
 mod tests {
-    /// The files of the tests in the list.
+    /// The source files of the tests in the list.
     const SOURCES: [&str; 11] = [
         include_str!("disk/tests.rs"),
         include_str!("login/tests.rs"),

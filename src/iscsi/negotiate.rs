@@ -1,7 +1,8 @@
-//! The operational keys, RFC 7143 §13: what we offer, and what the target's answers make of it.
+//! The operational keys, RFC 7143 §13: the initiator's offer, and the session parameters after the
+//! target's answers.
 //!
-//! Called by the login. Every answer is checked against the offer, so that a session never works
-//! with a value we did not agree to.
+//! The login uses it. It checks every answer against the offer, so that a session never uses a
+//! value that the initiator did not agree to.
 
 use super::{
     error::{DigestOf, IscsiErrorKind, LoginRefusal, QUOTED_CHARS_MAX},
@@ -10,23 +11,23 @@ use super::{
 };
 use crate::model::printable::excerpt;
 
-/// Largest data segment we take: large enough that headers cost nothing, small enough for one
-/// buffer per session.
+/// Largest data segment that the initiator accepts: large enough that headers cost nothing, small
+/// enough for one buffer per session.
 pub(super) const MAX_RECV_BYTES: u32 = 256 << 10;
-/// The most unsolicited data per command we offer to send.
+/// Offered limit of unsolicited data per command.
 const FIRST_BURST_BYTES: u32 = 256 << 10;
-/// The most data per R2T we offer.
+/// Offered limit of data per R2T.
 const MAX_BURST_BYTES: u32 = 1 << 20;
-/// R2Ts per command we are ready to hold.
+/// Offered limit of outstanding R2Ts per command.
 const MAX_OUTSTANDING_R2T: u32 = 8;
 /// Least value of every length key.
 const LENGTH_BYTES_MIN: u32 = 512;
 
-/// The result of the negotiation.
+/// The negotiated parameters of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Negotiated {
     pub(super) digests: Digests,
-    /// The target's `MaxRecvDataSegmentLength`: the most data in one PDU of ours.
+    /// The target's `MaxRecvDataSegmentLength`: most data in one PDU to it.
     pub(super) max_send_bytes: u32,
     pub(super) initial_r2t: bool,
     pub(super) immediate_data: bool,
@@ -35,7 +36,7 @@ pub(super) struct Negotiated {
     pub(super) max_outstanding_r2t: u32,
 }
 
-/// The defaults of RFC 7143 §13, which hold for every key the target leaves unanswered.
+/// The defaults of RFC 7143 §13, for keys that the target does not answer.
 impl Default for Negotiated {
     fn default() -> Self {
         Self {
@@ -57,7 +58,7 @@ pub(super) struct Digests {
     pub(super) data: bool,
 }
 
-/// The keys of our one operational offer.
+/// The keys of the initiator's only operational offer.
 pub(super) fn offer(digests: Digests) -> Pairs {
     let digest = |wanted| if wanted { "CRC32C" } else { "None" };
     let mut pairs = Pairs::default();
@@ -79,14 +80,14 @@ pub(super) fn offer(digests: Digests) -> Pairs {
 }
 
 impl Negotiated {
-    /// Takes one pair the target sent; a reply to give is added to `replies`.
+    /// Processes one pair of the target's, and adds a reply to `replies` if one is due.
     pub(super) fn take(
         &mut self,
         key: &str,
         value: &str,
         replies: &mut Pairs,
     ) -> Result<(), IscsiErrorKind> {
-        // The key's default then holds (RFC 7143 §6.2); whether that will do is checked at the end.
+        // The key's default then holds (RFC 7143 §6.2); `finish` checks whether that is enough.
         if matches!(value, "Irrelevant" | "NotUnderstood" | "Reject") {
             return Ok(());
         }
@@ -118,14 +119,14 @@ impl Negotiated {
                 let within = |count: &u32| (1..=MAX_OUTSTANDING_R2T).contains(count);
                 self.max_outstanding_r2t = text::number(value).filter(within).ok_or_else(wrong)?;
             }
-            // Our offers leave a target only one answer to these.
+            // The offer leaves a target only one answer to these keys.
             "DataPDUInOrder" | "DataSequenceInOrder" if value == "Yes" => {}
             "MaxConnections" if value == "1" => {}
             "ErrorRecoveryLevel" if value == "0" => {}
             "DataPDUInOrder" | "DataSequenceInOrder" | "MaxConnections" | "ErrorRecoveryLevel" => {
                 return Err(wrong());
             }
-            // These have no effect: nothing is retained, and a session is not reinstated.
+            // These keys have no effect: the initiator never reinstates a session.
             "DefaultTime2Wait"
             | "DefaultTime2Retain"
             | "TargetAlias"
@@ -137,7 +138,7 @@ impl Negotiated {
         Ok(())
     }
 
-    /// The result, once the target is ready for the full feature phase.
+    /// The parameters, once the target is ready for the full feature phase.
     pub(super) fn finish(mut self, wanted: Digests) -> Result<Self, IscsiErrorKind> {
         for (of, wanted, agreed) in [
             (DigestOf::Header, wanted.header, self.digests.header),

@@ -1,21 +1,21 @@
-//! The initiator's settings for one target: identity, digests, time limits, queue depth.
+//! Settings of the initiator for one target: identity, digests, time limits, queue depth.
 //!
-//! Given by the caller of [`super::Lun::connect`]. The defaults suit a ramdisk's target on a quiet
+//! Callers pass them to [`super::Lun::connect`]. The defaults suit a ramdisk's target on a quiet
 //! network.
 
 use std::time::Duration;
 
 use super::zeroing::Zeroing;
 
-/// Identity, checks and time limits for one target.
+/// Identity, digests, time limits and queue depth for one target.
 #[derive(Clone, Debug)]
 pub struct IscsiOptions {
     /// The initiator's iSCSI name. Default `iqn.2026-01.hostler:agent`.
     pub initiator_iqn: String,
-    /// Insist on CRC32C over headers. Default false: TCP's checksum and the image's digest are
-    /// enough on a quiet network.
+    /// Demand CRC32C over headers. Default false: TCP's checksum and the image's digest are enough
+    /// on a quiet network.
     pub header_digest: bool,
-    /// Insist on CRC32C over data. Default false.
+    /// Demand CRC32C over data. Default false.
     pub data_digest: bool,
     /// Limit for the TCP connection. Default 5 s.
     pub connect_timeout: Duration,
@@ -25,17 +25,18 @@ pub struct IscsiOptions {
     /// Limit for one command, from its slot in the queue to its status. Default 30 s, as Linux
     /// gives a SCSI disk.
     pub command_timeout: Duration,
-    /// Limit for a flush or a zeroing, which may take a slow disk long. Default 120 s.
+    /// Limit for a flush or a zeroing, which may take long on a slow disk. Default 120 s.
     pub flush_timeout: Duration,
     /// Limit for each step of a logout. Default 5 s.
     pub logout_timeout: Duration,
-    /// Keepalive interval: after one to two intervals of silence the initiator sends a NOP-Out,
-    /// after five the session ends. At least 100 ms. Default 5 s.
+    /// Keepalive interval: the initiator sends a NOP-Out after one to two silent intervals, and
+    /// ends the session after five. At least 100 ms. Default 5 s.
     pub keepalive: Duration,
-    /// Commands in flight at most, 1 to 1024; the target's window may allow fewer. Default 32.
+    /// Most commands in flight, 1 to 1024; the target's window may allow fewer. Default 32.
     pub queue_depth: u16,
-    /// The way zeros are written. By default (`None`) the cheapest that is certain on this target.
-    /// The initiator never takes a way that is not certain there or that the target refuses.
+    /// The method of zeroing. `None`, the default, chooses the cheapest one that is certain on this
+    /// target. The initiator never uses a method that is not certain there or that the target
+    /// refuses.
     pub zeroing: Option<Zeroing>,
 }
 

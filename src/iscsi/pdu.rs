@@ -1,7 +1,7 @@
-//! The basic header segment (BHS) of every PDU, RFC 7143 §11: typed on our side, 48 bytes on the
-//! wire.
+//! The basic header segment (BHS) of every PDU, RFC 7143 §11: typed in the initiator, 48 bytes on
+//! the wire.
 //!
-//! Called by the login and the session. It knows where fields are, not what they mean for a
+//! The login and the session use it. It knows the fields' positions, not their meaning for a
 //! session; it never allocates.
 
 use bytes::Bytes;
@@ -12,10 +12,10 @@ pub(super) const BHS_BYTES: usize = 48;
 /// The reserved tag: no task, or no answer wanted (RFC 7143 §11.2.1.8).
 pub(super) const NO_TAG: u32 = 0xffff_ffff;
 
-/// Largest data segment 24 bits can name.
+/// Largest data segment: its length has 24 bits.
 pub(super) const DATA_SEGMENT_BYTES_MAX: u32 = 0x00ff_ffff;
 
-/// A basic header segment as it is on the wire.
+/// An encoded basic header segment.
 pub(super) type Bhs = [u8; BHS_BYTES];
 
 /// A logical unit number in its 8-byte form (SAM-5).
@@ -63,32 +63,32 @@ pub(super) enum Direction {
     Write,
 }
 
-/// The numbers every request carries, as they are at the moment of sending.
+/// The sequence numbers in a request, at the moment of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sequence {
     pub(super) cmd_sn: u32,
     pub(super) exp_stat_sn: u32,
 }
 
-/// A PDU of the initiator. Everything but SCSI commands is sent as immediate.
+/// A PDU of the initiator. All but SCSI commands are immediate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestPdu {
-    /// §11.18
+    /// NOP-Out (§11.18)
     NopOut { lun: LunField, itt: u32, ttt: u32 },
-    /// §11.3
+    /// SCSI Command (§11.3)
     Scsi { last: bool, direction: Direction, lun: LunField, itt: u32, bytes: u32, cdb: [u8; 16] },
-    /// §11.5; only LOGICAL UNIT RESET is ever needed.
+    /// Task Management Function Request (§11.5); only LOGICAL UNIT RESET is ever needed.
     LogicalUnitReset { lun: LunField, itt: u32 },
-    /// §11.12
+    /// Login Request (§11.12)
     Login { transit: Option<Stage>, stage: Stage, isid: [u8; 6], tsih: u16, itt: u32 },
-    /// §11.7
+    /// SCSI Data-Out (§11.7)
     DataOut { last: bool, lun: LunField, itt: u32, ttt: u32, data_sn: u32, offset: u32 },
-    /// §11.14, always "close the session"
+    /// Logout Request (§11.14), always "close the session"
     Logout { itt: u32 },
 }
 
 impl RequestPdu {
-    /// The header for this request with `data_bytes` (at most 2^24 - 1) of data behind it.
+    /// Encodes the header for this request and `data_bytes` (at most 2^24 - 1) of data.
     pub(super) fn encode(&self, sequence: Sequence, data_bytes: u32) -> Bhs {
         let mut bhs = [0; BHS_BYTES];
         let [_, length @ ..] = data_bytes.to_be_bytes();
@@ -132,7 +132,7 @@ impl RequestPdu {
                 put(&mut bhs, 8, &lun);
                 put_u32(&mut bhs, 16, itt);
                 put_u32(&mut bhs, 20, ttt);
-                // Data-Out carries no CmdSN; the field is reserved.
+                // Data-Out has no CmdSN; the field is reserved.
                 put_u32(&mut bhs, 24, 0);
                 put_u32(&mut bhs, 36, data_sn);
                 put_u32(&mut bhs, 40, offset);
@@ -146,7 +146,7 @@ impl RequestPdu {
     }
 }
 
-/// A PDU of the target, with the numbers every such PDU carries.
+/// A PDU of the target, with the sequence numbers in every such PDU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResponsePdu {
     pub(super) stat_sn: u32,
@@ -158,23 +158,23 @@ pub(super) struct ResponsePdu {
 /// The content of a target's PDU by opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseBody {
-    /// §11.19
+    /// NOP-In (§11.19)
     NopIn { lun: LunField, itt: u32, ttt: u32 },
-    /// §11.4
+    /// SCSI Response (§11.4)
     Scsi { itt: u32, response: u8, status: u8, residual: Residual },
-    /// §11.6
+    /// Task Management Function Response (§11.6)
     TaskManagement { itt: u32, response: u8 },
-    /// §11.13
+    /// Login Response (§11.13)
     Login(LoginResponse),
-    /// §11.7
+    /// SCSI Data-In (§11.7)
     DataIn { itt: u32, data_sn: u32, offset: u32, status: Option<(u8, Residual)> },
-    /// §11.15
+    /// Logout Response (§11.15)
     Logout { itt: u32, response: u8 },
-    /// §11.8
+    /// Ready To Transfer (§11.8)
     R2t(R2t),
-    /// §11.9
+    /// Asynchronous Message (§11.9)
     Async { event: u8 },
-    /// §11.17
+    /// Reject (§11.17)
     Reject { reason: u8 },
 }
 
@@ -208,11 +208,11 @@ pub(super) enum Residual {
     None,
     /// Bytes that were not transferred (underflow).
     Under(u32),
-    /// Bytes that had no room (overflow).
+    /// Bytes beyond the expected length (overflow).
     Over(u32),
 }
 
-/// Reads a header; the error is the opcode no target may send.
+/// Decodes a header; the error is an opcode that no target may send.
 pub(super) fn decode(bhs: &Bhs) -> Result<ResponsePdu, u8> {
     let flags = bhs[1];
     let itt = u32_at(bhs, 16);
@@ -262,7 +262,8 @@ pub(super) fn decode(bhs: &Bhs) -> Result<ResponsePdu, u8> {
     })
 }
 
-/// Bytes of additional header segments (in 4-byte words on the wire) and of data behind a header.
+/// The lengths in bytes of the additional header segments and of the data (4-byte words on the wire
+/// for the former).
 pub(super) fn lengths(bhs: &Bhs) -> (usize, u32) {
     (usize::from(bhs[4]) * 4, u32::from_be_bytes([0, bhs[5], bhs[6], bhs[7]]))
 }
@@ -293,7 +294,7 @@ fn put_u32(bhs: &mut Bhs, at: usize, value: u32) {
     put(bhs, at, &value.to_be_bytes());
 }
 
-/// The field at `at`, which every caller names as a constant within the header.
+/// Copies the field at `at`, a constant of the caller within the header.
 fn array_at<const N: usize>(bhs: &Bhs, at: usize) -> [u8; N] {
     bhs.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }

@@ -1,7 +1,6 @@
-//! SCSI: the few commands a disk is written with (SPC-4, SBC-3), and what a target's status and
-//! sense data say.
+//! SCSI: the commands that write a disk (SPC-4, SBC-3), and the decoding of status and sense data.
 //!
-//! Called by the disk. Pure functions over bytes; nothing here sends anything.
+//! The disk uses it. Pure functions over bytes, without I/O.
 
 use std::fmt;
 
@@ -9,13 +8,13 @@ use thiserror::Error;
 
 use super::pdu::LunField;
 
-/// Largest logical unit number the flat addressing of SAM-5 §4.7.7.3 can name.
+/// Largest logical unit number of the flat addressing of SAM-5 §4.7.7.3.
 pub(super) const LUN_MAX: u16 = 0x3fff;
 
-/// Bytes of an answer to INQUIRY that we read.
+/// Bytes that INQUIRY asks for.
 pub(super) const INQUIRY_BYTES: u8 = 96;
-/// Bytes of a page of vital product data that we read: all of Block Limits, and more pages in the
-/// list than any disk has.
+/// Bytes of a page of vital product data that INQUIRY asks for: all of Block Limits, and more list
+/// entries than any disk has.
 pub(super) const PAGE_BYTES: u8 = 64;
 /// Vital product data: the list of its pages, SPC-4 §7.8.14.
 pub(super) const SUPPORTED_PAGES: u8 = 0x00;
@@ -27,13 +26,13 @@ pub(super) const PROVISIONING: u8 = 0xb2;
 pub(super) const CAPACITY_16_BYTES: u32 = 32;
 /// Bytes of an answer to READ CAPACITY(10).
 pub(super) const CAPACITY_10_BYTES: u32 = 8;
-/// Bytes of an answer to REPORT LUNS that we read: 127 units, more than an error message can show.
+/// Bytes that REPORT LUNS asks for: 127 units, more than an error message can show.
 pub(super) const REPORT_LUNS_BYTES: u32 = 1024;
 
 /// A command descriptor block, padded with zeros to the 16 bytes of its PDU field.
 pub(super) type Cdb = [u8; 16];
 
-/// The 8-byte form of a number up to [`LUN_MAX`].
+/// Encodes a unit number up to [`LUN_MAX`] in its 8-byte form.
 pub(super) fn lun_field(lun: u16) -> LunField {
     let [high, low] = lun.to_be_bytes();
     // Peripheral addressing below 256, which every target understands; flat addressing above.
@@ -41,60 +40,60 @@ pub(super) fn lun_field(lun: u16) -> LunField {
     [method | high, low, 0, 0, 0, 0, 0, 0]
 }
 
-/// TEST UNIT READY
+/// Builds TEST UNIT READY.
 pub(super) fn test_unit_ready() -> Cdb {
     cdb([0; 6])
 }
 
-/// INQUIRY, standard data
+/// Builds INQUIRY for the standard data.
 pub(super) fn inquiry() -> Cdb {
     cdb([0x12, 0, 0, 0, INQUIRY_BYTES, 0])
 }
 
-/// INQUIRY, a page of vital product data
+/// Builds INQUIRY for a page of vital product data.
 pub(super) fn inquiry_page(page: u8) -> Cdb {
     cdb([0x12, 1, page, 0, PAGE_BYTES, 0])
 }
 
-/// REPORT LUNS
+/// Builds REPORT LUNS.
 pub(super) fn report_luns() -> Cdb {
     let [a, b, c, d] = REPORT_LUNS_BYTES.to_be_bytes();
     cdb([0xa0, 0, 0, 0, 0, 0, a, b, c, d, 0, 0])
 }
 
-/// READ CAPACITY(10)
+/// Builds READ CAPACITY(10).
 pub(super) fn read_capacity_10() -> Cdb {
     cdb([0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-/// READ CAPACITY(16)
+/// Builds READ CAPACITY(16).
 pub(super) fn read_capacity_16() -> Cdb {
     let [a, b, c, d] = CAPACITY_16_BYTES.to_be_bytes();
     [0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, 0, 0]
 }
 
-/// READ(16) of `blocks` at `lba`
+/// Builds READ(16) of `blocks` at `lba`.
 pub(super) fn read_16(lba: u64, blocks: u32) -> Cdb {
     ranged(0x88, 0, lba, blocks)
 }
 
-/// WRITE(16) of `blocks` at `lba`
+/// Builds WRITE(16) of `blocks` at `lba`.
 pub(super) fn write_16(lba: u64, blocks: u32) -> Cdb {
     ranged(0x8a, 0, lba, blocks)
 }
 
-/// WRITE SAME(16): one block of data for `blocks` at `lba`; with `unmap` the target may deallocate
-/// what then still reads the same.
+/// Builds WRITE SAME(16): one block of data for `blocks` at `lba`. With `unmap`, the target may
+/// deallocate blocks that then read the same.
 pub(super) fn write_same_16(lba: u64, blocks: u32, unmap: bool) -> Cdb {
     ranged(0x93, if unmap { 0x08 } else { 0 }, lba, blocks)
 }
 
-/// SYNCHRONIZE CACHE(16) of the whole disk
+/// Builds SYNCHRONIZE CACHE(16) of the whole disk.
 pub(super) fn synchronize_cache_16() -> Cdb {
     ranged(0x91, 0, 0, 0)
 }
 
-/// SYNCHRONIZE CACHE(10) of the whole disk
+/// Builds SYNCHRONIZE CACHE(10) of the whole disk.
 pub(super) fn synchronize_cache_10() -> Cdb {
     cdb([0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
@@ -116,13 +115,13 @@ fn ranged(opcode: u8, flags: u8, lba: u64, blocks: u32) -> Cdb {
     cdb
 }
 
-/// Whether standard INQUIRY data describes a disk that is there (SPC-4 §6.6.2: qualifier 0, device
-/// type 0).
+/// Whether standard INQUIRY data describes a present disk (SPC-4 §6.6.2: qualifier 0, device type
+/// 0).
 pub(super) fn is_disk(inquiry: &[u8]) -> bool {
     inquiry.first() == Some(&0)
 }
 
-/// The unit numbers in an answer to REPORT LUNS.
+/// Decodes the unit numbers in an answer to REPORT LUNS.
 pub(super) fn luns(answer: &[u8]) -> Vec<u16> {
     let Some((length, entries)) = answer.split_at_checked(8) else { return Vec::new() };
     let length = be_u32(length, 0).and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
@@ -138,33 +137,32 @@ pub(super) fn luns(answer: &[u8]) -> Vec<u16> {
 pub(super) struct Capacity {
     pub(super) blocks: u64,
     pub(super) block_bytes: u32,
-    /// Blocks can be unmapped (LBPME) and then read as zeros (LBPRZ).
+    /// Whether unmapped blocks (LBPME) read as zeros (LBPRZ).
     pub(super) unmapped_is_zero: bool,
 }
 
-/// READ CAPACITY(16) data, SBC-3 §5.16.2.
+/// Decodes READ CAPACITY(16) data, SBC-3 §5.16.2.
 pub(super) fn capacity_16(answer: &[u8]) -> Option<Capacity> {
     let last = u64::from_be_bytes(*answer.first_chunk()?);
     let unmapped_is_zero = answer.get(14).is_some_and(|flags| flags & 0xc0 == 0xc0);
     capacity(last.checked_add(1)?, be_u32(answer, 8)?, unmapped_is_zero)
 }
 
-/// READ CAPACITY(10) data, SBC-3 §5.15.2. A disk too large for it answers with the largest number,
-/// which is refused here.
+/// Decodes READ CAPACITY(10) data, SBC-3 §5.15.2. A disk too large for it answers with the largest
+/// number, which is refused here.
 pub(super) fn capacity_10(answer: &[u8]) -> Option<Capacity> {
     let blocks = be_u32(answer, 0)?.checked_add(1)?;
     capacity(u64::from(blocks), be_u32(answer, 4)?, false)
 }
 
-/// Only what can be computed with: blocks of 512 bytes to 64 KiB, and a size below 2^63 bytes.
+/// Accepts only blocks of 512 bytes to 64 KiB, and a size below 2^63 bytes.
 fn capacity(blocks: u64, block_bytes: u32, unmapped_is_zero: bool) -> Option<Capacity> {
     let sane = block_bytes.is_power_of_two() && (512..=65_536).contains(&block_bytes);
     blocks.checked_mul(u64::from(block_bytes)).filter(|bytes| sane && *bytes < 1 << 63)?;
     Some(Capacity { blocks, block_bytes, unmapped_is_zero })
 }
 
-/// Limits and optimum of one command; 0 in the page means "not given"
-/// and is `None` here.
+/// A command's limits and its optimal length; a 0 in the page means "not given" and is `None` here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_field_names, reason = "each says its unit")]
 pub(super) struct BlockLimits {
@@ -173,7 +171,7 @@ pub(super) struct BlockLimits {
     pub(super) optimal_blocks: Option<u32>,
 }
 
-/// The Block Limits page, SBC-3 §6.5.3; a page that is too short has no limits.
+/// Decodes the Block Limits page, SBC-3 §6.5.3; a page that is too short has no limits.
 pub(super) fn block_limits(page: &[u8]) -> BlockLimits {
     if page.get(1) != Some(&BLOCK_LIMITS) {
         return BlockLimits::default();
@@ -189,8 +187,7 @@ pub(super) fn block_limits(page: &[u8]) -> BlockLimits {
     }
 }
 
-/// OPTIMAL TRANSFER LENGTH if that says anything of the disk, else its granularity, which is a part
-/// of it.
+/// OPTIMAL TRANSFER LENGTH if it describes the disk, else its granularity, which divides it.
 fn optimal_blocks(page: &[u8], transfer_blocks: Option<u32>) -> Option<u32> {
     let granularity = page.get(6..8).and_then(|field| field.first_chunk());
     let granularity = granularity
@@ -198,12 +195,12 @@ fn optimal_blocks(page: &[u8], transfer_blocks: Option<u32>) -> Option<u32> {
         .filter(|blocks| *blocks != 0);
     be_u32(page, 12)
         .filter(|blocks| *blocks != 0 && blocks.is_multiple_of(granularity.unwrap_or(1)))
-        // LIO repeats the most that a command may carry where the disk itself says nothing.
+        // LIO repeats the maximum transfer length for a disk that reports no optimum.
         .filter(|blocks| Some(*blocks) != transfer_blocks)
         .or(granularity)
 }
 
-/// The data of a page of vital product data; empty if it is another page.
+/// The data of a page of vital product data; empty for another page.
 pub(super) fn page_data(answer: &[u8], page: u8) -> &[u8] {
     match answer.split_at_checked(4) {
         Some(([_, code, high, low], data)) if *code == page => {
@@ -214,8 +211,8 @@ pub(super) fn page_data(answer: &[u8], page: u8) -> &[u8] {
     }
 }
 
-/// Whether the Logical Block Provisioning page says that WRITE SAME(16) can unmap (LBPWS) and that
-/// what is unmapped reads as zeros (the last bit of LBPRZ, which is the whole field in SBC-3).
+/// Whether the Logical Block Provisioning page allows WRITE SAME(16) to unmap (LBPWS) and promises
+/// zeros in unmapped blocks (the last bit of LBPRZ, which is the whole field in SBC-3).
 pub(super) fn unmaps_to_zeros(answer: &[u8]) -> bool {
     page_data(answer, PROVISIONING).get(1).is_some_and(|flags| flags & 0x44 == 0x44)
 }
@@ -231,14 +228,14 @@ pub enum ScsiFailure {
     /// CHECK CONDITION with sense data.
     #[error("{0}")]
     Sense(Sense),
-    /// CHECK CONDITION without sense data that can be read.
+    /// CHECK CONDITION without readable sense data.
     #[error("CHECK CONDITION without sense data")]
     NoSense,
     /// A status other than GOOD and CHECK CONDITION, SAM-5 §5.3.1.
     #[error("SCSI status {words} ({0:02x})", words = status_words(*.0))]
     Status(u8),
-    /// The target could not perform the command at all (iSCSI response code, RFC 7143 §11.4.3).
-    #[error("the target failed to carry out the command (response {0:02x})")]
+    /// The target could not execute the command at all (iSCSI response code, RFC 7143 §11.4.3).
+    #[error("the target could not execute the command (response {0:02x})")]
     TargetFailure(u8),
 }
 
@@ -253,13 +250,9 @@ pub struct Sense {
     pub ascq: u8,
 }
 
-/// GOOD
 pub(super) const STATUS_GOOD: u8 = 0x00;
-/// CHECK CONDITION
 pub(super) const STATUS_CHECK_CONDITION: u8 = 0x02;
-/// BUSY
 pub(super) const STATUS_BUSY: u8 = 0x08;
-/// TASK SET FULL
 pub(super) const STATUS_TASK_SET_FULL: u8 = 0x28;
 
 fn status_words(status: u8) -> &'static str {
@@ -274,8 +267,8 @@ fn status_words(status: u8) -> &'static str {
 }
 
 impl Sense {
-    /// From the data segment of a SCSI Response PDU: a length, then fixed (70h) or descriptor (72h)
-    /// sense data, current or deferred.
+    /// Parses the data segment of a SCSI Response PDU: a length, then fixed (70h) or descriptor
+    /// (72h) sense data, current or deferred.
     pub(super) fn parse(segment: &[u8]) -> Option<Self> {
         let sense = segment.get(2..)?;
         let (key, asc, ascq) = match sense.first()? & 0x7f {
@@ -286,18 +279,18 @@ impl Sense {
         Some(Self { key: key & 0x0f, asc: *asc, ascq: *ascq })
     }
 
-    /// UNIT ATTENTION: something happened since the last command, which was not performed and may
-    /// be sent again.
+    /// Whether the target reports UNIT ATTENTION: an event since the last command. The command was
+    /// not executed and may be repeated.
     pub fn is_unit_attention(self) -> bool {
         self.key == 6
     }
 
-    /// NOT READY, but becoming so.
+    /// Whether the unit is NOT READY, but becoming ready.
     pub fn is_becoming_ready(self) -> bool {
         (self.key, self.asc, self.ascq) == (2, 0x04, 0x01)
     }
 
-    /// The target does not know the command or one of its fields.
+    /// Whether the target does not support the command or one of its fields.
     pub fn is_unsupported(self) -> bool {
         self.key == 5 && matches!(self.asc, 0x20 | 0x24 | 0x26)
     }
@@ -323,7 +316,7 @@ impl Sense {
         }
     }
 
-    /// The codes a disk behind an iSCSI target gives, SPC-4 annex F.
+    /// Describes the codes of disks behind iSCSI targets, SPC-4 annex F.
     const fn code_words(self) -> Option<&'static str> {
         Some(match (self.asc, self.ascq) {
             (0x00, 0x00) => "no additional information",
@@ -359,7 +352,7 @@ impl Sense {
     }
 }
 
-/// `MEDIUM ERROR, write error (03/0c/00)`
+/// Shows sense data as `MEDIUM ERROR, write error (03/0c/00)`.
 impl fmt::Display for Sense {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.key_words())?;
@@ -446,7 +439,7 @@ mod tests {
             (0, 0, 384, Some(384)),
             (128, 8192, 384, Some(384)),
             (128, 8192, 0, Some(128)),
-            // Not a multiple of its own granularity; the limit once more.
+            // An optimum that is no multiple of its granularity; an optimum that repeats the limit.
             (128, 8192, 400, Some(128)),
             (1, 65535, 65535, Some(1)),
             (0, u32::MAX, u32::MAX, None),

@@ -1,14 +1,15 @@
 //! One session in its full feature phase, RFC 7143 §4 and §11, as a state machine without I/O and
 //! without a clock.
 //!
-//! In: commands ([`Session::submit`]), received PDUs ([`Session::open`], [`Session::receive`]), the
-//! tick of a clock ([`Session::tick`]). Out: the next PDU to send ([`Session::next_pdu`]), made
-//! only when there is room for it, and one answer per command. So no PDU ever waits in a queue:
-//! what is held per command is its data and a few numbers, and commands are as many as have a slot.
+//! Inputs are commands ([`Session::submit`]), received PDUs ([`Session::open`],
+//! [`Session::receive`]), and ticks of a clock ([`Session::tick`]). Outputs are the next PDU to
+//! send ([`Session::next_pdu`]), made only when there is room for it, and one answer per command.
+//! So no PDU waits in a queue: a command holds its data and a few numbers, and the number of slots
+//! bounds the commands.
 //!
-//! Called by the connection, which holds the socket. The target is not trusted: each byte of a
-//! command is sent once and received once, in order, and anything else ends the session. After
-//! [`Session::fail`] every command has its answer and no more are taken.
+//! The connection drives it, and holds the socket. The target is not trusted: each byte of a
+//! command is sent once and received once, in order, and any other PDU ends the session. After
+//! [`Session::fail`] every command has its answer, and no more are accepted.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -25,11 +26,11 @@ use super::{
     window::Window,
 };
 
-/// Answers to a target's NOP-Ins that may wait to be sent; a target that asks more often than it
-/// reads is up to no good.
+/// Most answers to a target's NOP-Ins that wait to be sent; a target that sends more than it reads
+/// misbehaves.
 const PONGS_MAX: usize = 16;
 
-/// The session.
+/// A session in its full feature phase.
 #[derive(Debug)]
 pub(super) struct Session {
     agreed: Negotiated,
@@ -38,9 +39,9 @@ pub(super) struct Session {
     tasks: HashMap<u32, Task>,
     /// Commands that wait for the window, in order.
     waiting: VecDeque<u32>,
-    /// Data the target is to get, in the order in which it asked.
+    /// Data that the target has asked for, in the order of its R2Ts.
     bursts: VecDeque<Burst>,
-    /// Requests sent before everything else; each is immediate.
+    /// Requests sent before all others; each is immediate.
     urgent: VecDeque<(RequestPdu, Bytes)>,
     silent_ticks: u32,
     closing: bool,
@@ -51,7 +52,7 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Incoming {
     response: ResponsePdu,
-    /// The data is to be appended here.
+    /// The buffer that the data is appended to.
     pub(super) data: BytesMut,
 }
 
@@ -66,14 +67,14 @@ enum Task {
 /// Limits in ticks of the keepalive clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeepaliveLimits {
-    /// Without any PDU from the target.
+    /// Limit without any PDU from the target.
     pub(super) silent_max: u32,
-    /// For one command, even if nobody waits for its answer any more.
+    /// Limit for one command, also for a cancelled one.
     pub(super) command_max: u32,
 }
 
 impl Session {
-    /// A session right after its login.
+    /// Starts a session after its login.
     pub(super) fn new(login: &LoggedIn) -> Self {
         Self {
             agreed: login.negotiated,
@@ -89,7 +90,7 @@ impl Session {
         }
     }
 
-    /// Takes a command; its answer goes to the completion, at once if the session is over.
+    /// Queues a command; its answer goes to the completion, at once if the session is over.
     pub(super) fn submit(&mut self, command: IscsiCommand, completion: Completion) {
         if let Some(over) = self.over() {
             completion.answer(Err(over));
@@ -101,7 +102,8 @@ impl Session {
         self.waiting.push_back(itt);
     }
 
-    /// Asks the target to drop every command at one unit; answered when it has (RFC 7143 §4.2.3.3).
+    /// Asks the target to drop every command of one unit; the completion gets the target's answer
+    /// (RFC 7143 §4.2.3.3).
     pub(super) fn reset_unit(&mut self, lun: LunField, completion: Completion) {
         if let Some(kind) = &self.failed {
             completion.answer(Err(kind.clone()));
@@ -112,7 +114,7 @@ impl Session {
         self.urgent.push_back((RequestPdu::LogicalUnitReset { lun, itt }, Bytes::new()));
     }
 
-    /// Asks the target to close the session; no command is taken from now on.
+    /// Asks the target to close the session; the session accepts no more commands.
     pub(super) fn logout(&mut self, completion: Option<Completion>) {
         if let Some(kind) = &self.failed {
             if let Some(completion) = completion {
@@ -126,7 +128,7 @@ impl Session {
         self.urgent.push_back((RequestPdu::Logout { itt }, Bytes::new()));
     }
 
-    /// Takes no more commands, and takes back those not sent yet.
+    /// Accepts no more commands, and cancels those that were not sent yet.
     pub(super) fn leave(&mut self) {
         self.closing = true;
         for itt in std::mem::take(&mut self.waiting) {
@@ -136,7 +138,7 @@ impl Session {
         }
     }
 
-    /// The cause of the session's end, if it has ended.
+    /// The reason for the session's end, if it has ended.
     pub(super) fn failure(&self) -> Option<IscsiErrorKind> {
         self.failed.clone()
     }
@@ -159,8 +161,8 @@ impl Session {
         }
     }
 
-    /// One tick of the keepalive clock; the error is the limit that has passed. In silence the
-    /// target is asked for a sign of life (NOP-Out).
+    /// Counts a tick of the keepalive clock; the error is the exceeded limit. Sends a NOP-Out to a
+    /// silent target.
     pub(super) fn tick(&mut self, limits: KeepaliveLimits) -> Result<(), u32> {
         let mut oldest = 0;
         let mut pinging = false;
@@ -187,8 +189,8 @@ impl Session {
         Ok(())
     }
 
-    /// The next PDU to send. First what is urgent, then data the target waits for, then new
-    /// commands as the window allows: unsolicited data thus follows its command before another
+    /// The next PDU to send: first urgent requests, then data that the target waits for, then new
+    /// commands as the window allows. Unsolicited data thus follows its command before another
     /// command does (RFC 7143 §4.2.4.2).
     pub(super) fn next_pdu(&mut self) -> Option<Pdu> {
         if let Some((request, data)) = self.urgent.pop_front() {
@@ -215,7 +217,7 @@ impl Session {
 
     fn next_data_out(&mut self) -> Option<Pdu> {
         let burst = self.bursts.front_mut()?;
-        // A task that ended takes its bursts along, so this one is there.
+        // A task's end removes its bursts, so that this task exists.
         let Some(Task::Scsi(task)) = self.tasks.get_mut(&burst.itt) else { return None };
         let (request, data) = task.data_out(burst, &self.agreed);
         if burst.is_sent() {
@@ -231,8 +233,8 @@ impl Session {
         Pdu { bhs: request.encode(sequence, bytes), data }
     }
 
-    /// Takes the header of a PDU and says where its data is to go. An error is the end: the caller
-    /// passes it to [`Session::fail`].
+    /// Processes the header of a PDU, and returns the buffer for its data. The caller passes an
+    /// error to [`Session::fail`].
     pub(super) fn open(&mut self, bhs: &Bhs) -> Result<Incoming, IscsiErrorKind> {
         let response = pdu::decode(bhs)
             .map_err(|opcode| violation(format!("opcode {opcode:02x}, which no target sends")))?;
@@ -247,11 +249,11 @@ impl Session {
         Ok(Incoming { response, data })
     }
 
-    /// Takes one PDU with its data. An error is the end: the caller passes it to [`Session::fail`].
+    /// Processes one PDU with its data. The caller passes an error to [`Session::fail`].
     pub(super) fn receive(&mut self, incoming: Incoming) -> Result<(), IscsiErrorKind> {
         let Incoming { response, data } = incoming;
         self.silent_ticks = 0;
-        // istgt counts an immediate logout as a command; after it nothing is numbered any more.
+        // istgt counts an immediate logout as a command; no numbers follow it.
         let last = matches!(response.body, ResponseBody::Logout { .. });
         if !self.window.update(response.exp_cmd_sn, response.max_cmd_sn) && !last {
             return Err(violation(
@@ -338,7 +340,7 @@ impl Session {
         let Some(Task::Scsi(task)) = self.take(itt, sent) else {
             return Err(unknown_tag("SCSI response", itt));
         };
-        // A target may give up early, then nothing more is owed to it.
+        // A target may end a write early, and then gets no more data for it.
         if task.has_unsent_data() {
             self.bursts.retain(|burst| burst.itt != itt);
         }
@@ -368,7 +370,7 @@ impl Session {
         Ok(())
     }
 
-    /// RFC 7143 §11.9.1
+    /// Processes an asynchronous message (RFC 7143 §11.9.1).
     fn asynchronous(&mut self, event: u8) -> Result<(), IscsiErrorKind> {
         match event {
             1 => {
@@ -380,13 +382,13 @@ impl Session {
             2 | 3 => Err(IscsiErrorKind::TargetGone(
                 "the target announces that it drops the connection".to_owned(),
             )),
-            // SCSI events concern us only through later commands; parameters are not renegotiated;
-            // the rest is the vendor's.
+            // SCSI events show in later commands, parameters are not renegotiated, and other events
+            // are vendor-specific.
             _ => Ok(()),
         }
     }
 
-    /// The command with this tag, if the target can know of it.
+    /// The command with this tag, if it was sent.
     fn sent_task(&mut self, itt: u32) -> Option<&mut ScsiTask> {
         match self.tasks.get_mut(&itt) {
             Some(Task::Scsi(task)) if task.is_sent() => Some(task),
@@ -394,8 +396,8 @@ impl Session {
         }
     }
 
-    /// Removes the task with this tag if it is of the right kind; any other stays, to be answered
-    /// when the session fails.
+    /// Removes the task with this tag if it is of the right kind; another task stays, and gets its
+    /// answer when the session fails.
     fn take(&mut self, itt: u32, right: impl Fn(&Task) -> bool) -> Option<Task> {
         self.tasks.get(&itt).filter(|task| right(task))?;
         self.tasks.remove(&itt)
@@ -405,7 +407,7 @@ impl Session {
         self.failed.clone().or_else(|| self.closing.then(logged_out))
     }
 
-    /// A task tag nobody uses; at most a few hundred are in use.
+    /// An unused task tag; at most a few hundred are in use.
     fn tag(&mut self) -> u32 {
         loop {
             let tag = self.next_tag;
@@ -444,7 +446,7 @@ fn logged_out() -> IscsiErrorKind {
     IscsiErrorKind::TargetGone("logged out".to_owned())
 }
 
-/// RFC 7143 §11.17.1
+/// Describes the reason of a Reject (RFC 7143 §11.17.1).
 fn reject_words(reason: u8) -> &'static str {
     match reason {
         0x03 => "SNACK rejected",

@@ -1,8 +1,8 @@
-//! One SCSI command between its submission and its answer: which of its bytes were sent, promised
-//! or received.
+//! One SCSI command from its submission to its answer: which of its bytes were sent, promised or
+//! received.
 //!
-//! Called by the session. Here is checked that a target asks for each byte once, gives each byte
-//! once, in order and within the command's length, and that GOOD means that it took everything.
+//! The session uses it. It checks that a target asks for each byte once, sends each byte once, in
+//! order and within the command's length, and that GOOD means a complete transfer.
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -26,9 +26,9 @@ pub(super) struct IscsiCommand {
 #[derive(Clone, Debug)]
 pub(super) enum Data {
     None,
-    /// At most so many bytes from the target.
+    /// Read: at most so many bytes from the target.
     In(u32),
-    /// These bytes to the target; fewer than 2^32.
+    /// Write: these bytes to the target; fewer than 2^32.
     Out(Bytes),
 }
 
@@ -42,7 +42,7 @@ impl Data {
         }
     }
 
-    /// The part of a write's data one PDU carries; the payload is shared, not copied.
+    /// The part of a write's data for one PDU, shared without a copy.
     fn slice(&self, offset: u32, bytes: u32) -> Bytes {
         match (self, usize::try_from(offset), usize::try_from(bytes)) {
             (Self::Out(data), Ok(from), Ok(bytes)) => data.slice(from..from + bytes),
@@ -51,10 +51,10 @@ impl Data {
     }
 }
 
-/// The end of a command, by the target's response.
+/// The target's response to a command.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct CommandOutcome {
-    /// The response code of RFC 7143 §11.4.3; 0 when the target carried the command out.
+    /// The response code of RFC 7143 §11.4.3; 0 if the target executed the command.
     pub(super) response: u8,
     /// The SCSI status.
     pub(super) status: u8,
@@ -62,12 +62,12 @@ pub(super) struct CommandOutcome {
     pub(super) sense: Vec<u8>,
     /// The bytes read.
     pub(super) data: Bytes,
-    /// Whether the target took or gave other than the expected number of bytes.
+    /// Whether the target transferred another number of bytes than expected.
     pub(super) short: bool,
 }
 
-/// The receiver of a command's answer. The slot is given back when the target is done with the
-/// command, not when the completion stops waiting.
+/// The receiver of a command's answer. The slot is free again when the target has answered, not
+/// when the receiver stops waiting.
 #[derive(Debug)]
 pub(super) struct Completion {
     pub(super) answer: oneshot::Sender<Result<CommandOutcome, IscsiErrorKind>>,
@@ -78,15 +78,15 @@ pub(super) struct Completion {
 pub(super) type Slot = [OwnedSemaphorePermit; 2];
 
 impl Completion {
-    /// Gives the answer and the slot back.
+    /// Sends the answer to the receiver, and frees the slot.
     pub(super) fn answer(self, outcome: Result<CommandOutcome, IscsiErrorKind>) {
-        // Nobody may be waiting any more: the completion was cancelled.
+        // The receiver may be gone: the call was cancelled.
         drop(self.answer.send(outcome));
         drop(self.slot);
     }
 }
 
-/// A run of Data-Out PDUs: what one R2T asked for, or the unsolicited rest of a first burst.
+/// A run of Data-Out PDUs: the data for one R2T, or the unsolicited rest of a first burst.
 #[derive(Debug)]
 pub(super) struct Burst {
     pub(super) itt: u32,
@@ -97,32 +97,32 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// Whether all of it is on its way.
+    /// Whether all of its data was sent.
     pub(super) fn is_sent(&self) -> bool {
         self.offset == self.end
     }
 }
 
-/// A command under way.
+/// A command in progress.
 #[derive(Debug)]
 pub(super) struct ScsiTask {
     completion: Completion,
     command: IscsiCommand,
     received: BytesMut,
     sent: bool,
-    /// Data-In PDUs or R2Ts taken so far.
+    /// Data-In PDUs or R2Ts received so far.
     counted: u32,
-    /// Up to where data has been sent or promised.
+    /// The end of the data that was sent or that an R2T asked for.
     promised: u32,
-    /// Bytes of data not yet handed to the wire.
+    /// Bytes of data that were not sent yet.
     unsent: u32,
-    /// R2Ts whose data is not all on its way.
+    /// R2Ts with unsent data.
     open_r2ts: u32,
     ticks: u32,
 }
 
 impl ScsiTask {
-    /// A command nobody but us knows of yet.
+    /// A command that was not sent yet.
     pub(super) fn new(command: IscsiCommand, completion: Completion) -> Self {
         let unsent = match command.data {
             Data::None | Data::In(_) => 0,
@@ -141,12 +141,12 @@ impl ScsiTask {
         }
     }
 
-    /// Whether the target can know of it.
+    /// Whether the command was sent.
     pub(super) fn is_sent(&self) -> bool {
         self.sent
     }
 
-    /// Counts a tick of the keepalive clock; how many it has seen.
+    /// Counts a tick of the keepalive clock, and returns the command's ticks so far.
     pub(super) fn tick(&mut self) -> u32 {
         self.ticks += 1;
         self.ticks
@@ -177,7 +177,7 @@ impl ScsiTask {
         (request, data.slice(0, immediate), burst)
     }
 
-    /// The next PDU of one of its bursts.
+    /// The next Data-Out PDU of one of the command's bursts.
     pub(super) fn data_out(
         &mut self,
         burst: &mut Burst,
@@ -202,7 +202,7 @@ impl ScsiTask {
         (request, data)
     }
 
-    /// Takes an R2T, which must ask for the next bytes not yet promised.
+    /// Accepts an R2T, which must ask for the next bytes.
     pub(super) fn take_r2t(
         &mut self,
         r2t: &R2t,
@@ -239,8 +239,7 @@ impl ScsiTask {
         Ok(Burst { itt, ttt, offset, end, data_sn: 0 })
     }
 
-    /// Lends the buffer for Data-In, if these are the next bytes: the bytes read before, with room
-    /// for the rest.
+    /// Lends the buffer for Data-In if it continues the bytes read before, with room for the rest.
     pub(super) fn lend(
         &mut self,
         data_sn: u32,
@@ -263,18 +262,18 @@ impl ScsiTask {
         Ok(std::mem::take(&mut self.received))
     }
 
-    /// Takes back what was lent, with the new bytes.
+    /// Takes back the lent buffer, with the new bytes.
     pub(super) fn take_back(&mut self, received: BytesMut) {
         self.received = received;
     }
 
-    /// Whether some of its data may still be in a burst.
+    /// Whether a burst may still hold unsent data.
     pub(super) fn has_unsent_data(&self) -> bool {
         self.unsent > 0
     }
 
-    /// Gives the answer. A GOOD that cannot be true is an error for the completion and for the
-    /// session.
+    /// Ends the command with the target's answer. An impossible GOOD is an error for the receiver
+    /// and for the session.
     pub(super) fn finish(self, mut outcome: CommandOutcome) -> Result<(), IscsiErrorKind> {
         let good = outcome.response == 0 && outcome.status == STATUS_GOOD;
         if good && self.unsent > 0 && !outcome.short {
@@ -285,14 +284,14 @@ impl ScsiTask {
             self.completion.answer(Err(lie.clone()));
             return Err(lie);
         }
-        // The receiver of the answer may reuse the memory of its data.
+        // Dropped first, because the receiver of the answer may reuse the memory of its data.
         drop(self.command);
         outcome.data = self.received.freeze();
         self.completion.answer(Ok(outcome));
         Ok(())
     }
 
-    /// Gives the answer that there is none.
+    /// Ends the command with an error.
     pub(super) fn fail(self, kind: IscsiErrorKind) {
         self.completion.answer(Err(kind));
     }

@@ -1,14 +1,13 @@
 //! Text keys of the login, RFC 7143 §6.1: `key=value` pairs, each ended by a NUL.
 //!
-//! Called by the login. What a target sends is bounded by the caller before it comes here; nothing
-//! here is logged.
+//! The login uses it, and bounds a target's text before. This module logs nothing.
 
 use super::error::IscsiErrorKind;
 
 /// Longest key name, RFC 7143 §6.1.
 const KEY_BYTES_MAX: usize = 63;
 
-/// More pairs than any login has: the bound on what one answer makes us do.
+/// Most pairs in one answer, more than any login has.
 const PAIRS_MAX: usize = 64;
 
 /// Collects pairs to send.
@@ -29,7 +28,7 @@ impl Pairs {
     }
 }
 
-/// The pairs in a data segment, in the order sent.
+/// Parses the pairs in a data segment, in order.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<(&str, &str)>, IscsiErrorKind> {
     let mut pairs: Vec<(&str, &str)> = Vec::new();
     for piece in text.split(|byte| *byte == 0).filter(|piece| !piece.is_empty()) {
@@ -49,7 +48,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<(&str, &str)>, IscsiErrorKind> {
     Ok(pairs)
 }
 
-/// A number: decimal, or hexadecimal behind `0x`.
+/// Parses a number: decimal, or hexadecimal after `0x`.
 pub(super) fn number(value: &str) -> Option<u32> {
     match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
         Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
@@ -60,7 +59,7 @@ pub(super) fn number(value: &str) -> Option<u32> {
     }
 }
 
-/// A binary value: hexadecimal behind `0x`, or base64 behind `0b`.
+/// Parses a binary value: hexadecimal after `0x`, or base64 after `0b`.
 pub(super) fn binary(value: &str) -> Option<Vec<u8>> {
     let (prefix, digits) = value.split_at_checked(2)?;
     match prefix {
@@ -70,7 +69,7 @@ pub(super) fn binary(value: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// An odd number of digits stands for a leading zero (RFC 7143 §6.1).
+/// Decodes hexadecimal digits; an odd number of them implies a leading zero (RFC 7143 §6.1).
 fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
     let digit =
         |byte: &u8| char::from(*byte).to_digit(16).and_then(|value| u8::try_from(value).ok());

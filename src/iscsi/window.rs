@@ -1,14 +1,13 @@
 //! The numbers that keep initiator and target in step, RFC 7143 §4.2.2: `CmdSN`, `ExpCmdSN`,
 //! `MaxCmdSN` and `StatSN`.
 //!
-//! Called by the session. All comparisons are serial arithmetic (RFC 1982), so the numbers may
+//! The session uses it. All comparisons use serial arithmetic (RFC 1982), so that the numbers may
 //! wrap.
 
-/// Largest window that a target may open: beyond half the number space serial comparison has no
-/// meaning.
+/// Largest window of a target: serial comparison has no meaning beyond half the number space.
 const WINDOW_MAX: u32 = 1 << 30;
 
-/// Both counters of a session.
+/// The command and status counters of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     next_command: u32,
@@ -17,7 +16,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// The counters as the login left them.
+    /// The counters after the login.
     pub(super) fn new(next_command: u32, max_cmd_sn: u32, next_status: u32) -> Self {
         let mut window =
             Self { next_command, last_command: next_command.wrapping_sub(1), next_status };
@@ -25,17 +24,17 @@ impl Window {
         window
     }
 
-    /// The number a command sent now would have.
+    /// The number for the next command.
     pub(super) fn next_cmd_sn(&self) -> u32 {
         self.next_command
     }
 
-    /// The status number expected next.
+    /// The next expected status number.
     pub(super) fn exp_stat_sn(&self) -> u32 {
         self.next_status
     }
 
-    /// Whether the target takes another command now.
+    /// Whether the target accepts another command now.
     pub(super) fn is_open(&self) -> bool {
         less_or_equal(self.next_command, self.last_command)
     }
@@ -45,21 +44,21 @@ impl Window {
         self.next_command = self.next_command.wrapping_add(1);
     }
 
-    /// Takes the numbers of a PDU; false when the target says it has received commands that were
-    /// never sent.
+    /// Records the numbers of a PDU; `false` if the target acknowledges commands that were never
+    /// sent.
     pub(super) fn update(&mut self, exp_cmd_sn: u32, max_cmd_sn: u32) -> bool {
         if !less_or_equal(exp_cmd_sn, self.next_command) {
             return false;
         }
-        // A pair that contradicts itself is ignored (§4.2.2.1).
+        // RFC 7143 §4.2.2.1: a contradictory pair is ignored.
         if less_or_equal(exp_cmd_sn.wrapping_sub(1), max_cmd_sn) {
             self.open_up_to(max_cmd_sn);
         }
         true
     }
 
-    /// Takes the number of a status; false when one was left out or repeated, which nothing can
-    /// repair at recovery level 0.
+    /// Records the number of a status; `false` if one was skipped or repeated, which recovery level
+    /// 0 cannot repair.
     pub(super) fn status_received(&mut self, stat_sn: u32) -> bool {
         let expected = stat_sn == self.next_status;
         if expected {
@@ -68,7 +67,8 @@ impl Window {
         expected
     }
 
-    /// A window never closes again: a smaller number is an older one.
+    /// Raises the window's end. A window never closes again: a smaller number belongs to an older
+    /// PDU.
     fn open_up_to(&mut self, max_cmd_sn: u32) {
         let commands = max_cmd_sn.wrapping_add(1).wrapping_sub(self.next_command);
         if commands <= WINDOW_MAX && less_or_equal(self.last_command, max_cmd_sn) {

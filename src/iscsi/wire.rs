@@ -1,8 +1,8 @@
 //! PDUs on a byte stream, RFC 7143 §11.1: lengths, padding and CRC32C digests.
 //!
-//! Called by the connection. Nothing is believed before its digest is checked, and no more is read
-//! than was declared. Data is read to where it belongs and written from where it lies: neither
-//! direction copies it in user space.
+//! The connection uses it. It checks a digest before it uses the bytes, and reads no more than the
+//! declared length. Neither direction copies data in user space: it is read into its final buffer,
+//! and written from the caller's.
 
 use std::{collections::VecDeque, io::IoSlice};
 
@@ -15,19 +15,20 @@ use super::{
     pdu::{self, BHS_BYTES, Bhs, Pdu},
 };
 
-/// Small enough that a large data segment goes past it, large enough for many responses at once.
+/// Size of the read-ahead buffer: small enough that a large data segment bypasses it, large enough
+/// for many responses at once.
 const READ_AHEAD_BYTES: usize = 16 << 10;
-/// Bytes of one batch of PDUs: enough to make system calls cheap, little enough that the answer to
-/// a ping does not wait long.
+/// Bytes of one batch of PDUs: enough for cheap system calls, few enough that the answer to a
+/// NOP-In does not wait long.
 const BATCH_BYTES: usize = 512 << 10;
-/// Slices handed to the kernel at once; each PDU has up to three.
+/// Most slices of one system call; each PDU has up to three.
 const SLICES_MAX: usize = 192;
-/// Bytes of a digest, and of the words data is padded to.
+/// Bytes of a digest, and of a padding word.
 const WORD_BYTES: usize = 4;
-/// Larger than any header with padding and digests.
+/// Capacity for a header with padding and digests.
 const FRAME_BYTES_MAX: usize = 64;
 
-/// The reading half.
+/// Reads PDUs from a stream.
 #[derive(Debug)]
 pub(super) struct PduReader<R> {
     stream: BufReader<R>,
@@ -35,18 +36,18 @@ pub(super) struct PduReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> PduReader<R> {
-    /// Reads without digests, as during the login.
+    /// A reader without digests, as during the login.
     pub(super) fn new(stream: R) -> Self {
         let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
         Self { stream, digests: Digests::default() }
     }
 
-    /// From now on with what was agreed.
+    /// Switches to the negotiated digests.
     pub(super) fn use_digests(&mut self, digests: Digests) {
         self.digests = digests;
     }
 
-    /// The header of the next PDU; its data must be read before another.
+    /// Reads the header of the next PDU; the caller must read its data before the next header.
     pub(super) async fn header(&mut self) -> Result<Bhs, IscsiErrorKind> {
         let mut bhs = [0; BHS_BYTES];
         self.stream.read_exact(&mut bhs).await.map_err(|e| gone(&e))?;
@@ -103,7 +104,7 @@ impl<R: AsyncRead + Unpin> PduReader<R> {
     }
 }
 
-/// The writing half: PDUs are gathered and sent by few vectored writes; their data is not copied.
+/// Gathers PDUs, and sends them with few vectored writes. Their data is not copied.
 #[derive(Debug)]
 pub(super) struct PduWriter<W> {
     stream: W,
@@ -114,7 +115,7 @@ pub(super) struct PduWriter<W> {
 }
 
 impl<W: AsyncWrite + Unpin> PduWriter<W> {
-    /// Writes without digests, as during the login.
+    /// A writer without digests, as during the login.
     pub(super) fn new(stream: W) -> Self {
         Self {
             stream,
@@ -125,7 +126,7 @@ impl<W: AsyncWrite + Unpin> PduWriter<W> {
         }
     }
 
-    /// From now on with what was agreed.
+    /// Switches to the negotiated digests.
     pub(super) fn use_digests(&mut self, digests: Digests) {
         self.digests = digests;
     }
@@ -173,7 +174,7 @@ impl<W: AsyncWrite + Unpin> PduWriter<W> {
         }
     }
 
-    /// Sends the whole batch. Not safe to cancel: what was sent up to then is unknown.
+    /// Sends the whole batch. Not safe to cancel: the number of sent bytes is then unknown.
     pub(super) async fn flush(&mut self) -> Result<(), IscsiErrorKind> {
         while !self.pieces.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];

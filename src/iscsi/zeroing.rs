@@ -1,8 +1,8 @@
-//! The ways to make a range of a disk read as zeros, and the choice between them.
+//! The methods that make a range of a disk read as zeros, and the choice between them.
 //!
-//! Kept by the disk, without I/O. Every way ends in commands after whose GOOD the SCSI standards
-//! leave the range no other content; where a target's word is not enough, the initiator sends
-//! zeros.
+//! The disk holds the choice; this module does no I/O. Every method ends in commands after whose
+//! GOOD the SCSI standards allow the range no other content; where a target's promise is not
+//! enough, the initiator sends zeros.
 //!
 //! - [`Zeroing::Unmap`]: WRITE SAME(16) of zeros with UNMAP. Certain by SBC-3 §5.45: the target
 //!   writes blocks that it does not unmap. Unmapped blocks read as zeros by LBPRZ, which both READ
@@ -10,45 +10,44 @@
 //! - [`Zeroing::Same`]: WRITE SAME(16) of zeros. Certain, because it is a write.
 //! - [`Zeroing::Write`]: WRITE(16) of zeros. Certain, because it is a write.
 //!
-//! UNMAP is not used: a target may leave any block of an UNMAP as it was (SBC-3 §4.7.3), so old
-//! data could show through, and a target that unmaps with certainty says so by LBPWS. A way the
-//! target refuses is not tried again on the same connection.
+//! The command UNMAP is not used: a target may leave any block of an UNMAP unchanged (SBC-3
+//! §4.7.3), so that old data could show, and a target that unmaps with certainty reports LBPWS. The
+//! initiator does not repeat a refused method on the same connection.
 //!
-//! WRITE SAME costs no network, but not every target is quick at it: tgtd writes it block by block,
-//! 512 bytes each, slower than the same zeros arrive by a fast network; one behind a slow network
-//! is quicker that way. So both zero the first few MiB in turn, and WRITE SAME stays if it is
-//! clearly quicker.
+//! WRITE SAME needs no bandwidth, but not every target is fast at it: tgtd writes 512 bytes at a
+//! time, slower than a fast network delivers the same zeros, and faster than a slow network does.
+//! So both methods alternate for the first few MiB, and WRITE SAME stays if it is clearly faster.
 
 use std::time::Duration;
 
-/// Bytes that each way zeroes before they are compared: enough to level out a pause of the
+/// Bytes that each method zeroes before the comparison: enough to average out a pause of the
 /// scheduler.
 const TRIAL_BYTES: u64 = 4 << 20;
-/// Factor by which a single WRITE SAME must be quicker than a single write: writes gain by being
-/// many at once, as the trial's are not.
+/// Factor by which a single WRITE SAME must be faster than a single write: writes gain from
+/// concurrency, which the trial does not use.
 const SAME_GAIN: u128 = 2;
 
-/// A way to make a range read as zeros.
+/// A method that makes a range read as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zeroing {
-    /// WRITE SAME(16) with UNMAP: the target may drop its blocks.
+    /// WRITE SAME(16) with UNMAP: the target may deallocate the blocks.
     Unmap,
-    /// WRITE SAME(16): the target writes zeros by itself.
+    /// WRITE SAME(16): the target writes the zeros itself.
     Same,
-    /// WRITE(16): zeros are sent.
+    /// WRITE(16): the initiator sends zeros.
     Write,
 }
 
-/// The way in use, or the trial that chooses it.
+/// The method in use, or the trial that chooses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ZeroingChoice {
-    /// This way, until the target refuses it.
+    /// This method, until the target refuses it.
     Settled(Zeroing),
-    /// WRITE SAME or WRITE, whichever proves to be quicker.
+    /// The trial of WRITE SAME and WRITE.
     Open(Trial),
 }
 
-/// The bytes and times of both ways so far.
+/// The bytes and times of both methods so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Trial {
     same: ZeroingRate,
@@ -62,12 +61,12 @@ struct ZeroingRate {
 }
 
 impl Trial {
-    /// The way to try next: they take turns.
+    /// The next method of the trial: they alternate.
     pub(super) fn next(&self) -> Zeroing {
         if self.same.bytes <= self.write.bytes { Zeroing::Same } else { Zeroing::Write }
     }
 
-    /// Takes one result; the way to stay with, when there are enough.
+    /// Adds one result; returns the faster method once the trial has enough results.
     pub(super) fn add(&mut self, way: Zeroing, bytes: u64, taken: Duration) -> Option<Zeroing> {
         let rate = if way == Zeroing::Write { &mut self.write } else { &mut self.same };
         rate.bytes += bytes;
@@ -85,10 +84,10 @@ impl Trial {
 }
 
 impl ZeroingChoice {
-    /// The choice for a disk as it describes itself, and for what its user insists on.
+    /// The first choice, by the disk's features and the method that the caller demands.
     pub(super) fn first(wanted: Option<Zeroing>, unmap_is_certain: bool) -> Self {
         match wanted {
-            // Nobody can insist on what is not certain.
+            // A caller cannot demand a method that is not certain.
             Some(Zeroing::Unmap) | None if unmap_is_certain => Self::Settled(Zeroing::Unmap),
             Some(Zeroing::Unmap) | None => Self::Open(Trial::default()),
             Some(way) => Self::Settled(way),

@@ -1,8 +1,7 @@
 //! Zeroes a range of a disk with certainty, as cheaply as the target allows.
 //!
-//! Part of the disk; called by the imaging for what an image leaves empty. Every way ends in
-//! commands after whose GOOD the SCSI standards leave the range no other content; where a target's
-//! word is not enough, zeros are sent.
+//! Part of the disk; the imaging calls it for the empty ranges of an image. Every method ends in
+//! commands after whose GOOD the SCSI standards allow the range no other content.
 
 use std::{sync::PoisonError, time::Instant};
 
@@ -18,19 +17,20 @@ use super::{
 };
 use crate::model::size::show_bytes;
 
-/// The most one unmapping WRITE SAME covers where the target gives no limit; it only changes a map.
+/// Most bytes of one unmapping WRITE SAME, if the target gives no limit; the command only changes a
+/// map.
 const UNMAP_BYTES_MAX: u64 = 256 << 20;
-/// The most one WRITE SAME writes where the target gives no limit: a quarter of a second of a slow
+/// Most bytes of one WRITE SAME, if the target gives no limit: a quarter of a second of a slow
 /// disk, so that a logout need not wait long.
 const SAME_BYTES_MAX: u64 = 32 << 20;
 /// Most bytes of one write of zeros, and of each command of the trial.
 const COMMAND_BYTES_MAX: u64 = 1 << 20;
-/// Writes of zeros one call has under way; the connection bounds them all.
+/// Most writes of zeros of one call in flight; the connection bounds the total.
 const WRITES_MAX: usize = 8;
 
 impl Lun {
-    /// Makes `bytes` at `offset` read as zeros with certainty, by the cheapest way the target has;
-    /// both must be multiples of a block. A call that was cancelled may have zeroed any part.
+    /// Makes `bytes` at `offset` read as zeros with certainty, by the target's cheapest method.
+    /// Both must be multiples of a block. A cancelled call may have zeroed any part.
     pub async fn write_zeros(&self, offset: u64, bytes: u64) -> Result<(), IscsiError> {
         let mut done = 0;
         while done < bytes {
@@ -52,14 +52,14 @@ impl Lun {
         choice(&mut self.inner.zeroing.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// One WRITE SAME; how much is done.
+    /// Sends one WRITE SAME; returns the bytes done.
     async fn settled(&self, way: Zeroing, at: u64, left: u64) -> Result<u64, IscsiError> {
         let bytes = left.min(self.same_bytes_max(way));
         match self.write_same(at, bytes, way).await {
-            // Whatever is wrong with the disk itself, a write will show.
+            // A fault of the disk itself shows in the following write.
             Err(IscsiError { kind: IscsiErrorKind::Scsi(failure), .. }) => {
                 let target_iqn = &self.inner.target;
-                tracing::debug!(%target_iqn, ?way, %failure, "refused, another way from now on");
+                tracing::debug!(%target_iqn, ?way, %failure, "the target refuses this zeroing");
                 self.choose(|choice| *choice = ZeroingChoice::without(way));
                 Ok(0)
             }
@@ -67,7 +67,7 @@ impl Lun {
         }
     }
 
-    /// One command of the trial; how much is done.
+    /// Sends one command of the trial; returns the bytes done.
     async fn try_out(&self, way: Zeroing, at: u64, left: u64) -> Result<u64, IscsiError> {
         let bytes = left.min(self.command_bytes()).min(self.same_bytes_max(Zeroing::Same));
         let began = Instant::now();
@@ -81,14 +81,14 @@ impl Lun {
                 && let Some(quicker) = trial.add(way, done, began.elapsed())
             {
                 let target_iqn = &self.inner.target;
-                tracing::debug!(%target_iqn, ?quicker, ?trial, "how zeros are written");
+                tracing::debug!(%target_iqn, ?quicker, ?trial, "the trial of zeroing has ended");
                 *choice = ZeroingChoice::Settled(quicker);
             }
         });
         Ok(done)
     }
 
-    /// Writes zeros, several commands at once; how much is done: all of it.
+    /// Writes zeros, several commands at once; returns the bytes done, which are all.
     async fn send_zeros(&self, at: u64, bytes: u64) -> Result<u64, IscsiError> {
         let (mut done, mut writes) = (0, JoinSet::new());
         while done < bytes || !writes.is_empty() {

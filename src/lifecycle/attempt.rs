@@ -1,8 +1,7 @@
-//! The course of an attempt: what the end of an operation leads to, what a missed deadline means,
-//! and how an attempt is given up.
+//! The course of an attempt: the ends of operations, missed deadlines, failures and retries.
 //!
-//! Called by `node.rs`, `callback.rs` and `settle.rs`. It judges what has happened;
-//! `transitions.rs` says which state follows.
+//! Called by `node.rs`, `callback.rs` and `settle.rs`. It judges events; `transitions.rs` has the
+//! next states. It must never start an operation itself: `Node::drive` does.
 
 use std::time::Duration;
 
@@ -26,20 +25,20 @@ use super::{
     limits::{CANCEL_PATIENCE, CLEANUP_TRIES_MAX, POWER_TRIES_MAX, RESTART_TRIES_MAX, after},
     netboot_files::{NetbootUpdate, root_unknown},
     node::Node,
-    ramdisk_log::{READ_ITS_LOG, RamdiskLogs},
-    state::{Attempt, FirstBoot, PreparedImage, Purpose, State},
+    ramdisk_log::READ_ITS_LOG,
+    state::{Attempt, FirstBoot, PreparedImage, Purpose, RamdiskLogs, State},
     text::plain,
     transitions::Cause,
 };
 
 /// The pause after the first failed try of a restart or a clean-up.
 const TRY_PAUSE: Duration = Duration::from_secs(10);
-/// A repetition this late is no longer the one that was consented to: the agent was not running, or
-/// not allowed to, and meanwhile a operator may have taken the machine.
+/// Consent lapses if a repeated attempt is this late: the agent was stopped or blocked, and
+/// meanwhile an operator may have taken the machine.
 const CONSENT_LAPSES_AFTER: Duration = Duration::from_secs(3600);
 
 impl Node {
-    /// The running operation ended by itself.
+    /// Takes the result of the running operation.
     pub(super) fn finish(
         &mut self,
         now: Timestamp,
@@ -52,8 +51,7 @@ impl Node {
         }
     }
 
-    /// A machine that is to boot its own kernel from the network has to be told where its root file
-    /// system is.
+    /// Refuses an image for network boot if its kernel would not know its root file system.
     fn check_root(&self, outcome: Outcome) -> Result<Outcome, Fault> {
         let netboot = self.record.spec.as_ref().and_then(|spec| spec.image.netboot.as_ref());
         match (&outcome, netboot) {
@@ -79,7 +77,7 @@ impl Node {
                 if self.may_wipe(observed) {
                     self.enter(now, Cause::PowerConfirmed);
                 } else {
-                    // Large images take a while: somebody has switched it on meanwhile.
+                    // Somebody has switched the machine on while a large image was prepared.
                     self.hold(now, &spec);
                 }
             }
@@ -92,7 +90,7 @@ impl Node {
                 if matches!(state, State::Preparing { ready: None }) =>
             {
                 self.note_stages(&stages);
-                self.miss_nothing();
+                self.clear_missing_file();
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt::new(key, image, system_guid, bmc);
                 self.enter(now, Cause::ImageVerified(attempt));
@@ -122,8 +120,8 @@ impl Node {
                 self.boot_seen(now, address, ssh_banner.as_deref());
             }
             Outcome::CleanedUp => self.cleaned_up(now, spec.bmc_address()),
-            // An answer to a question that was not asked: the agent's mistake, and no reason to
-            // move.
+            // An outcome that the state does not wait for is the agent's mistake and changes
+            // nothing.
             Outcome::Power(_)
             | Outcome::PowerSet(_)
             | Outcome::Restarted(_)
@@ -136,7 +134,7 @@ impl Node {
         }
     }
 
-    /// The BMC has restarted the machine, or left it off as its spec wants it.
+    /// The BMC has restarted the machine, or has left it off as the spec wants.
     fn restarted(&mut self, now: Timestamp, left_in: PowerState) {
         self.see_power(now, left_in);
         self.note_written(now);
@@ -144,21 +142,21 @@ impl Node {
         self.succeed(now, Cause::Restarted);
     }
 
-    /// Nothing of the attempt is left, and a machine is off: the one that the spec names?
+    /// Ends a clean-up: the attempt's machine is off, which may not be the spec's by now.
     fn cleaned_up(&mut self, now: Timestamp, named: Option<&BmcAddress>) {
         let State::CleaningUp { attempt, purpose } = &self.record.state else { return };
         let purpose = *purpose;
-        // After a change of bmc.address it was another machine.
+        // After a change of bmc.address, the attempt's machine may be another one.
         if attempt.as_ref().map(Attempt::bmc_address) == Some(named) {
             self.see_power(now, PowerState::Off);
             self.needs_no_restart();
         }
-        // Off by its other BMC: what it does next is for who uses that.
+        // The other BMC's machine is no longer this node's.
         self.record.awaits_restart = false;
         self.conclude(now, purpose);
     }
 
-    /// The stages of an operation are shown beside the phases.
+    /// Records the durations of an operation's stages beside those of the phases.
     pub(super) fn note_stages(&mut self, stages: &Stages) {
         for (stage, took) in stages {
             let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -166,9 +164,8 @@ impl Node {
         }
     }
 
-    /// The disk is written and flushed, and the session with its target has ended: from now on it
-    /// is known what is installed. Only the restart is left to do, unless the ramdisk does that
-    /// itself.
+    /// Records the installation: the disk is written and flushed, and the session with its target
+    /// has ended. Only the restart is left, unless the ramdisk restarts the machine itself.
     pub(super) fn let_go(&mut self, now: Timestamp) {
         let (State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk }) =
             &self.record.state
@@ -186,16 +183,16 @@ impl Node {
         }
     }
 
-    /// The machine was restarted into its own system, or left off as its spec wants it.
+    /// Ends the attempt with success: the machine was restarted, or left off as its spec wants.
     fn succeed(&mut self, now: Timestamp, cause: Cause) {
         self.record.last_error = None;
         self.enter(now, cause);
-        // The spec may have been changed in the last moment.
+        // The spec may have changed in the last moment.
         self.record.power_ordered = self.power_differs();
     }
 
-    /// The BMC did not restart the machine. Its disk is good all the same, and is not written
-    /// again.
+    /// Ends the attempt although the BMC did not restart the machine: the disk is good and is not
+    /// written again.
     fn restart_failed(&mut self, now: Timestamp, mut fault: Fault) {
         self.note_written(now);
         self.record.awaits_restart = true;
@@ -207,7 +204,8 @@ impl Node {
         self.enter(now, Cause::NotRestarted);
     }
 
-    /// Notes what is installed where the record is of a version that did so only after the restart.
+    /// Records the installation for a record of an earlier version, which did so only after the
+    /// restart.
     fn note_written(&mut self, now: Timestamp) {
         if let State::Restarting { attempt, disk } = &self.record.state
             && !self.record.awaits_restart
@@ -219,7 +217,10 @@ impl Node {
 
     fn note_installed(&mut self, now: Timestamp, attempt: Attempt, disk: Disk) {
         let wanted = self.record.spec.as_ref().zip(self.wanted.clone());
-        let PreparedImage { digest: image, root_uuid, root_partuuid, netboot, .. } = attempt.image;
+        let PreparedImage { digest: image, root_uuid, root_partuuid, netboot, boot_token, .. } =
+            attempt.image;
+        let has_token = boot_token.is_some();
+        self.record.boot_token = boot_token;
         self.netboot = NetbootUpdate::default();
         self.boot_trouble = None;
         self.record.restarted_again = false;
@@ -240,13 +241,12 @@ impl Node {
                 machine: Some(Machine::named_by(spec)),
                 system: None,
             };
-            installed.booted = Some(booted(spec, &installed));
+            installed.booted = Some(booted(spec, &installed, has_token));
             installed
         });
     }
 
-    /// Considers the power state that the BMC reported: wait for a permit, hold the node, or let
-    /// things be.
+    /// Considers the reported power state: the node queues for a permit, is held, or does nothing.
     fn consider(&mut self, now: Timestamp, observed: PowerState) {
         if observed == PowerState::Off {
             self.release_powered_on(now);
@@ -255,7 +255,7 @@ impl Node {
         self.queue_for_attempt(now, observed);
     }
 
-    /// Queues the node for an attempt, or holds it, if there is to be one.
+    /// Queues or holds the node if its spec wants an attempt.
     pub(super) fn queue_for_attempt(&mut self, now: Timestamp, observed: PowerState) {
         let not_before = self.record.not_before;
         if self.record.state != State::Idle
@@ -274,7 +274,7 @@ impl Node {
         self.queued_since.get_or_insert(now);
     }
 
-    /// The attempt begins.
+    /// Begins the attempt.
     pub(super) fn begin(&mut self, now: Timestamp) {
         self.record.durations.clear();
         self.record.last_seen = LastSeen::default();
@@ -285,10 +285,10 @@ impl Node {
         self.enter(now, Cause::AttemptGranted);
     }
 
-    /// The running operation failed.
+    /// Handles the failure of the running operation: a retry, a pause or the end of the attempt.
     fn on_failure(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
         if fault.retry == RetryAdvice::Wait {
-            return self.wait_for_missing(now, fault, actions);
+            return self.wait_for_missing_file(now, fault, actions);
         }
         let may_pass = fault.retry == RetryAdvice::Backoff;
         match &self.record.state {
@@ -334,20 +334,19 @@ impl Node {
         self.record.tries.saturating_add(1) < tries_max
     }
 
-    /// The present state's work is tried again, after a pause.
+    /// Retries the present state's operation after a pause.
     fn pause(&mut self, now: Timestamp, fault: Fault) {
         self.record.tries += 1;
         self.record.not_before = Some(after(now, self.pause_after(self.record.tries)));
         self.bmc_trouble = Some(fault);
     }
 
-    /// The pause after a state's work has failed so many times.
+    /// The pause after so many failures of a state's operation.
     pub(super) fn pause_after(&self, tries: u32) -> Duration {
         backoff::pause(&self.name, tries, TRY_PAUSE)
     }
 
-    /// The machine cannot be switched off: it stays as it is. An attempt that cannot be cleaned up
-    /// must not be followed by another.
+    /// Gives up a clean-up whose machine cannot be switched off. No attempt may follow it.
     fn end_uncleaned(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
         self.bmc_trouble = Some(fault.clone());
         match &mut self.record.last_error {
@@ -366,18 +365,18 @@ impl Node {
         self.conclude(now, Purpose::GiveUp);
     }
 
-    /// The attempt failed: say why, put things back, and try again or give up.
+    /// Ends the attempt with a fault: cleans up, and then retries or gives up.
     pub(super) fn fail(&mut self, now: Timestamp, fault: Fault, actions: &mut Vec<Action>) {
-        let fault = self.as_far_as_believed(fault);
+        let fault = self.weaken_if_unproven(fault);
         let attempts = self.record.spec.as_ref().map_or(1, |spec| spec.retry.attempts);
         let again = fault.retry == RetryAdvice::Backoff && self.record.attempt < attempts;
         self.record.last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
         self.abandon(now, if again { Purpose::Retry } else { Purpose::GiveUp }, actions);
     }
 
-    /// Lets a fault end the attempts for good only if the ramdisk that it rests on was seen coming
-    /// up: anybody on the deploy network can read a boot menu, and show its key.
-    fn as_far_as_believed(&self, fault: Fault) -> Fault {
+    /// Turns a lasting fault into a passing one unless the ramdisk that reported it was seen to
+    /// netboot: anybody on the deploy network can read a boot menu and use its key.
+    fn weaken_if_unproven(&self, fault: Fault) -> Fault {
         let rests_on_ramdisk =
             matches!(fault.step, Step::Ramdisk | Step::Imaging | Step::Completed);
         let peer = self.record.state.attempt().and_then(|attempt| {
@@ -397,7 +396,7 @@ impl Node {
         }
     }
 
-    /// Leaves whatever is under way for `purpose`: at once if that is nothing, else through a
+    /// Abandons whatever is under way for `purpose`: at once if that is nothing, else through a
     /// clean-up.
     pub(super) fn abandon(&mut self, now: Timestamp, purpose: Purpose, actions: &mut Vec<Action>) {
         if matches!(self.record.state, State::CleaningUp { .. }) {
@@ -412,19 +411,19 @@ impl Node {
         self.record.deadline = waits.then(|| after(now, CANCEL_PATIENCE));
     }
 
-    /// Nothing is under way any more.
+    /// Ends an attempt of which nothing is under way any more.
     pub(super) fn conclude(&mut self, now: Timestamp, purpose: Purpose) {
         self.enter(now, Cause::Ended(purpose));
         if purpose == Purpose::Retry {
             let first = self.record.spec.as_ref().map_or(TRY_PAUSE, |spec| spec.retry.backoff);
             let pause = backoff::pause(&self.name, self.record.attempt, first);
             self.record.not_before = Some(after(now, pause));
-            // A node that has to pause is not ready to go, even if its permit should come.
+            // A node in a pause must not take a permit.
             self.queued_since = None;
         }
     }
 
-    /// Tells the operation under way to stop, after its state was given up for one at rest.
+    /// Cancels the running operation after the node came to rest.
     pub(super) fn stop_at_rest(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if let Some(running) = &mut self.running {
             running.patience_until = after(now, CANCEL_PATIENCE);
@@ -444,7 +443,7 @@ impl Node {
                 return self.stop_at_rest(now, actions);
             }
             State::CleaningUp { .. } => {
-                // Nothing may start before the operation has reported: tell it again.
+                // Nothing may start before the operation has reported: cancel it again.
                 self.record.deadline = Some(after(now, CANCEL_PATIENCE));
                 return self.interrupt(actions);
             }
@@ -504,9 +503,9 @@ impl Node {
         self.fail(now, fault, actions);
     }
 
-    /// The agent was gone. A machine in the middle of its boot files has lost its server: pxelinux
-    /// asks on for two minutes and then stands for five, GRUB asks again after half a minute or
-    /// more. So it is switched off and on, in the same attempt.
+    /// Restarts a machine whose netboot a stop of the agent interrupted, in the same attempt. By
+    /// itself, pxelinux retries for two minutes and then pauses for five; GRUB retries after half a
+    /// minute or more.
     pub(super) fn boot_again_if_cut_off(&mut self, now: Timestamp) {
         use BootStage::{Kernel, Loader, Menu};
         self.give_boot_time_if_cut_off(now);

@@ -1,20 +1,19 @@
-//! The pause before another try.
+//! The pauses before retries.
 //!
-//! Called by the core. The jitter comes from the node's name, not from chance: thirty nodes that
-//! fail together do not retry together, and a simulation can be replayed.
+//! Called by the core. The jitter is derived from the node's name instead of being random: thirty
+//! nodes that fail together do not retry together, and a simulation can be replayed.
 
 use std::time::Duration;
 
-use crate::model::ids::NodeName;
+use crate::model::{backoff::Backoff, ids::NodeName};
 
-/// No pause is longer: an administrator who repaired something should not wait for hours.
+/// The longest pause: after a repair, nobody should have to wait for hours.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
 
-/// The pause before attempt `attempt + 1`: `first`, doubled for each attempt already made, plus up
-/// to a fifth of it.
+/// The pause after attempt number `attempt`: `first`, doubled for each attempt before it, plus up
+/// to a fifth.
 pub(super) fn pause(node: &NodeName, attempt: u32, first: Duration) -> Duration {
-    let doubled = first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
-    let base = doubled.min(PAUSE_MAX);
+    let base = Backoff::doubling(first, PAUSE_MAX).pause_after(attempt);
     // FNV-1a over name and attempt.
     let hash = node
         .as_str()

@@ -1,5 +1,4 @@
-//! Boot files that a machine fetched, or asked for in vain: evidence for operators, and the message
-//! of a missed deadline.
+//! Evidence from requests for boot files, for operators and for the message of a missed deadline.
 //!
 //! Called by the node's step. It must never move an attempt by itself: anybody on the deploy
 //! network can fetch boot files.
@@ -14,12 +13,12 @@ use crate::model::{
 
 use super::{event::Menu, node::Node, ramdisk_log::READ_ITS_LOG, state::Attempt, text::plain};
 
-/// Network interfaces that no spec names and that are remembered for an attempt.
+/// Most unknown network interfaces kept for one attempt.
 const UNKNOWN_MACS_MAX: usize = 4;
 
 impl Node {
-    /// Takes note that the machine fetched a boot file. Evidence for people; it moves nothing but
-    /// what waits for an operator.
+    /// Notes a request for a boot file. It changes no state, except that it ends the wait for an
+    /// operator.
     pub(super) fn take_evidence(&mut self, now: Timestamp, fetch: &Fetch) {
         if !matches!(self.menu(), Menu::Deploy(_)) {
             if fetch.stage == BootStage::Menu && fetch.complete && fetch.unknown_mac.is_none() {
@@ -51,8 +50,8 @@ impl Node {
             }
             return;
         }
-        // Each stage counts once: what anybody can send at any rate must not write the record at
-        // that rate.
+        // Each stage is noted once: anybody can send requests at any rate, which must not write
+        // records at that rate.
         if fetch.complete && seen.fetched.is_none_or(|furthest| furthest < fetch.stage) {
             seen.address = Some(fetch.peer);
             seen.fetched = Some(fetch.stage);
@@ -65,7 +64,7 @@ impl Node {
     }
 }
 
-/// `192.0.2.51 asked 3 times for lpxelinux.0, which is not among the loaders`
+/// Formats `192.0.2.51 asked 3 times for lpxelinux.0, which is not among the loaders`.
 fn missing_loader(seen: &LastSeen) -> String {
     let who = seen.missing_loader_from.map_or_else(|| "a machine".to_owned(), |ip| ip.to_string());
     let times = match seen.missing_loader_times {
@@ -76,14 +75,13 @@ fn missing_loader(seen: &LastSeen) -> String {
     format!("{who} asked {times} for {path}, which is not among the loaders")
 }
 
-/// `52:54:00:00:00:01, which no spec names, asked for a boot menu`
+/// Formats `52:54:00:00:00:01, which no spec names, asked for a boot menu`.
 fn unknown_macs(seen: &LastSeen) -> String {
     let macs: Vec<String> = seen.unknown_macs.iter().map(ToString::to_string).collect();
     format!("{}, which no spec names, asked for a boot menu", macs.join(" and "))
 }
 
-/// The requests that came instead of those that are waited for, while the machine has fetched
-/// nothing.
+/// The unexpected requests, while the machine has fetched nothing.
 pub(super) fn instead(seen: &LastSeen) -> Option<String> {
     match seen.fetched {
         Some(_) => None,
@@ -92,7 +90,7 @@ pub(super) fn instead(seen: &LastSeen) -> Option<String> {
     }
 }
 
-/// How far the machine came before it fell silent, and what to look at.
+/// The fault of a ramdisk that did not export its disk in time, by the machine's last evidence.
 pub(super) fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
     let (message, hint) = match (&attempt.peer, &attempt.disk, seen.fetched) {
         (Some(peer), Some(disk), _) => (
@@ -117,7 +115,9 @@ pub(super) fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
         ),
         (None, _, Some(BootStage::Menu)) => (
             "the machine fetched its boot menu but not the whole deploy kernel".to_owned(),
-            "a network that loses packets, or a boot loader that cannot read the kernel",
+            "a network that loses packets, a boot loader that cannot read the kernel, or an iPXE \
+             without a driver for the network interface: the next attempt goes without iPXE, and \
+             with boot.loader = \"pxelinux\" or \"grub\" every one does",
         ),
         (None, _, Some(BootStage::Loader)) => (
             "the machine fetched a boot loader but not its boot menu".to_owned(),

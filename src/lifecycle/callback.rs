@@ -1,7 +1,8 @@
-//! The ramdisk's calls: who may say what, and when.
+//! Judges the calls of deploy ramdisks.
 //!
-//! A call is accepted only with the attempt's key, from the address that first showed it, in a
-//! phase that expects it. Everything else is refused in the same way, whatever was wrong.
+//! Called by `node.rs`. A call is accepted only with the attempt's key, from the address that first
+//! used it, in a phase that expects it. The reply to any other call must never tell why it is
+//! refused.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -31,19 +32,21 @@ use super::{
     transitions::Cause,
 };
 
-/// The seconds between the ramdisk's questions what to do. The answer to each is held back while
-/// there is no news.
+/// Seconds between two polls of the ramdisk. Each poll's answer is delayed while the state is the
+/// same.
 const POLL_AFTER_S: u32 = 2;
 /// The seconds after which a ramdisk without the root device reports its disks again.
 const LOOK_AGAIN_AFTER_S: u32 = 3;
+/// The time after a late disk for which another one may follow that fits as well: volumes of a RAID
+/// controller appear one after the other.
+const LATE_DISKS_LAST: Duration = Duration::from_secs(10);
 /// The code of a fault about a machine on which no disk was chosen.
 const NO_ROOT_DEVICE: &str = "NoRootDevice";
-/// Longest text a disk may be described with, in characters: the standards allow 40 for the longest
-/// of them.
+/// Longest attribute of a disk, in characters; the standards allow 40.
 const DISK_CHARS_MAX: usize = 128;
 /// Longest list of disks that is shown, in characters.
 const DISKS_CHARS_MAX: usize = 4000;
-/// For a ramdisk that asks what to do when its attempt is over, and no fault was the reason.
+/// The reply to a ramdisk whose attempt ended without a fault.
 const ATTEMPT_OVER: &str = "this attempt is over";
 /// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
 const UUID_CHARS_MAX: usize = 64;
@@ -60,7 +63,7 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Reply {
         let name = call.name();
-        // A log changes nothing, and has rules of its own.
+        // A log changes nothing, and `ramdisk_log.rs` judges it.
         let is_log = matches!(call, Call::Log(_));
         let admitted = if is_log {
             Ok(())
@@ -86,8 +89,8 @@ impl Node {
         }
     }
 
-    /// Whether the caller is this attempt's ramdisk. The first address that shows the key is bound
-    /// to it.
+    /// Checks that the caller is this attempt's ramdisk, and binds the key to the first address
+    /// that uses it.
     fn admit(&mut self, peer: IpAddr, key: &AttemptKey) -> Result<(), &'static str> {
         let attempt = self.record.state.attempt_mut().ok_or("no attempt is under way")?;
         if *key != attempt.key {
@@ -130,10 +133,9 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         let attempt = match &mut self.record.state {
-            // The machine may be quicker than its BMC: the ramdisk can call while `powering-on`
-            // still polls.
+            // A quick machine's ramdisk may call while the BMC has not yet reported it on.
             State::WaitingRamdisk { attempt } | State::PoweringOn { attempt } => attempt,
-            // The answer that ended the attempt was lost.
+            // The ramdisk did not receive the reply that ended its attempt.
             State::CleaningUp { .. } => {
                 let last_error = self.record.last_error.as_ref();
                 let why = last_error.map_or(ATTEMPT_OVER, |error| &error.fault.message);
@@ -154,7 +156,12 @@ impl Node {
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
         let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
         let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
+        let vague = !spec.root_device.name_one();
         match chosen {
+            Ok(disk) if vague && others_may_follow(&mut self.missing_disk, now, &disk, &disks) => {
+                let waiting = self.missing_disk.as_ref().map(|m| m.fault.message.clone());
+                Ok(lookup_again(waiting.unwrap_or_default()))
+            }
             Ok(disk) => {
                 let installed = self.record.installed.iter().map(|installed| &installed.disk);
                 let others = installed.chain(&self.record.other_disks);
@@ -167,18 +174,15 @@ impl Node {
             }
             Err(NotChosen::NoRootDevice(none @ NoRootDevice::NoMatch { .. })) => {
                 let wait = spec.timeouts.root_device;
-                // An earlier report counts no more.
+                // This report replaces an earlier one.
                 attempt.disk = None;
                 let fault = self.no_root_device(&none);
                 let until = self.missing_disk.as_ref().map_or(after(now, wait), |m| m.until);
                 let error = fault.message.clone();
-                self.missing_disk = Some(Box::new(MissingDisk { until, fault }));
+                self.missing_disk = Some(Box::new(MissingDisk { until, fault, late: None }));
                 match self.missed_disk(now) {
                     Some(fault) => Ok(self.not_chosen(now, fault, actions)),
-                    None => Ok(Reply::LookupAgain(LookupAgain {
-                        error,
-                        look_again_after: LOOK_AGAIN_AFTER_S,
-                    })),
+                    None => Ok(lookup_again(error)),
                 }
             }
             Err(NotChosen::NoRootDevice(none)) => {
@@ -195,22 +199,21 @@ impl Node {
         Reply::Failed(message)
     }
 
-    /// The root device that is waited for now.
+    /// The root device that the node waits for.
     pub(super) fn missing_disk(&self) -> Option<&MissingDisk> {
         let waits =
             matches!(self.record.state, State::PoweringOn { .. } | State::WaitingRamdisk { .. });
         self.missing_disk.as_deref().filter(|_| waits)
     }
 
-    /// The fault that ends the attempt, if the root device has been waited for long enough.
+    /// The fault that ends the attempt, once the wait for the root device is over.
     pub(super) fn missed_disk(&self, now: Timestamp) -> Option<Fault> {
         let missing = self.missing_disk().filter(|missing| missing.until <= now)?;
         Some(missing.fault.clone())
     }
 
-    /// No disk was chosen. Once more the machine is switched off and on: a disk or a controller
-    /// that did not start up this time may do so the next. If that does not help, nothing does but
-    /// an edit.
+    /// The fault of a machine without the root device. The first one may pass, because a disk or a
+    /// controller may start up the next time; the second one in a row needs a change of the spec.
     fn no_root_device(&self, none: &NoRootDevice) -> Fault {
         let last = self.record.last_error.as_ref();
         let is_first = !last.is_some_and(|last| {
@@ -226,7 +229,7 @@ impl Node {
         if is_first { Fault { retry: RetryAdvice::Backoff, ..fault } } else { fault }
     }
 
-    /// The target name this node's disk is exported under.
+    /// The iSCSI name of this node's target.
     pub fn iqn(&self) -> String {
         format!("iqn.2026-11.hostler:{}", self.name)
     }
@@ -248,9 +251,9 @@ impl Node {
                 self.enter(now, Cause::TargetOffered { disk, target });
                 Ok(Reply::Accepted)
             }
-            // The first answer was lost: the same again is the same.
+            // A repeated call, because the first answer was lost.
             State::Imaging { target: known, .. } if *known == target => Ok(Reply::Accepted),
-            // Or so long ago that the disk is written since.
+            // A repeated call so late that the disk is already written.
             State::Switching { .. } | State::WaitingCompleted { .. } | State::Restarting { .. } => {
                 Ok(Reply::Accepted)
             }
@@ -265,7 +268,7 @@ impl Node {
         }
     }
 
-    /// The target that the ramdisk offers, if it may be used.
+    /// Checks the target that the ramdisk offers.
     fn target(&self, peer: IpAddr, info: DeployInfo) -> Result<Target, &'static str> {
         if info.address.is_some_and(|address| address != peer) {
             return Err("the target's address is not the caller's own");
@@ -290,7 +293,7 @@ impl Node {
         })
     }
 
-    /// Whether an open target is refused. Without a spec nobody has allowed one.
+    /// Whether a target without CHAP is refused, as it is without a spec.
     fn requires_chap(&self) -> bool {
         self.record.spec.as_ref().is_none_or(|spec| spec.boot.require_chap)
     }
@@ -305,7 +308,7 @@ impl Node {
                 DeployState::Release
             }
             State::WaitingCompleted { .. } | State::Restarting { .. } => DeployState::Release,
-            // The write is being stopped: for what that wipes, the target is still needed.
+            // The running write still needs the target until it has stopped.
             State::CleaningUp { .. } if self.running.is_some() && self.ramdisk_cleans_up() => {
                 DeployState::Imaging
             }
@@ -336,7 +339,7 @@ impl Node {
         actions: &mut Vec<Action>,
     ) -> Result<Reply, &'static str> {
         match &self.record.state {
-            // The call may overtake the answer that released the disk.
+            // The call may arrive before the answer that released the disk is recorded.
             State::Switching { attempt, disk } | State::WaitingCompleted { attempt, disk }
                 if completed.error.is_empty() =>
             {
@@ -376,14 +379,14 @@ impl Node {
         }
     }
 
-    /// Notes how long the ramdisk says that it has compared, but no longer than it was waited for.
+    /// Notes the reported duration of the comparison, at most the time since the release.
     fn note_verified(&mut self, now: Timestamp, verify_ms: u64) {
         let waited_ms = now.duration_since(self.record.since).as_millis();
         let verify_ms = verify_ms.min(u64::try_from(waited_ms).unwrap_or(0));
         self.note_stages(&vec![(ImagingStage::Verify, Duration::from_millis(verify_ms))]);
     }
 
-    /// Ends the attempt, because the ramdisk says that it cannot go on.
+    /// Ends the attempt because of a failure that the ramdisk reports.
     pub(super) fn ramdisk_failed(
         &mut self,
         now: Timestamp,
@@ -402,11 +405,11 @@ impl Node {
     }
 }
 
-/// The warning about a disk that is written and may boot, but not as it should.
+/// The warning about a written disk that may boot with wrong content.
 const NOT_TO_BE_BOOTED: &str = "what is on it may boot, so the machine is switched off and must \
     stay so until it is installed again";
 
-/// The ramdisk found that its disk holds something else than was written.
+/// The fault of a disk that does not hold what was written.
 fn lies(disk: &Disk, error: &str) -> Fault {
     Fault::passing(
         Step::Completed,
@@ -419,7 +422,7 @@ fn lies(disk: &Disk, error: &str) -> Fault {
     )
 }
 
-/// The ramdisk did not do what it was told; another boot of it would not, either.
+/// The fault of a ramdisk that skipped the comparison; it would do so again.
 fn not_verified(disk: &Disk) -> Fault {
     Fault::lasting(
         Step::Completed,
@@ -433,8 +436,7 @@ fn not_verified(disk: &Disk) -> Fault {
     )
 }
 
-/// Whether the ramdisk runs on the machine that is meant, as far as its NICs and its firmware tell.
-/// The report is untrusted.
+/// Checks by NICs and UUID that the ramdisk runs on the spec's machine. The report is untrusted.
 fn right_machine(
     spec: &NodeSpec,
     system_guid: Option<SystemGuid>,
@@ -465,14 +467,14 @@ fn right_machine(
     )
 }
 
-/// The reason why there is no disk to write.
+/// The reason why no disk is chosen.
 enum NotChosen {
     /// No disk fits, or several do.
     NoRootDevice(NoRootDevice),
     Fault(Fault),
 }
 
-/// Chooses the disk to write from a report, which is untrusted.
+/// Chooses the disk to write from an untrusted report.
 fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Disk, NotChosen> {
     let disk = spec.root_device.choose(disks).map_err(NotChosen::NoRootDevice)?;
     if disk.size < needed_bytes {
@@ -490,8 +492,38 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Dis
     Ok(disk.clone())
 }
 
-/// The disks of those written before that are there, but for the one to be written, as they are
-/// called now.
+fn lookup_again(error: String) -> Reply {
+    Reply::LookupAgain(LookupAgain { error, look_again_after: LOOK_AGAIN_AFTER_S })
+}
+
+/// Whether the disk that fits came late, and others have had no time yet to follow it: then it must
+/// not be taken for the only one.
+fn others_may_follow(
+    missing: &mut Option<Box<MissingDisk>>,
+    now: Timestamp,
+    fitting: &Disk,
+    disks: &[Disk],
+) -> bool {
+    let Some(missing) = missing else { return false };
+    match &missing.late {
+        Some((before, since)) if before == disks && *since <= now => {
+            after(*since, LATE_DISKS_LAST) > now
+        }
+        _ => {
+            missing.late = Some((disks.to_vec(), now));
+            // The ramdisk reports its disks again before that.
+            missing.until = missing.until.max(after(now, 2 * LATE_DISKS_LAST));
+            missing.fault.message = plain_up_to(
+                DISKS_CHARS_MAX,
+                &format!("{fitting} appeared late; another disk that fits may follow"),
+            );
+            true
+        }
+    }
+}
+
+/// Returns the previously written disks that are still present, except the chosen one, as reported
+/// now.
 fn others_there<'a>(
     before: impl Iterator<Item = &'a Disk>,
     disks: &[Disk],
@@ -505,8 +537,8 @@ fn others_there<'a>(
     others
 }
 
-/// A disk as it may be shown and kept: texts bounded and without control characters, and a size
-/// that TOML can hold.
+/// Makes a reported disk safe to show and record: bounded texts without control characters, and a
+/// size that TOML can hold.
 fn plain_disk(disk: Disk) -> Disk {
     let short = |text: String| plain(&text).chars().take(DISK_CHARS_MAX).collect::<String>();
     Disk {

@@ -1,7 +1,7 @@
-//! The interface of the core: events come in, actions go out, and an operation is a piece of work
-//! outside.
+//! The interface of the core: events, actions and operations.
 //!
-//! The agent's driver makes events and performs actions; [`super::Node::step`] does the reverse.
+//! The agent's driver makes events and performs actions; [`super::Node::step`] takes events and
+//! returns actions.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -9,13 +9,14 @@ use jiff::Timestamp;
 
 use crate::model::{
     boot::Fetch,
+    boot_report::BootReport,
     callback::{Call, DiskRange, RamdiskLog, Reply},
     fault::Fault,
     ids::{Digest, OpId},
     netboot::{BootFile, NetbootFiles},
     power::PowerState,
     problem::Problem,
-    secret::AttemptKey,
+    secret::{AttemptKey, BootToken},
     spec::NodeSpec,
     status::{ImagingStage, Progress},
     system_guid::SystemGuid,
@@ -26,54 +27,85 @@ use super::state::{PreparedImage, Target};
 /// Something that happened to one node.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The node's spec is there and usable.
+    /// The node's spec is valid.
     Spec(Arc<NodeSpec>),
-    /// The spec is usable, and was changed together with too many others: the disk is not written
-    /// until an operator consents.
+    /// The spec is valid, and would reinstall the machine together with too many others: the disk
+    /// is not written until an operator consents.
     MassChange(Arc<NodeSpec>),
-    /// The spec is not usable: the last good one stays effective, and nothing starts.
+    /// The spec is invalid: the last good one stays effective, and nothing starts.
     SpecProblems(Vec<Problem>),
-    /// The spec names a machine that another spec names too: neither is touched.
+    /// The spec names a machine that another spec names, too: hostler touches neither.
     SpecClash(Vec<Problem>),
     /// The spec is gone: forget the node.
     SpecGone,
-    /// The spec directory cannot be read, or is empty: hold everything.
+    /// The spec directory cannot be read, or is empty: nothing starts.
     DirectoryLost(String),
     /// The running operation ended.
     Done { op: OpId, outcome: Result<Outcome, Fault> },
-    /// The running operation moved on.
+    /// The running operation made progress.
     Progress { op: OpId, progress: Progress },
     /// A ramdisk calls.
     Callback {
+        /// The number of the request, for [`Action::Reply`].
+        request: u64,
+        /// The caller's address.
+        peer: IpAddr,
+        /// The caller's key.
+        key: AttemptKey,
+        call: Call,
+    },
+    /// An installed system calls, because it is up.
+    BootCalled {
         /// The number that the reply is given back with.
         request: u64,
         /// The caller's address.
         peer: IpAddr,
-        /// The key that the caller shows.
-        key: AttemptKey,
-        call: Call,
+        /// The token that the caller shows.
+        token: BootToken,
+        report: BootReport,
     },
     /// The machine fetched a boot file.
     Fetched(Fetch),
     /// Time passed.
     Tick,
-    /// The node may do something that only so many may do at once.
+    /// The node gets a permit.
     Granted(Permit),
-    /// A kernel or ramdisk that the installed machine asked for could not be served: it is not in
-    /// the cache, or has decayed there.
+    /// A kernel or ramdisk of the installed machine is missing from the cache or has decayed there.
     NetbootLost,
-    /// Somebody used the node's BMC: the machine may be on or off by now.
+    /// Somebody used the node's BMC, so that the known power state may be wrong.
     PowerMayHaveChanged,
-    /// An operator lets a held node go on.
+    /// An operator consents that a held node goes on.
     Approve,
-    /// An operator wants a failed node tried again, a waiting one at once, or the power as the spec
-    /// says.
+    /// An operator retries a failed node, ends a node's pause, or orders the power state of the
+    /// spec.
     Retry,
 }
 
 impl Event {
-    /// Whether the event is about the node's spec file.
-    pub(super) fn tells_of_spec(&self) -> bool {
+    /// The number of the reply that somebody waits for.
+    pub fn request(&self) -> Option<u64> {
+        match self {
+            Self::Callback { request, .. } | Self::BootCalled { request, .. } => Some(*request),
+            Self::Spec(_)
+            | Self::MassChange(_)
+            | Self::SpecProblems(_)
+            | Self::SpecClash(_)
+            | Self::SpecGone
+            | Self::DirectoryLost(_)
+            | Self::Done { .. }
+            | Self::Progress { .. }
+            | Self::Fetched(_)
+            | Self::Tick
+            | Self::Granted(_)
+            | Self::NetbootLost
+            | Self::PowerMayHaveChanged
+            | Self::Approve
+            | Self::Retry => None,
+        }
+    }
+
+    /// Whether the event is about the node's spec.
+    pub(super) fn is_about_spec(&self) -> bool {
         match self {
             Self::Spec(_)
             | Self::MassChange(_)
@@ -84,6 +116,7 @@ impl Event {
             | Self::Done { .. }
             | Self::Progress { .. }
             | Self::Callback { .. }
+            | Self::BootCalled { .. }
             | Self::Fetched(_)
             | Self::Tick
             | Self::Granted(_)
@@ -95,47 +128,46 @@ impl Event {
     }
 }
 
-/// An activity that only so many nodes may have at once.
+/// A limited activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Permit {
-    /// Having the machine brought up to be written.
+    /// Bringing the machine up for imaging.
     Attempt,
-    /// Having the disk written.
+    /// Writing the disk.
     Imaging,
-    /// Having the BMC polled, which takes a socket.
+    /// Polling the BMC by a socket.
     Poll,
-    /// Having the BMC polled by a program, which takes a process.
+    /// Polling the BMC by a program's process.
     ProgramPoll,
 }
 
-/// The code of an operation's end that was called off before it began.
+/// The fault's code of an operation that was cancelled before it began.
 pub(super) const NEVER_STARTED: &str = "NeverStarted";
 
-/// A node's place in the line for a permit: its attempt, or the class of its poll, and since when
-/// it waits.
+/// A node's place in the queue for a permit: its attempt's number or the class of its poll, and the
+/// time since which it waits.
 pub(super) type PermitPlace = (u32, Timestamp);
 
-/// The result of an operation that ended well.
+/// The result of a successful operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// [`Operation::PollPower`] or [`Operation::ConfirmPower`]: what the BMC said.
+    /// [`Operation::PollPower`] or [`Operation::ConfirmPower`]: the BMC's power state.
     Power(PowerState),
-    /// [`Operation::Prepare`]: the image is here and verified.
+    /// [`Operation::Prepare`]: the image is verified and in the cache.
     Prepared {
         image: PreparedImage,
         /// A fresh random key for the attempt.
         key: AttemptKey,
-        /// The machine's UUID as its BMC has it, if the ramdisk is to run on that machine only.
+        /// The machine's UUID from its BMC, if the ramdisk's must match.
         system_guid: Option<SystemGuid>,
         stages: Stages,
     },
     /// [`Operation::PowerOn`]: the machine is on.
     PoweredOn,
-    /// [`Operation::Image`]: written, flushed, verified by the agent if the spec wants that, and
-    /// logged out.
+    /// [`Operation::Image`]: the disk is written, flushed and, if the spec wants that, verified by
+    /// the agent; the session has ended.
     Imaged {
-        /// The ranges that the ramdisk is to compare with its disk; none where that is not its
-        /// part.
+        /// The ranges that the ramdisk must compare; empty if it need not.
         verify: Vec<DiskRange>,
         /// The disk's size, in bytes.
         disk_bytes: u64,
@@ -143,31 +175,31 @@ pub enum Outcome {
         root_partuuid: Option<String>,
         stages: Stages,
     },
-    /// [`Operation::Release`]: the ramdisk was told.
+    /// [`Operation::Release`]: the ramdisk was told to release its disk.
     Released,
-    /// [`Operation::Restart`]: the machine was off, and is as it was to be left.
+    /// [`Operation::Restart`]: the machine was off, and is in this state now.
     Restarted(PowerState),
     /// [`Operation::ProbePort`]: the port answers.
     PortAnswered {
-        /// The address that answered.
+        /// The answering address.
         address: IpAddr,
-        /// The banner, where it is SSH's.
+        /// The banner of an SSH server.
         ssh_banner: Option<String>,
     },
     /// [`Operation::SetPower`]: the machine is in this state.
     PowerSet(PowerState),
-    /// [`Operation::CleanUp`]: boot device disk, machine off.
+    /// [`Operation::CleanUp`]: the boot device is the disk, and the machine is off.
     CleanedUp,
-    /// [`Operation::NetbootFiles`]: these are verified and in the cache. `None`: the spec wants
-    /// none.
+    /// [`Operation::NetbootFiles`]: these files are verified and in the cache. `None`: the spec
+    /// wants none.
     NetbootFiles(Option<NetbootFiles>),
 }
 
-/// The time that each stage of an operation took.
+/// The duration of each stage of an operation.
 pub type Stages = Vec<(ImagingStage, Duration)>;
 
 impl Operation {
-    /// Whether the operation is done by a BMC.
+    /// Whether the operation needs a BMC.
     pub const fn needs_bmc(&self) -> bool {
         match self {
             Self::PollPower
@@ -185,48 +217,49 @@ impl Operation {
     }
 }
 
-/// A request of the core to its surroundings.
+/// A request of the core, for the [`super::Effects`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start an operation, and report its end as [`Event::Done`] with this id, whatever happens.
+    /// Start an operation, and in any case report its end as [`Event::Done`] with this id.
     Start {
         op: OpId,
         operation: Operation,
-        /// The effective spec, with the BMC that the operation is to use.
+        /// The effective spec, with the BMC for this operation.
         spec: Arc<NodeSpec>,
     },
-    /// Stop the operation. It must still report, and only when it has really stopped.
+    /// Stop the operation, which must still report its end once it has really stopped.
     Cancel(OpId),
     /// Answer a callback.
     Reply { request: u64, reply: Reply },
-    /// Keep a deploy ramdisk's log beside the status file, in place of the one before.
+    /// Keep a deploy ramdisk's log beside the status file, and replace the last one.
     KeepLog(Box<ReceivedLog>),
     /// Remove the node's record, status file and boot menu.
     Forget,
 }
 
-/// A deploy ramdisk's log that was let in.
+/// An accepted log of a deploy ramdisk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceivedLog {
-    /// The number of its attempt.
+    /// The attempt's number.
     pub attempt: u32,
     /// The ramdisk's address.
     pub peer: IpAddr,
-    /// The attempt's key, to be made unreadable.
+    /// The attempt's key, which is replaced in the file.
     pub key: AttemptKey,
     pub log: RamdiskLog,
 }
 
-/// A piece of work outside the core. Each is idempotent: after a crash it is simply started again.
+/// Work outside of the core. Every operation is idempotent: after a crash, the core starts it
+/// again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Ask the BMC for the power state, outside of an attempt. It gets [`super::POLL_LIMIT`] at
-    /// most: so many are asked that silent ones must not keep places for long.
+    /// Ask the BMC for the power state, outside of an attempt. The limit is [`super::POLL_LIMIT`],
+    /// so that silent BMCs do not keep permits for long.
     PollPower,
-    /// Ask it once more before the machine is switched on, in an attempt; with the time that each
-    /// of its commands gets.
+    /// Ask the BMC for the power state once more, in an attempt, before the machine is switched on.
+    /// The limit is that of the attempt's other BMC commands.
     ConfirmPower,
-    /// Get the image, verify its checksum, unpack it.
+    /// Fetch, verify and unpack the image.
     Prepare,
     /// Switch the machine off if it is on, set the boot device to network for one boot, and switch
     /// it on.
@@ -235,48 +268,50 @@ pub enum Operation {
     Image {
         image: Digest,
         target: Box<Target>,
-        /// The size that tells the target from that of another disk.
+        /// The size by which a wrong target is noticed.
         size: DiskSize,
+        /// The token for the config drive.
+        boot_token: Option<BootToken>,
     },
-    /// Tell Ironic's ramdisk at this address that its disk is written, for as long as it takes.
+    /// Tell Ironic's ramdisk at this address that its disk is written, and retry until it listens.
     Release(IpAddr),
-    /// Switch the machine off, set the boot device of the installed system for good, and switch it
+    /// Switch the machine off, set the installed system's boot device persistently, and switch it
     /// on or leave it off.
     Restart { wanted: PowerState },
-    /// Ask for a while whether something answers at this port of the installed system.
+    /// Probe a port of the installed system for a while.
     ProbePort { address: String, port: u16 },
-    /// Switch the machine on, from the boot device of the installed system, or shut it down.
+    /// Switch the machine on, from the installed system's boot device, or shut it down.
     SetPower(PowerState),
-    /// Set the boot device to disk for good, and switch the machine off.
+    /// Set the boot device to disk persistently, and switch the machine off.
     CleanUp,
-    /// See that the kernel and ramdisk of an installed machine are in the cache, verified.
+    /// Verify the kernel and ramdisk of an installed machine and put them into the cache.
     NetbootFiles {
-        /// The files that the machine is served now; they are to be had whatever else fails.
+        /// The files that the machine is served now, which must stay available if anything fails.
         served: Option<NetbootFiles>,
-        /// Whether the files that the spec wants are to replace them.
+        /// Whether the spec's files replace them.
         renew: bool,
     },
 }
 
-/// The size by which a target is told from that of another disk, in bytes.
+/// The expected size of a target, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskSize {
-    /// The size that the ramdisk reported, or that the spec names.
+    /// The size that the ramdisk reported or the spec has.
     Exactly(u64),
-    /// The size of what is to be written, where nobody has said more.
+    /// The size of the image, if the disk's size is unknown.
     AtLeast(u64),
 }
 
 /// The boot menu that a machine is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Menu {
-    /// No menu: the node's NICs are unknown, or the machine is not hostler's to boot.
+    /// No menu: the node's NICs are unknown, or hostler must not boot the machine.
     Unknown,
     /// The local disk.
     LocalDisk,
     /// The installed system's own kernel and ramdisk.
     Network {
-        /// The kernel, and the ramdisk.
+        /// The kernel and the ramdisk.
         files: [BootFile; 2],
         /// The kernel's command line.
         command_line: String,

@@ -1,10 +1,10 @@
-//! The write-ahead rule: a node's record is durable before its boot menu is served, and the boot
-//! menu is served before anything is done. So no crash can do harm. While a record cannot be
-//! written, the node's actions wait.
+//! The executor and its write-ahead rule: a node's record is durable before its boot menu is
+//! served, and the boot menu is served before any effect. While a record cannot be written, the
+//! node's actions wait.
 //!
-//! Owned by the agent's driver, which brings events and the time and is the [`Effects`]; the
-//! simulation of a whole site is another. No action may get out before the record that announces it
-//! is durable.
+//! Owned by the agent's driver, which passes it events with the time and implements [`Effects`], as
+//! the simulation of a whole site does. No action may have an effect before the record that
+//! announces it is durable.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,26 +31,25 @@ use super::{
     unclaimed::UnclaimedInstalls,
 };
 
-/// The surroundings that the core acts on. No method may block for long.
+/// The effects of the core's decisions. No method may block for long.
 pub trait Effects {
-    /// Makes a node's record durable before it returns. The error is shown to the operator.
+    /// Writes a node's record durably. The error is a message for the operator.
     fn save(&mut self, node: &NodeName, record: &Record) -> Result<(), String>;
-    /// Makes durable what is known beside the records, before it returns. The error is shown to the
-    /// operator.
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String>;
+    /// Writes the site file durably. The error is a message for the operator.
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String>;
     /// Serves the node's boot menu.
     fn serve(&mut self, node: &Node);
-    /// Starts an operation; its end comes back as [`Event::Done`].
+    /// Starts an operation, which must end with [`Event::Done`].
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>);
-    /// Tells an operation to stop.
+    /// Cancels an operation, which must still end with [`Event::Done`].
     fn cancel(&mut self, node: &NodeName, op: OpId);
     /// Answers a callback.
     fn reply(&mut self, request: u64, reply: Reply);
-    /// Keeps a deploy ramdisk's log. That it cannot be kept changes nothing.
+    /// Writes a deploy ramdisk's log. A failure has no effect.
     fn keep_log(&mut self, node: &NodeName, log: ReceivedLog);
-    /// Tells the waiting ramdisks that a node's state has changed.
+    /// Wakes the waiting ramdisks after a change of a node's state.
     fn wake_ramdisks(&mut self);
-    /// Shows the status of a node.
+    /// Publishes the status of a node.
     fn show(&mut self, status: Status);
     /// Logs that a node has entered this phase.
     fn log_phase(&mut self, status: &Status);
@@ -58,28 +57,28 @@ pub trait Effects {
     fn forget(&mut self, node: &NodeName);
 }
 
-/// The fleet, and what of its decisions still waits for a record to be written.
+/// The fleet, with the actions that wait for a record to be written.
 #[derive(Debug)]
 pub struct Executor {
     fleet: Fleet,
-    /// Nodes whose record could not be written, with the actions that wait for it.
+    /// The waiting actions of each node whose record cannot be written.
     unsaved: BTreeMap<NodeName, Vec<Action>>,
-    /// The changes of [`Fleet::left`] that are durable.
-    kept: u64,
+    /// The value of [`UnclaimedInstalls::changes`] in the durable site file.
+    saved_changes: u64,
 }
 
 impl Executor {
-    /// An executor for this fleet.
+    /// Makes an executor for this fleet.
     pub fn new(fleet: Fleet) -> Self {
-        Self { fleet, unsaved: BTreeMap::new(), kept: 0 }
+        Self { fleet, unsaved: BTreeMap::new(), saved_changes: 0 }
     }
 
-    /// The fleet, to look at.
+    /// The fleet, read-only.
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
     }
 
-    /// Whether a record waits to be written: [`Executor::tick`] tries again.
+    /// Whether a record waits to be written; [`Executor::tick`] retries.
     pub fn has_unsaved(&self) -> bool {
         !self.unsaved.is_empty()
     }
@@ -89,13 +88,12 @@ impl Executor {
         self.unsaved.contains_key(name)
     }
 
-    /// Serves every node's boot menu, as after a start. Where it stands is shown once the
-    /// directory has been read: until then the last agent's word is as good.
+    /// Serves every node's boot menu after a start. Publishes no status before the first scan,
+    /// because the last agent's status files still hold.
     pub fn present(&mut self, effects: &mut impl Effects) {
         for name in self.fleet.names() {
             let Some(node) = self.fleet.node(&name) else { continue };
-            // Knowledge that only a status file has must be on record before that file is written
-            // anew.
+            // Knowledge from a status file must be on record before that file is replaced.
             if node.spec().is_none() && effects.save(&name, node.record()).is_err() {
                 self.unsaved.insert(name, Vec::new());
                 continue;
@@ -104,7 +102,7 @@ impl Executor {
         }
     }
 
-    /// Brings one event to one node, and executes all that follows from it, for others too.
+    /// Passes an event to its node, and executes everything that follows, for other nodes, too.
     pub fn step(
         &mut self,
         now: Timestamp,
@@ -115,8 +113,7 @@ impl Executor {
         self.step_all(now, [(name.clone(), event)], effects);
     }
 
-    /// Brings one event each to many nodes. That their records would be missed is written once for
-    /// all of them.
+    /// Passes one event each to many nodes, with a single write of the site file.
     pub fn step_all(
         &mut self,
         now: Timestamp,
@@ -138,8 +135,7 @@ impl Executor {
         }
     }
 
-    /// Turns a scan of the spec directory into an event for each node, to be brought to it by
-    /// [`Executor::step`].
+    /// Turns a scan of the spec directory into an event for each node, for [`Executor::step`].
     pub fn compare(
         &mut self,
         now: Timestamp,
@@ -149,26 +145,24 @@ impl Executor {
         self.fleet.compare(now, specs, clashes)
     }
 
-    /// These nodes' specs name the BMC of an installed machine in other words than it is known by,
-    /// as far as names can be resolved.
+    /// Sets the nodes whose spec names the BMC of an installed machine by another name or address.
     pub fn note_aliased(&mut self, aliased: BTreeSet<NodeName>) {
         self.fleet.note_aliased(aliased);
     }
 
-    /// Machines that specs name from now on are new again, although something that was known of
-    /// machines was lost. Answers whether they were not.
+    /// Approves that machines of specs which appear from now on are new, although records were
+    /// lost. Returns whether this changed anything.
     pub fn approve_new_machines(&mut self, effects: &mut impl Effects) -> Result<bool, String> {
         if !self.fleet.unclaimed().is_incomplete() {
             return Ok(false);
         }
         self.fleet.set_incomplete(false);
-        let kept = self.keep_unclaimed(effects);
-        self.fleet.set_incomplete(kept.is_err());
-        kept.map(|()| true)
+        let site_saved = self.save_changed_site(effects);
+        self.fleet.set_incomplete(site_saved.is_err());
+        site_saved.map(|()| true)
     }
 
-    /// Brings every node whose time has come its tick, and tries to write records that could not be
-    /// written.
+    /// Passes a tick to every node that is due, and retries failed writes of records.
     pub fn tick(&mut self, now: Timestamp, effects: &mut impl Effects) {
         let unsaved = self.unsaved.keys().cloned().collect::<Vec<_>>();
         for name in unsaved.into_iter().chain(self.fleet.due(now)) {
@@ -182,7 +176,7 @@ impl Executor {
         }
     }
 
-    /// Has the core decide, and records that. `None`: nothing is left to execute.
+    /// Has the core decide, and records the decision. `None`: nothing is left to execute.
     fn decide(
         &mut self,
         now: Timestamp,
@@ -190,12 +184,11 @@ impl Executor {
         event: Event,
         effects: &mut impl Effects,
     ) -> Option<Decided> {
-        let request =
-            if let Event::Callback { request, .. } = &event { Some(*request) } else { None };
+        let request = event.request();
         let before = self.fleet.node(&name).map(|node| node.record().clone());
         match (self.fleet.step(now, &name, event), request) {
             (Some(actions), _) => self.record(now, name, before, actions, effects),
-            // No such node: its caller learns as little as one with a wrong key.
+            // No such node: the caller gets the same reply as with a wrong key.
             (None, Some(request)) => {
                 effects.reply(request, Reply::Refused);
                 None
@@ -204,7 +197,7 @@ impl Executor {
         }
     }
 
-    /// Makes the record durable, if it can be.
+    /// Tries to make the record durable.
     fn record(
         &mut self,
         now: Timestamp,
@@ -217,26 +210,27 @@ impl Executor {
         let is_retry = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
         waiting.extend(actions);
-        let kept = self.keep_unclaimed(effects);
+        let site_saved = self.save_changed_site(effects);
         let Some(node) = self.fleet.node(&name) else {
             let before = before.filter(|_| !is_retry);
-            self.forget(&name, before.as_ref(), waiting, kept.is_ok(), effects);
+            self.forget(&name, before.as_ref(), waiting, site_saved.is_ok(), effects);
             return None;
         };
-        let unstarted = call_off(node, &mut waiting);
+        let unstarted = remove_cancelled(node, &mut waiting);
         let record = node.record();
         if before.as_ref().map(|before| before.phase) != Some(record.phase) {
             effects.log_phase(&node.status(now));
         }
-        // Only a node that turns to another machine has left one behind. And a reinstall is counted
-        // before it begins.
+        // The site file must be durable first for a node that changes its machine, because the old
+        // one becomes unclaimed, and for a reinstall, because the breaker counts it.
         let spec_before = before.as_ref().and_then(|before| before.spec.as_ref());
         let same_machine = spec_before
             .zip(record.spec.as_ref())
             .is_some_and(|(before, spec)| before.machine_change(spec) == MachineChange::None);
-        let needs_kept = is_retry || !same_machine || self.fleet.is_counted(&name);
+        let needs_site = is_retry || !same_machine || self.fleet.is_counted(&name);
         let saved = if is_retry || before.as_ref() != Some(record) {
-            kept.or_else(|error| if needs_kept { Err(error) } else { Ok(()) })
+            site_saved
+                .or_else(|error| if needs_site { Err(error) } else { Ok(()) })
                 .and_then(|()| effects.save(&name, record))
         } else {
             Ok(())
@@ -247,7 +241,7 @@ impl Executor {
         Some(Decided { name, before, waiting, saved, is_retry, unstarted })
     }
 
-    /// Executes what was decided, once it is durable; the rest waits.
+    /// Executes the durable decisions; the others wait.
     fn execute(&mut self, now: Timestamp, decided: Vec<Decided>, effects: &mut impl Effects) {
         let listed = self.list(&decided, effects);
         for mut one in decided {
@@ -261,8 +255,8 @@ impl Executor {
             } else {
                 self.act(now, one, effects);
             }
-            // The operation was called off while it waited for its record: it never starts, and so
-            // has stopped.
+            // The operation was cancelled while it waited for its record: it never starts, so that
+            // it has ended.
             if let Some((name, op)) = unstarted {
                 let event = Event::Done { op, outcome: Err(never_started()) };
                 let decided = self.decide(now, name, event, effects);
@@ -271,7 +265,7 @@ impl Executor {
         }
     }
 
-    /// Serves the boot menu, and only then does what the core asked for.
+    /// Serves the boot menu, and then performs the actions.
     fn act(&mut self, now: Timestamp, decided: Decided, effects: &mut impl Effects) {
         let Decided { name, before, waiting, is_retry, .. } = decided;
         let Some(node) = self.fleet.node(&name) else { return };
@@ -294,7 +288,7 @@ impl Executor {
         }
     }
 
-    /// Puts off what is not durable until [`Self::tick`].
+    /// Keeps a decision that is not durable until [`Self::tick`].
     fn put_off(
         &mut self,
         now: Timestamp,
@@ -309,7 +303,8 @@ impl Executor {
             status.ready = false;
             effects.show(status);
         }
-        // A refusal announces nothing, and anybody can ask for as many as they like.
+        // A refusal announces no decision, and must not pile up: anybody can cause any number of
+        // them.
         for action in waiting.extract_if(.., |action| is_refusal(action)) {
             if let Action::Reply { request, reply } = action {
                 effects.reply(request, reply);
@@ -319,14 +314,14 @@ impl Executor {
         self.unsaved.entry(name).or_default().extend(waiting);
     }
 
-    /// The node is gone, and nothing of it runs any more; callers still want their answer. Its
-    /// record stays until what it leaves behind is kept.
+    /// Forgets a node of which nothing runs any more, and answers its callers. Its record stays
+    /// until the site file has its unclaimed installation.
     fn forget(
         &mut self,
         name: &NodeName,
         before: Option<&Record>,
         waiting: Vec<Action>,
-        kept: bool,
+        site_saved: bool,
         effects: &mut impl Effects,
     ) {
         for action in waiting {
@@ -334,7 +329,7 @@ impl Executor {
                 effects.reply(request, reply);
             }
         }
-        if kept {
+        if site_saved {
             effects.forget(name);
             self.fleet.recorded(name);
         } else {
@@ -343,8 +338,8 @@ impl Executor {
         }
     }
 
-    /// Before anything is done to its machine, a node's record is one that would be missed. All
-    /// others that are durable by now become so with it.
+    /// Lists the nodes with a durable record in the site file before any effect on an unlisted
+    /// node's machine, so that a lost record would be noticed.
     fn list(&mut self, decided: &[Decided], effects: &mut impl Effects) -> Result<(), String> {
         let is_unlisted = |one: &Decided| one.saved.is_ok() && self.fleet.is_unlisted(&one.name);
         if !decided.iter().any(is_unlisted) {
@@ -352,19 +347,19 @@ impl Executor {
         }
         let unsaved = &self.unsaved;
         let newly = self.fleet.list_nodes(|other| unsaved.contains_key(other));
-        let kept = self.keep_unclaimed(effects);
-        if kept.is_err() {
+        let site_saved = self.save_changed_site(effects);
+        if site_saved.is_err() {
             self.fleet.unlist_nodes(&newly);
         }
-        kept
+        site_saved
     }
 
-    /// Before the record that knew it is changed or removed.
-    fn keep_unclaimed(&mut self, effects: &mut impl Effects) -> Result<(), String> {
+    /// Writes the site file if it has changed. This must precede the change or removal of a record.
+    fn save_changed_site(&mut self, effects: &mut impl Effects) -> Result<(), String> {
         let unclaimed = self.fleet.unclaimed();
-        if unclaimed.changes() != self.kept {
-            effects.keep(unclaimed)?;
-            self.kept = unclaimed.changes();
+        if unclaimed.changes() != self.saved_changes {
+            effects.save_site(unclaimed)?;
+            self.saved_changes = unclaimed.changes();
         }
         Ok(())
     }
@@ -376,11 +371,11 @@ struct Decided {
     /// The record before the decision.
     before: Option<Record>,
     waiting: Vec<Action>,
-    /// The error for the operator, if the record is not durable.
+    /// Whether the record is durable, or the message for the operator.
     saved: Result<(), String>,
-    /// Whether an earlier decision is tried again with it.
+    /// Whether this retries an earlier decision, too.
     is_retry: bool,
-    /// An operation that was called off before it began.
+    /// An operation that was cancelled before it began.
     unstarted: Option<OpId>,
 }
 
@@ -388,20 +383,20 @@ const fn is_refusal(action: &Action) -> bool {
     matches!(action, Action::Reply { reply: Reply::Refused, .. })
 }
 
-/// Takes an operation that still waits for its record, and was told to stop, out of what waits. One
-/// that was only told to hurry stays.
-fn call_off(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
+/// Removes a cancelled operation that still waits for its record. An interrupted one, whose result
+/// still counts, stays.
+fn remove_cancelled(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
     let op = waiting.iter().find_map(|action| match action {
         Action::Start { op, .. } => Some(*op),
         Action::Cancel(_) | Action::Reply { .. } | Action::KeepLog(_) | Action::Forget => None,
     })?;
     waiting.retain(|action| *action != Action::Cancel(op));
-    let called_off = node.running.is_some_and(|running| running.op == op && running.cancelled);
-    waiting.retain(|action| !called_off || !matches!(action, Action::Start { .. }));
-    called_off.then_some(op)
+    let is_cancelled = node.running.is_some_and(|running| running.op == op && running.cancelled);
+    waiting.retain(|action| !is_cancelled || !matches!(action, Action::Start { .. }));
+    is_cancelled.then_some(op)
 }
 
-/// The end of an operation that was called off before it began.
+/// The fault of an operation that was cancelled before it began.
 fn never_started() -> Fault {
-    Fault::passing(Step::Preflight, NEVER_STARTED, "called off before it began", "")
+    Fault::passing(Step::Preflight, NEVER_STARTED, "cancelled before it began", "")
 }

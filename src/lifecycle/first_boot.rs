@@ -1,18 +1,21 @@
-//! The first boot: an installed system has to show that it is up before its machine counts as
-//! deployed, if its spec says how (`[boot_check]`).
+//! The first boot: with a `[boot_check]` in the spec, a machine is deployed only once its installed
+//! system has shown that it is up.
 //!
 //! Called by `settle.rs`, `attempt.rs` and `node.rs`. [`Installed::booted`] is on record from the
-//! moment the disk is good, and [`State::Booting`] lasts exactly while it says `waiting` and the
-//! spec wants the machine to run. Nothing here may ever lead to a write, use up an attempt, or
-//! switch a machine but for the one restart that the BMC is asked for.
+//! moment the disk is good, and [`State::Booting`] lasts exactly while it is `waiting` and the spec
+//! wants the machine to run. Nothing here may ever cause a write, use up an attempt, or switch a
+//! machine except for one restart by the BMC.
 
 use std::{net::IpAddr, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::model::{
+    boot_report::BootReport,
+    callback::Reply,
     fault::{Fault, Step},
     power::PowerState,
+    secret::BootToken,
     spec::{BootCheck, Goal, NodeSpec, WantedPower},
     status::{Booted, Installed, InstalledSystem, LastError},
 };
@@ -26,29 +29,34 @@ use super::{
     transitions::Cause,
 };
 
-/// The time that a system still has to show that it is up if the agent was gone when its time was over.
+/// The time that a system still has if its deadline passed while the agent was stopped.
 pub(super) const OVERDUE_WAIT: Duration = Duration::from_secs(120);
-/// The code of a probe that nobody answered, which is no reason to pause before the next.
+/// The code of a probe without an answer, after which the next probe needs no pause.
 pub const NO_ANSWER: &str = "NoAnswer";
-/// Longest banner that is kept, in characters (RFC 4253 §4.2: 255 with its line end).
-const BANNER_CHARS_MAX: usize = 253;
+/// Longest text of a system that is kept, in characters: a banner of SSH has 253 at most (RFC 4253
+/// §4.2), and so has a host name.
+const TEXT_CHARS_MAX: usize = 253;
+/// Most SSH host keys that are kept: a system has three or four.
+const HOST_KEYS_MAX: usize = 8;
 
-/// The way in which this system shows that it is up.
+/// The check that applies to an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Check {
-    /// It answers there.
+    /// This port must answer.
     Port { address: String, port: u16 },
+    /// It calls, with its token.
+    Call,
 }
 
 impl Check {
-    /// The check that the spec wants of what is installed; `None`: none, or one that could not be
-    /// met.
-    fn of(spec: &NodeSpec, installed: &Installed) -> Option<Self> {
+    /// Returns the spec's check of an installation; `None` without one, or if it cannot be met.
+    fn of(spec: &NodeSpec, installed: &Installed, has_token: bool) -> Option<Self> {
         if spec.power == WantedPower::Off {
             return None;
         }
         match &spec.boot_check {
             BootCheck::None => None,
+            BootCheck::Call => has_token.then_some(Self::Call),
             BootCheck::Tcp { port, address } => {
                 let ramdisks = || installed.address.map(|address| address.to_string());
                 let address = address.clone().or_else(ramdisks)?;
@@ -58,9 +66,9 @@ impl Check {
     }
 }
 
-/// Whether what was just installed has yet to show that it is up.
-pub(super) fn booted(spec: &NodeSpec, installed: &Installed) -> Booted {
-    match Check::of(spec, installed) {
+/// The initial value of [`Installed::booted`].
+pub(super) fn booted(spec: &NodeSpec, installed: &Installed, has_token: bool) -> Booted {
+    match Check::of(spec, installed, has_token) {
         Some(_) => Booted::Waiting,
         None => Booted::Unchecked,
     }
@@ -78,15 +86,16 @@ impl Node {
     }
 
     fn check(&self) -> Option<Check> {
-        Check::of(self.record.spec.as_deref()?, self.record.installed.as_ref()?)
+        let has_token = self.record.boot_token.is_some();
+        Check::of(self.record.spec.as_deref()?, self.record.installed.as_ref()?, has_token)
     }
 
-    /// Whether an installed system did not show in time that it is up, and still is to.
+    /// Whether the first boot missed its deadline and the spec still wants a check.
     pub fn boot_missed(&self) -> bool {
         self.booted() == Some(Booted::Missed) && self.wants_boot_check()
     }
 
-    /// Whether the machine's first boot is waited for, now or as soon as nothing is in the way.
+    /// Whether the node waits for the first boot, now or once nothing blocks it.
     pub(super) fn awaits_boot(&self) -> bool {
         self.booted() == Some(Booted::Waiting) && self.wants_boot_check()
     }
@@ -98,7 +107,7 @@ impl Node {
             && !self.owes_restart()
     }
 
-    /// Keeps the state in step with what is on record and with what the spec wants.
+    /// Enters or leaves [`State::Booting`], as the record and the spec require.
     pub(super) fn await_boot(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.unread {
             return;
@@ -118,7 +127,7 @@ impl Node {
         }
     }
 
-    /// A check that the spec does not want any more, or that cannot be met, is none.
+    /// Drops a check that the spec no longer wants or that cannot be met.
     fn drop_moot_check(&mut self) {
         let is_open = matches!(self.booted(), Some(Booted::Waiting | Booted::Missed));
         let deployed = self.record.spec.as_ref().is_some_and(|spec| spec.goal == Goal::Deployed);
@@ -128,10 +137,11 @@ impl Node {
         }
     }
 
-    /// Something else is wanted of the machine, or another machine is meant.
+    /// Ends the first boot without a result, because the spec wants something else or names another
+    /// machine.
     fn end_boot_early(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.record.state == (State::Booting { boot: FirstBoot::Restarting }) {
-            // The restart may be cut off between off and on.
+            // The restart may be interrupted while the machine is off.
             self.record.power_ordered = self.wanted_power().is_some();
             self.polls.ask(now);
         }
@@ -139,12 +149,12 @@ impl Node {
         self.enter(now, Cause::StartedAfresh);
     }
 
-    /// Whether the BMC of this very machine can be asked to restart it.
+    /// Whether the installed machine's own BMC can restart it.
     fn may_restart(&self) -> bool {
         self.power_control().can_switch() && self.answers_where_installed()
     }
 
-    /// A changed spec is about the check: what was missed is waited for again.
+    /// Waits again for a missed first boot after a change of the check.
     pub(super) fn reconsider_boot(&mut self, old: &NodeSpec, new: &NodeSpec) {
         let checks_otherwise =
             old.boot_check != new.boot_check || old.timeouts.first_boot != new.timeouts.first_boot;
@@ -153,7 +163,7 @@ impl Node {
         }
     }
 
-    /// The operation under way is about what a changed spec says otherwise.
+    /// Cancels the probe or restart after a change of the BMC or of the check.
     pub(super) fn restart_boot_check(
         &mut self,
         old: &NodeSpec,
@@ -167,7 +177,7 @@ impl Node {
         }
     }
 
-    /// An operator has the first boot waited for again. Whether that was one that was missed.
+    /// Waits again for a missed first boot, by an operator's order. Returns whether it was missed.
     pub(super) fn retry_boot(&mut self) -> bool {
         let was_missed = self.boot_missed();
         if was_missed {
@@ -180,14 +190,15 @@ impl Node {
     pub(super) fn boot_operation(&self, boot: FirstBoot) -> Option<Operation> {
         match (boot, self.check()?) {
             (FirstBoot::Restarting, _) => Some(Operation::Restart { wanted: PowerState::On }),
+            (FirstBoot::Waiting | FirstBoot::Overdue, Check::Call) => None,
             (FirstBoot::Waiting | FirstBoot::Overdue, Check::Port { address, port }) => {
                 Some(Operation::ProbePort { address, port })
             }
         }
     }
 
-    /// The agent was gone: a system whose time is up may have shown itself meanwhile, and is not
-    /// restarted before it was asked once more.
+    /// Extends a first boot whose deadline passed while the agent was stopped, so that hostler
+    /// probes the system before it restarts the machine.
     pub(super) fn give_boot_time_if_cut_off(&mut self, now: Timestamp) {
         let ends_at = self.record.deadline.unwrap_or(Timestamp::MAX);
         if self.record.state == (State::Booting { boot: FirstBoot::Waiting })
@@ -197,7 +208,7 @@ impl Node {
         }
     }
 
-    /// The BMC has restarted the machine.
+    /// Notes that the BMC has restarted the machine.
     pub(super) fn boot_restarted(&mut self, now: Timestamp) {
         self.see_power(now, PowerState::On);
         self.record.last_seen.netbooted_at = None;
@@ -205,31 +216,89 @@ impl Node {
         self.enter(now, Cause::Restarted);
     }
 
-    /// The system is up.
+    /// Notes that the system is up.
     pub(super) fn boot_seen(&mut self, now: Timestamp, address: IpAddr, banner: Option<&str>) {
-        let ssh_banner = banner.map(|banner| plain_up_to(BANNER_CHARS_MAX, banner));
-        if let Some(installed) = &mut self.record.installed {
-            installed.booted = Some(Booted::Up);
-            installed.booted_at = Some(now);
-            installed.system = Some(InstalledSystem { address: Some(address), ssh_banner });
-        }
-        self.record.last_error = None;
-        self.boot_trouble = None;
+        let ssh_banner = banner.map(|banner| plain_up_to(TEXT_CHARS_MAX, banner));
+        let address = Some(address);
+        self.note_up(now, InstalledSystem { address, ssh_banner, ..InstalledSystem::default() });
         self.enter(now, Cause::BootJudged);
         self.polls.ask(now);
     }
 
-    /// Notes why a probe had no answer.
+    /// Judges a call of an installed system. Only the token of this very installation counts,
+    /// whenever it comes; a repetition changes nothing, and neither does anything else.
+    pub(super) fn boot_called(
+        &mut self,
+        now: Timestamp,
+        peer: IpAddr,
+        token: &BootToken,
+        report: BootReport,
+        actions: &mut Vec<Action>,
+    ) -> Reply {
+        if self.record.boot_token.as_ref() != Some(token) || self.booted().is_none() {
+            return Reply::Refused;
+        }
+        if self.booted() == Some(Booted::Up) {
+            return Reply::Accepted;
+        }
+        let short = |text: String| plain_up_to(TEXT_CHARS_MAX, &text);
+        let keys = report.ssh_host_keys.into_iter().take(HOST_KEYS_MAX).map(short).collect();
+        self.note_up(
+            now,
+            InstalledSystem {
+                address: Some(peer),
+                ssh_banner: None,
+                hostname: report.hostname.map(short),
+                instance_id: report.instance_id.map(short),
+                ssh_host_keys: keys,
+            },
+        );
+        match self.record.state {
+            State::Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue } => {
+                self.stop_at_rest(now, actions);
+                self.enter(now, Cause::BootJudged);
+                self.polls.ask(now);
+            }
+            // It runs its own system, whoever restarted it.
+            State::Idle | State::Failed => self.record.awaits_restart = false,
+            // The operation under way ends by itself, and finds the system up.
+            State::Booting { boot: FirstBoot::Restarting }
+            | State::Held { .. }
+            | State::SettingPower { .. }
+            | State::Preparing { .. }
+            | State::PoweringOn { .. }
+            | State::WaitingRamdisk { .. }
+            | State::Imaging { .. }
+            | State::Switching { .. }
+            | State::WaitingCompleted { .. }
+            | State::Restarting { .. }
+            | State::CleaningUp { .. } => {}
+        }
+        Reply::Accepted
+    }
+
+    fn note_up(&mut self, now: Timestamp, system: InstalledSystem) {
+        if let Some(installed) = &mut self.record.installed {
+            installed.booted = Some(Booted::Up);
+            installed.booted_at = Some(now);
+            installed.system = Some(system);
+        }
+        let is_settled = |step| matches!(step, Step::FirstBoot | Step::Restart);
+        self.record.last_error.take_if(|error| is_settled(error.fault.step));
+        self.boot_trouble = None;
+    }
+
+    /// Notes the failure of a probe.
     pub(super) fn boot_probe_failed(&mut self, now: Timestamp, fault: Fault) {
         if fault.code != NO_ANSWER {
-            // The agent's own trouble: not again at once.
+            // The agent's own fault: the next probe waits.
             self.record.tries = self.record.tries.saturating_add(1);
             self.record.not_before = Some(after(now, self.pause_after(self.record.tries)));
         }
         self.boot_trouble = Some(fault.message);
     }
 
-    /// The BMC could not restart the machine once more.
+    /// Notes that the BMC could not restart the machine.
     pub(super) fn boot_not_restarted(&mut self, now: Timestamp, fault: &Fault) {
         let message = format!(
             "the installed system did not show that it is up, and the machine could not be \
@@ -240,13 +309,13 @@ impl Node {
         self.boot_was_missed(now, fault.code.clone().into_owned(), &message);
     }
 
-    /// The time of a first boot is up.
+    /// Handles the deadline of a first boot: one restart, and then the end.
     pub(super) fn miss_boot(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.record.state == (State::Booting { boot: FirstBoot::Restarting }) {
             let message = "the installed system did not show that it is up, and the machine was \
                 not restarted in time";
             self.boot_was_missed(now, "RestartTimeout".to_owned(), message);
-        } else if self.may_restart() && !self.record.restarted_again {
+        } else if self.may_restart() && !self.record.restarted_again && !self.may_have_called() {
             self.record.restarted_again = true;
             self.cancel(actions);
             self.enter(now, Cause::BootRepeated);
@@ -256,6 +325,12 @@ impl Node {
             self.boot_was_missed(now, "NotBooted".to_owned(), &message);
         }
         self.stop_at_rest(now, actions);
+    }
+
+    /// Ends a missed first boot. The machine stays as it is, because its disk is whole.
+    fn may_have_called(&self) -> bool {
+        self.record.state == State::Booting { boot: FirstBoot::Overdue }
+            && self.check() == Some(Check::Call)
     }
 
     /// The machine stays as it is, because its disk is whole.
@@ -282,14 +357,19 @@ impl Node {
             limit.and_then(|limit| SignedDuration::try_from(limit).ok()).unwrap_or_default();
         let trouble = self.boot_trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
         let evidence = self.netboot_evidence();
+        let gone = if self.may_have_called() {
+            "; it may have called while hostler did not run"
+        } else {
+            ""
+        };
         let again = if self.record.restarted_again { ", also after another restart" } else { "" };
         format!(
             "the installed system did not show within {limit:#}{again} that it is \
-             up{trouble}{evidence}"
+             up{trouble}{evidence}{gone}"
         )
     }
 
-    /// `; it netbooted instead of booting its disk`
+    /// The remark about a boot from the wrong device.
     fn netboot_evidence(&self) -> &'static str {
         let boots_disk = self.record.installed.as_ref().is_some_and(|it| it.netboot.is_none());
         match (boots_disk, self.record.last_seen.netbooted_at) {
@@ -309,6 +389,7 @@ impl Node {
         }
         let sign = match self.check() {
             Some(Check::Port { address, port }) => format!("port {port} of {address} to answer"),
+            Some(Check::Call) => "it to call".to_owned(),
             None => "its own system".to_owned(),
         };
         let trouble = self.boot_trouble.as_ref().map(|why| format!("; {why}")).unwrap_or_default();

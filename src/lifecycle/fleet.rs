@@ -1,8 +1,8 @@
-//! All nodes of the site. The fleet compares the spec directory with the nodes, and brings events
-//! to their node.
+//! The fleet: all nodes of the site. It compares the spec directory with the nodes and passes
+//! events to them.
 //!
-//! Owned by the [`super::Executor`]. One node's events never touch another node; what they share,
-//! permits and the breaker, is decided here.
+//! Owned by the [`super::Executor`]. It decides everything that nodes share: permits, the breaker
+//! and unclaimed installations. One node's events must never touch another node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,38 +35,35 @@ use super::{
 /// The result of one scan of the spec directory: a spec or its problems for each name.
 pub type Specs = BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>;
 
-/// Polls of power states in a second, of all nodes together: each costs its BMC and this machine
-/// some work, for ever.
+/// Polls of power states per second, of all nodes together: each is permanent load on a BMC and on
+/// this machine.
 const POLLS_PER_S: u32 = 5;
-/// First polls in a second, of new nodes that want nothing of their machine: operators wait to see
-/// them.
+/// First polls per second of new nodes: operators wait for their status.
 const FIRST_POLLS_PER_S: u32 = 50;
 
-/// Every node the agent knows.
+/// All nodes, with everything that they share.
 #[derive(Debug)]
 pub struct Fleet {
     policy: Policy,
-    /// Boxed: a map's leaves are half empty, and a node is large.
+    /// Boxed, because a map's leaves are half empty and a node is large.
     nodes: BTreeMap<NodeName, Box<Node>>,
     wake_ups: WakeUps,
     permits: ConcurrencyLimits,
-    /// Permits that nodes hold according to their records, where the present ones could not be
-    /// written: should the agent end now, they would go on with them. So only what is on record
-    /// gives a permit back.
+    /// Permits of the last durable records of nodes whose present record cannot be written: after a
+    /// crash they would go on with these permits, so that nobody else may get them.
     held_on_record: BTreeMap<NodeName, Permit>,
-    /// When the next new node is polled that wants nothing of its machine.
+    /// When the next new node is polled.
     first_poll: Timestamp,
     unclaimed: UnclaimedInstalls,
-    /// The latest time that was reported.
+    /// The latest time of any event.
     latest: Timestamp,
-    /// Nodes whose spec names the BMC of an installed machine in other words.
+    /// Nodes whose spec names the BMC of an installed machine by another name or address.
     aliased: BTreeSet<NodeName>,
 }
 
 impl Fleet {
-    /// The fleet as it was recorded, with what was known beside the records. `recovered` is what
-    /// the status files say is installed, or that nobody knows, for nodes that have no record any
-    /// more, or one that was damaged.
+    /// Makes the fleet from its records and the site file. `recovered` has the installations in the
+    /// status files of nodes whose record is missing or damaged.
     pub fn resume(
         policy: Policy,
         records: BTreeMap<NodeName, Record>,
@@ -93,12 +90,12 @@ impl Fleet {
             node.polls = Polls::new(first_poll);
             fleet.nodes.insert(name.clone(), Box::new(node));
             fleet.adopt(now, &name);
-            fleet.write_down(&name);
+            fleet.update_indexes(&name);
         }
         fleet
     }
 
-    /// A node by its name.
+    /// Returns a node by its name.
     pub fn node(&self, name: &NodeName) -> Option<&Node> {
         self.nodes.get(name).map(Box::as_ref)
     }
@@ -113,9 +110,9 @@ impl Fleet {
         self.nodes.keys().cloned().collect()
     }
 
-    /// Turns a scan into an event for each node. An empty directory is never "all nodes were
-    /// deleted": while nodes are known, it holds them. A change that would reinstall too many
-    /// machines comes as [`Event::MassChange`].
+    /// Turns a scan into an event for each node. An empty directory never means that all nodes are
+    /// deleted: it stops them. A change that would reinstall too many machines becomes an
+    /// [`Event::MassChange`].
     pub fn compare(
         &mut self,
         now: Timestamp,
@@ -138,7 +135,7 @@ impl Fleet {
             })
             .map(|(name, _)| name.clone())
             .collect();
-        // Nodes that go away with the same change make it no smaller.
+        // Nodes that the same change removes do not count as deployed.
         let deployed = self
             .nodes
             .iter()
@@ -160,7 +157,7 @@ impl Fleet {
             .filter(|name| !specs.contains_key(*name))
             .map(|name| (name.clone(), Event::SpecGone));
         let mut events: Vec<_> = gone.collect();
-        // Every wait is bounded anew when the clock was set back.
+        // After the clock was set back, every node must bound its waits again.
         let is_set_back = now < self.latest;
         self.latest = now;
         let is_update = |(name, spec): &(NodeName, Result<Arc<NodeSpec>, _>)| {
@@ -182,41 +179,41 @@ impl Fleet {
         events
     }
 
-    /// Whether this spec, and not the one before it, would have an installed machine wiped. A spec
-    /// that names another machine than before never would.
+    /// Whether this spec, unlike the one before it, would WIPE an installed machine. A spec that
+    /// names another machine never does.
     fn newly_reinstalls(&self, name: &NodeName, spec: &NodeSpec) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
         let (Some(old), Some(installed)) = (node.spec(), &node.record.installed) else {
             return false;
         };
-        // A node that the breaker holds is judged again whenever the change would end the hold.
+        // A node that the breaker holds is judged again if the change would end the hold.
         let held = node.record.is_held_by_breaker() && node.wanted.as_ref() != Some(&spec.digest());
         let is_change = old.paused || held || !node.wants_install();
         let same_machine = old.machine_change(spec) == MachineChange::None;
         same_machine && is_change && wants_reinstall(spec, installed) && !spec.paused
     }
 
-    /// Writes down what is installed on machines that their specs do not name any more, before
-    /// another spec does.
+    /// Remembers the installations of machines that their specs no longer name, before another spec
+    /// names them.
     fn note_departures(&mut self, specs: &Specs) {
         for (name, node) in &self.nodes {
             let Some(old) = node.spec() else { continue };
             let stays = match specs.get(name) {
-                Some(Ok(spec)) => Arc::ptr_eq(spec, old) || node.takes_along_what_it_knows(spec),
+                Some(Ok(spec)) => Arc::ptr_eq(spec, old) || node.keeps_installation(spec),
                 Some(Err(_)) => true,
                 None => false,
             };
             if !stays {
                 self.unclaimed.remember(name, &node.record);
             }
-            // Many that go at once are one change of what is kept.
+            // Many departures at once are one write of the site file.
             if !specs.contains_key(name) && node.is_at_rest() {
                 self.unclaimed.unlist(name);
             }
         }
     }
 
-    /// Nothing may start until the directory is there again.
+    /// Makes an event for each node that stops it until the directory can be read again.
     pub fn hold(&self, reason: &str) -> Vec<(NodeName, Event)> {
         self.nodes
             .keys()
@@ -224,11 +221,10 @@ impl Fleet {
             .collect()
     }
 
-    /// Brings one event to its node, which is made if a spec names it for the first time. `None`:
-    /// no such node.
+    /// Passes an event to its node, which is made for its first spec. `None`: no such node.
     pub fn step(&mut self, now: Timestamp, name: &NodeName, event: Event) -> Option<Vec<Action>> {
         if !self.nodes.contains_key(name) {
-            if !event.tells_of_spec() || matches!(event, Event::SpecGone) {
+            if !event.is_about_spec() || matches!(event, Event::SpecGone) {
                 return None;
             }
             let mut node = Node::new(name.clone(), self.policy, now);
@@ -255,17 +251,16 @@ impl Fleet {
         if actions.contains(&Action::Forget) {
             self.forget(name);
         }
-        self.write_down(name);
+        self.update_indexes(name);
         Some(actions)
     }
 
-    /// The next node that may have a permit; it must be granted at once.
+    /// The next node that may get a permit, which must be granted at once.
     pub fn next_permit(&self) -> Option<(NodeName, Permit)> {
         self.permits.next()
     }
 
-    /// Takes what is known of a node without a spec into its record at once: from now on the record
-    /// and the status file say it.
+    /// Moves the known installation of a node without a spec into its record.
     fn adopt(&mut self, now: Timestamp, name: &NodeName) {
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.record.spec.is_none()) else {
             return;
@@ -277,8 +272,8 @@ impl Fleet {
         }
     }
 
-    /// Finds what is known of the machine that a spec names for the first time: it may have
-    /// belonged to another node.
+    /// Finds the known installation of a machine that is new to this node: it may have belonged to
+    /// another node.
     fn recall(&mut self, now: Timestamp, name: &NodeName, spec: &NodeSpec) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         let incomplete = self.unclaimed.is_incomplete() || self.aliased.contains(name);
@@ -292,7 +287,7 @@ impl Fleet {
             return;
         }
         self.unclaimed.found(name);
-        // A status file names its machine, and the spec may name another one by now.
+        // The status file has the machine, which may differ from the spec's by now.
         let reported =
             node.record.installed.as_ref().and_then(|reported| reported.machine.as_ref());
         let change = reported.map(|machine| machine.change_to(spec));
@@ -303,18 +298,18 @@ impl Fleet {
             (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}
             (_, Some(None)) => node.record = Record::distrusted(now),
             (_, Some(installed)) => node.record.know(installed),
-            // The record that would know more is lost.
+            // The record that knew more is lost.
             (Some(MachineChange::Whole), None) => node.record.know(None),
         }
         if let Some(installed) = &mut node.record.installed {
-            // A `redeploy` that comes with the machine is no consent: it may be years old.
+            // The present `redeploy` is no consent, because it may be years old.
             installed.redeploy.clone_from(&spec.redeploy);
             installed.machine.get_or_insert_with(|| Machine::named_by(spec));
         }
     }
 
-    /// Notes when a node wants to be woken, and the permits that it holds and waits for.
-    fn write_down(&mut self, name: &NodeName) {
+    /// Updates the node's wake-up, and the permits that it holds and waits for.
+    fn update_indexes(&mut self, name: &NodeName) {
         let node = self.nodes.get(name).map(Box::as_ref);
         self.wake_ups.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
         let holds = node.and_then(|node| node.record.state.holds());
@@ -324,18 +319,18 @@ impl Fleet {
         self.permits.put(name, [holds, polls, on_record], waits);
     }
 
-    /// Notes that a node's record could not be written, so that this one stays.
+    /// Notes that a node's record cannot be written, so that the durable one is `stays`.
     pub(super) fn not_recorded(&mut self, name: &NodeName, stays: Option<&Record>) {
         if let Some(permit) = stays.and_then(|record| record.state.holds()) {
             self.held_on_record.insert(name.clone(), permit);
-            self.write_down(name);
+            self.update_indexes(name);
         }
     }
 
-    /// Notes that the record could be written again.
+    /// Notes that a node's record is durable again.
     pub(super) fn recorded(&mut self, name: &NodeName) {
         if self.held_on_record.remove(name).is_some() {
-            self.write_down(name);
+            self.update_indexes(name);
         }
     }
 
@@ -352,17 +347,17 @@ impl Fleet {
         }
     }
 
-    /// The knowledge beside the records, which is to be kept.
+    /// The content of the site file.
     pub fn unclaimed(&self) -> &UnclaimedInstalls {
         &self.unclaimed
     }
 
-    /// Whether machines that specs name for the first time may be installed.
+    /// Sets whether a machine that a spec names for the first time may be installed already.
     pub(super) fn set_incomplete(&mut self, incomplete: bool) {
         self.unclaimed.set_incomplete(incomplete);
     }
 
-    /// The BMCs of machines that are installed, or of which nobody knows.
+    /// The BMCs of machines that are or may be installed.
     pub fn bmcs_of_installed(&self) -> impl Iterator<Item = &BmcAddress> {
         let records = self.nodes.values().map(|node| &node.record);
         let records =
@@ -370,18 +365,18 @@ impl Fleet {
         records.flat_map(Record::bmcs).chain(self.unclaimed.bmcs())
     }
 
-    /// These nodes' specs name the BMC of an installed machine in other words than it is known by.
-    /// A machine that they name for the first time is one that may be installed.
+    /// Sets the nodes whose spec names the BMC of an installed machine by another name or address.
+    /// A machine that they name for the first time may be installed already.
     pub(super) fn note_aliased(&mut self, aliased: BTreeSet<NodeName>) {
         self.aliased = aliased;
     }
 
-    /// Whether the node's reinstall is one that the breaker counts.
+    /// Whether the breaker counts the node's reinstall.
     pub(super) fn is_counted(&self, name: &NodeName) -> bool {
         self.unclaimed.reinstalls().contains_key(name)
     }
 
-    /// Whether the node's record would not be missed, although it must be.
+    /// Whether the site file must list the node and does not.
     pub(super) fn is_unlisted(&self, name: &NodeName) -> bool {
         self.nodes.get(name).filter(|node| !(node.gone && node.is_at_rest())).is_some_and(|node| {
             let machine = node.spec().map(|spec| spec.machine());
@@ -389,25 +384,24 @@ impl Fleet {
         })
     }
 
-    /// Has the records of all nodes missed if they are lost, except for these, which have none that
-    /// is up to date. Returns the nodes for which that is new.
+    /// Lists all nodes with a durable record, so that a lost record is noticed. Returns the newly
+    /// listed nodes. `unsaved` tells the nodes without an up-to-date record.
     pub(super) fn list_nodes(&mut self, unsaved: impl Fn(&NodeName) -> bool) -> Vec<NodeName> {
         let machine = |node: &Node| node.spec().map(|spec| spec.machine());
         let saved = self.nodes.iter().filter(|(name, node)| !node.gone && !unsaved(name));
         self.unclaimed.list(saved.map(|(name, node)| (name, machine(node))))
     }
 
-    /// Takes that back: it could not be written.
+    /// Takes nodes off the list again, because the site file cannot be written.
     pub(super) fn unlist_nodes(&mut self, names: &[NodeName]) {
         for name in names {
             self.unclaimed.unlist(name);
         }
     }
 
-    /// The effective specs once these were found: the good ones, the last good ones of those that
-    /// are broken, those of nodes that are still busy with a spec that is gone, and of nodes that
-    /// turned to another machine one more for the machine they are still busy with. Each has its
-    /// machine and its NICs.
+    /// Returns the effective specs after a scan: the valid ones; the last good ones of broken
+    /// files; those of busy nodes without a spec; and for each node that changes its machine while
+    /// it is busy, one more with the old machine.
     pub fn effective_specs(&self, found: &Specs) -> Vec<Arc<NodeSpec>> {
         let last_good = |name| self.nodes.get(name)?.record.spec.clone();
         let kept = found.iter().filter_map(|(name, spec)| match spec {
@@ -419,11 +413,11 @@ impl Fleet {
             busy && !found.contains_key(*name)
         });
         let leaving = leaving.filter_map(|(_, node)| node.record.spec.clone());
-        let turning = self.nodes.values().filter_map(|node| node.still_busy_with());
-        kept.chain(leaving).chain(turning).collect()
+        let moving = self.nodes.values().filter_map(|node| node.spec_of_busy_machine());
+        kept.chain(leaving).chain(moving).collect()
     }
 
-    /// The kernels and ramdisks that machines are served, or are going to be.
+    /// The kernels and ramdisks that machines are or will be served.
     pub fn netboot_digests(&self) -> BTreeSet<Digest> {
         let mut digests = BTreeSet::new();
         let mut add = |files: Option<&NetbootFiles>| {
@@ -445,12 +439,12 @@ impl Fleet {
         digests
     }
 
-    /// The nodes that want an [`Event::Tick`] by now.
+    /// The nodes that are due for an [`Event::Tick`].
     pub fn due(&self, now: Timestamp) -> Vec<NodeName> {
         self.wake_ups.due(now)
     }
 
-    /// When the next node wants an [`Event::Tick`].
+    /// When the next node is due for an [`Event::Tick`].
     pub fn next_wake(&self) -> Option<Timestamp> {
         self.wake_ups.next().map(|(at, _)| at)
     }

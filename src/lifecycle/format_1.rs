@@ -1,14 +1,14 @@
-//! Reading what the version before this one wrote, which had no checksums: format 1.
+//! Reads records and site files of format 1, which had no checksums.
 //!
-//! Called at the upgrade only, for records and for what was kept beside them. It accepts what that
-//! version wrote and nothing else: an unknown key, or a missing one, is damage.
+//! Called at the upgrade only. It accepts exactly the files that format 1 had: an unknown or
+//! missing key is damage.
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{state::Record, unclaimed::UnclaimedInstalls};
 
-/// A record.
+/// Converts a record.
 pub fn record(mut value: Value) -> Result<Record, String> {
     for entry in value.get_mut("history").and_then(Value::as_array_mut).into_iter().flatten() {
         rename(entry, "phase", "entered")?;
@@ -16,7 +16,7 @@ pub fn record(mut value: Value) -> Result<Record, String> {
     parse(&value)
 }
 
-/// The installations that no node had any more. Which nodes had a record was not written down.
+/// Converts a site file, which had unclaimed installations only.
 pub fn unclaimed(mut value: Value) -> Result<UnclaimedInstalls, String> {
     let object = value.as_object_mut().ok_or("it is no JSON object")?;
     if object.contains_key("listed") || object.contains_key("incomplete") {
@@ -37,7 +37,7 @@ fn rename(entry: &mut Value, old: &str, new: &str) -> Result<(), String> {
     }
 }
 
-/// JSON that says just what its type does.
+/// Parses JSON strictly: no unknown and no missing key.
 fn parse<T: Serialize + DeserializeOwned>(value: &Value) -> Result<T, String> {
     let content = T::deserialize(value).map_err(|error| error.to_string())?;
     let again = serde_json::to_value(&content).map_err(|error| error.to_string())?;

@@ -1,6 +1,6 @@
-//! The phases that a node went through, and how long it spent in those of an attempt.
+//! The history of a node's phases, and the durations of an attempt's phases.
 //!
-//! Called by `node.rs` at the end of each step. It must never grow without a bound.
+//! Called by `settle.rs` at the end of each step. It must never grow without a bound.
 
 use jiff::Timestamp;
 
@@ -12,7 +12,7 @@ use super::node::Node;
 const HISTORY_MAX: usize = 50;
 
 impl Node {
-    /// Writes down which phase the node is in by now, and since when.
+    /// Records a new phase and its time.
     pub(super) fn note_phase(&mut self, now: Timestamp) {
         let phase = self.phase();
         if phase == self.record.phase && !self.record.history.is_empty() {

@@ -1,9 +1,9 @@
-//! Being held: a node to whose machine nothing is done before an operator consents.
+//! Held nodes, whose machines hostler does not touch before an operator consents.
 //!
-//! Called wherever the core asks whether a node is held, why, or whether a disk may be wiped. Three
-//! things on record say so, and nothing else reads them: the state [`State::Held`], the breaker's
-//! `too_many_changes`, and `record_lost` while nobody has consented. [`Node::held_for`] is the
-//! answer that is shown; it counts since [`Record::since`].
+//! Called wherever the core needs to know whether and why a node is held, or whether a disk may be
+//! WIPED. Three parts of the record decide, and only this file reads them: the state
+//! [`State::Held`], the breaker's `too_many_changes`, and `record_lost` without consent.
+//! [`Node::held_for`] is the reason that is shown, since [`Record::since`].
 
 use std::sync::Arc;
 
@@ -21,19 +21,19 @@ use super::{
 };
 
 impl Record {
-    /// Whether nobody knows what is on the machine's disk.
+    /// Whether the content of the machine's disk is unknown.
     pub(super) const fn is_disk_unknown(&self) -> bool {
         self.record_lost
     }
 
-    /// Whether the breaker holds the node, shown or not.
+    /// Whether the breaker holds the node, even if another phase is shown.
     pub(super) const fn is_held_by_breaker(&self) -> bool {
         self.too_many_changes
     }
 }
 
 impl Node {
-    /// The reason why the node is held, if it is, since [`Record::since`].
+    /// The reason why the node is held, since [`Record::since`].
     pub fn held_for(&self) -> Option<Hold> {
         let spec = self.record.spec.as_ref().filter(|spec| !self.clash && !spec.paused)?;
         let state = &self.record.state;
@@ -50,32 +50,32 @@ impl Node {
         }
     }
 
-    /// Whether nothing may start before somebody consents, even if the machine is off.
+    /// Whether nothing may start without consent, even if the machine is off.
     pub(super) fn needs_consent(&self) -> bool {
         self.record.too_many_changes || self.is_lost()
     }
 
-    /// Whether nobody knows what is on the disk, and nobody has consented to lose it.
+    /// Whether the disk's content is unknown and nobody has consented to WIPE it.
     fn is_lost(&self) -> bool {
         self.record.record_lost && !self.record.consented
     }
 
-    /// Whether a machine in this power state may be wiped. A reinstall is wanted only after
-    /// `redeploy` was changed, and that is consent.
+    /// Whether a machine in this power state may be WIPED. For a reinstall, the change of
+    /// `redeploy` is consent.
     pub(super) fn may_wipe(&self, observed: PowerState) -> bool {
-        let is_strangers = observed == PowerState::On || self.record.record_lost;
-        !is_strangers || self.record.consented || self.record.installed.is_some()
+        let may_be_in_use = observed == PowerState::On || self.record.record_lost;
+        !may_be_in_use || self.record.consented || self.record.installed.is_some()
     }
 
-    /// Whether the machine's being off would be taken for consent to wipe and install it, now or
-    /// when the node may go on.
+    /// Whether switching the machine off is consent to WIPE and install it, now or once nothing
+    /// blocks the node.
     pub fn is_wiped_when_off(&self) -> bool {
         let state = &self.record.state;
         let is_held_on = matches!(state, State::Held { reason: Hold::PoweredOn, .. });
         (is_held_on || *state == State::Idle) && self.wants_install()
     }
 
-    /// The machine may not be wiped as it is: an operator must say so.
+    /// Holds the node until an operator consents to WIPE its machine.
     pub(super) fn hold(&mut self, now: Timestamp, spec: &NodeSpec) {
         let reason = if self.is_lost() { Hold::RecordLost } else { Hold::PoweredOn };
         self.hold_for(now, spec, reason);
@@ -86,7 +86,7 @@ impl Node {
         self.enter(now, Cause::ConsentMissing { redeploy, reason });
     }
 
-    /// Holds the node from wherever it comes to rest, and for as long as the disk is to be written.
+    /// Holds a node at rest while its disk's content is unknown and its spec wants an installation.
     pub(super) fn hold_lost_record(&mut self, now: Timestamp) {
         let holds = self.is_lost() && self.wants_install();
         let is_held = matches!(self.record.state, State::Held { reason: Hold::RecordLost, .. });
@@ -98,15 +98,15 @@ impl Node {
         }
     }
 
-    /// The machine is off, or nothing can tell: being on is no reason to hold it any more.
+    /// Ends the hold of a machine that was on, because it is off now or has no BMC.
     pub(super) fn release_powered_on(&mut self, now: Timestamp) {
         if matches!(self.record.state, State::Held { reason: Hold::PoweredOn, .. }) {
             self.enter(now, Cause::NotSeenOn);
         }
     }
 
-    /// A changed spec is read while the node is held. Only a `redeploy` that is another one than
-    /// when the hold was shown is consent.
+    /// Judges a changed spec of a held node. A `redeploy` that differs from that at the beginning
+    /// of the hold is consent.
     pub(super) fn consider_hold(&mut self, now: Timestamp, spec: &Arc<NodeSpec>, is_first: bool) {
         let State::Held { redeploy, .. } = &mut self.record.state else { return };
         if is_first {
@@ -119,7 +119,7 @@ impl Node {
         }
     }
 
-    /// An operator consents. It counts only while the node shows that it waits for that.
+    /// Takes an operator's consent, which counts only while the node is shown as held.
     pub(super) fn approve(&mut self, now: Timestamp) {
         if self.held_for().is_some() {
             self.record.consented = true;

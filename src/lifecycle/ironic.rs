@@ -1,8 +1,7 @@
-//! Attempts with Ironic's ramdisk, where they go another way. It does not ask which disk to export,
-//! so that its calls begin with the target; the agent calls it when it may let go of its disk; and
-//! it never says completed.
+//! The differences of attempts with Ironic's ramdisk. It makes no lookup, so that its first call
+//! offers the target; the agent calls it to release its disk; and it sends no completed notice.
 //!
-//! Called by `callback.rs`, `node.rs` and `attempt.rs`. Nothing here may weaken what is asked of
+//! Called by `callback.rs`, `node.rs` and `attempt.rs`. Nothing here may weaken the checks of
 //! hostler's own ramdisk.
 
 use jiff::Timestamp;
@@ -20,16 +19,16 @@ use super::{
 };
 
 impl DeployRamdisk {
-    /// Whether it asks which disk to export, and so reports which disks there are.
-    pub(super) const fn asks_which_disk(self) -> bool {
+    /// Whether the ramdisk makes a lookup, which reports its disks.
+    pub(super) const fn makes_lookup(self) -> bool {
         match self {
             Self::Hostler => true,
             Self::Ironic => false,
         }
     }
 
-    /// Whether it asks if it may let go of the written disk, and then says completed. One that does
-    /// not is called by the agent, and what it does then is taken for done.
+    /// Whether the ramdisk polls until it may release its disk, and then sends a completed notice.
+    /// The agent calls any other ramdisk, and takes its release for done.
     pub(super) const fn confirms_completion(self) -> bool {
         match self {
             Self::Hostler => true,
@@ -39,23 +38,22 @@ impl DeployRamdisk {
 }
 
 impl Node {
-    /// The ramdisk that the node's machine is given. A spec that changes it ends the attempt, so
-    /// that it is also the one that runs.
+    /// The spec's ramdisk, which is also the one that runs, because changing it ends the attempt.
     pub(super) fn ramdisk(&self) -> DeployRamdisk {
         self.record.spec.as_ref().map(|spec| spec.boot.ramdisk).unwrap_or_default()
     }
 
-    /// The disk behind a target that is offered: the one that the ramdisk was asked to export, or,
-    /// of Ironic's, the one that it was to look for.
+    /// The disk of an offered target: the one of the lookup, or for Ironic's ramdisk the hinted
+    /// one.
     pub(super) fn chosen_disk(&self, attempt: &Attempt) -> Option<Disk> {
         match &self.record.spec {
-            Some(spec) if !self.ramdisk().asks_which_disk() => Some(hinted(&spec.root_device)),
+            Some(spec) if !self.ramdisk().makes_lookup() => Some(hinted(&spec.root_device)),
             _ => attempt.disk.as_deref().cloned(),
         }
     }
 
-    /// Judges the end of a boot loader's installation. Ironic's ramdisk is never asked for that
-    /// here; one that was asked by somebody else may say how it went.
+    /// Judges a report about a boot loader's installation. hostler never orders one; somebody else
+    /// may have.
     pub(super) fn ironic_bootloader(
         &mut self,
         now: Timestamp,
@@ -73,14 +71,14 @@ impl Node {
         }
     }
 
-    /// Stops calling a ramdisk that does not answer, because it has gone or because the agent was
-    /// killed between calling it and knowing: that is no failure.
-    pub(super) fn stop_telling(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+    /// Stops calling a ramdisk that does not answer. This is no failure: it may have been released
+    /// just before the agent was killed.
+    pub(super) fn stop_releasing(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         self.cancel(actions);
         self.let_go(now);
     }
 
-    /// The disk's size, as far as it is known before the target says it.
+    /// The expected size of the target.
     pub(super) fn disk_size(&self, attempt: &Attempt, disk: &Disk) -> DiskSize {
         if attempt.disk.is_some() {
             return DiskSize::Exactly(disk.size);

@@ -1,9 +1,9 @@
-//! Machines without a BMC: an operator switches the machine on, and its own deploy ramdisk restarts
-//! it or switches it off.
+//! Machines without a BMC: an operator switches the machine on, and its deploy ramdisk restarts it
+//! or switches it off.
 //!
-//! Called by `settle.rs`, `wait.rs` and `callback.rs` wherever a BMC would be asked. The hand on
-//! the power button is the consent: that the machine boots the deploy menu says that somebody is
-//! there. No operation may need a BMC, and nothing may be waited for that only a BMC could tell.
+//! Called by `settle.rs`, `wait.rs` and `callback.rs`. Pressing the power button is the consent: a
+//! machine that boots the deploy menu proves an operator's presence. No operation here may need a
+//! BMC, and no wait may depend on what only a BMC reports.
 
 use std::time::Duration;
 
@@ -26,12 +26,11 @@ use super::{
     transitions::Cause,
 };
 
-/// The time that a BMC may take whose spec does not name it any more: as long as one may by
-/// default.
+/// The limit of a BMC that the spec no longer names: the default of `timeouts.power`.
 const BMC_LIMIT: Duration = Duration::from_secs(120);
 
 impl Node {
-    /// The BMC of the machine that the present state is about.
+    /// The BMC of the attempt's machine, or else of the spec's.
     pub(super) fn bmc(&self) -> Option<&Bmc> {
         match self.record.state.attempt() {
             Some(attempt) => attempt.bmc.as_deref(),
@@ -39,16 +38,16 @@ impl Node {
         }
     }
 
-    /// The timeouts for cleaning up by the BMC that an attempt was begun with. A spec that names
-    /// none any more has the timeout of an operator.
+    /// The timeouts for a clean-up by the attempt's BMC. The spec's own may be an operator's by
+    /// now, a week.
     pub(super) fn timeouts_of_bmc(&self, timeouts: &Timeouts) -> Timeouts {
         let is_named = self.power_control().can_switch();
         let power = if is_named { timeouts.power } else { timeouts.power.min(BMC_LIMIT) };
         Timeouts { power, ..*timeouts }
     }
 
-    /// Does what a poll leads to where there is a BMC: nobody knows whether the machine is on, so
-    /// that is no reason to hold it.
+    /// Queues the node for an attempt without a poll, and never holds it for being on: the power
+    /// state is unknown.
     pub(super) fn advance_manual_power(&mut self, now: Timestamp) {
         if self.power_control().can_switch() || self.running.is_some() || self.unread {
             return;
@@ -59,14 +58,15 @@ impl Node {
         }
     }
 
-    /// The machine has fetched its boot menu, or its ramdisk calls: somebody was there.
+    /// Ends the wait for an operator, because the machine fetched its boot menu or its ramdisk
+    /// calls.
     pub(super) fn note_manual_power_on(&mut self, now: Timestamp) {
         if self.waits_for_operator() {
             self.enter(now, Cause::SeenBooting);
         }
     }
 
-    /// The way in which the ramdisk is to leave its machine once the disk is written.
+    /// The ramdisk's last act once the disk is written.
     pub(super) fn then(&self, attempt: &Attempt) -> Then {
         match (attempt.power_control(), self.power_after_install()) {
             (PowerControl::Bmc, _) => Then::Wait,
@@ -75,7 +75,7 @@ impl Node {
         }
     }
 
-    /// Whether what is being cleaned up can only be told to switch itself off.
+    /// Whether only the ramdisk can switch off the machine that is being cleaned up.
     pub(super) fn ramdisk_cleans_up(&self) -> bool {
         let State::CleaningUp { attempt: Some(attempt), .. } = &self.record.state else {
             return false;
@@ -83,7 +83,7 @@ impl Node {
         attempt.power_control().restarts_itself()
     }
 
-    /// The ramdisk hears that the attempt is over, and switches its machine off.
+    /// Ends the clean-up, because the ramdisk was told to switch its machine off.
     pub(super) fn note_manual_cleanup_done(&mut self, now: Timestamp) {
         if let State::CleaningUp { purpose, .. } = self.record.state
             && self.running.is_none()
@@ -93,33 +93,32 @@ impl Node {
         }
     }
 
-    /// Ends a wait for what only an operator or the ramdisk could do. Whether this was one.
+    /// Ends a wait for an operator or for the ramdisk at its deadline; returns whether it was one.
     pub(super) fn miss_manual_deadline(
         &mut self,
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) -> bool {
         if self.waits_for_operator() {
-            self.fail(now, nobody_came(), actions);
+            self.fail(now, not_switched_on(), actions);
             return true;
         }
         let State::CleaningUp { purpose, .. } = self.record.state else { return false };
-        let is_unheard = self.running.is_none() && self.ramdisk_cleans_up();
-        if is_unheard {
-            self.end_unheard(now, purpose);
+        let has_no_call = self.running.is_none() && self.ramdisk_cleans_up();
+        if has_no_call {
+            self.end_without_call(now, purpose);
         }
-        is_unheard
+        has_no_call
     }
 
-    /// Whether the attempt waits until an operator has the machine boot from the network.
+    /// Whether the attempt waits for an operator to netboot the machine.
     pub(super) fn waits_for_operator(&self) -> bool {
         let State::PoweringOn { attempt } = &self.record.state else { return false };
         attempt.power_control().waits_for_operator()
     }
 
-    /// The ramdisk did not ask: whatever has become of its machine, the key it has is of no use any
-    /// more.
-    fn end_unheard(&mut self, now: Timestamp, purpose: Purpose) {
+    /// Ends a clean-up whose ramdisk did not call. Its key is useless from now on.
+    fn end_without_call(&mut self, now: Timestamp, purpose: Purpose) {
         if let (Some(cause), Purpose::Retry | Purpose::GiveUp) =
             (&mut self.record.last_error, purpose)
         {
@@ -132,7 +131,7 @@ impl Node {
         self.conclude(now, purpose);
     }
 
-    /// The message while only an operator or the ramdisk can go on.
+    /// The message while the node waits for an operator or for the ramdisk.
     pub(super) fn manual_power_message(&self) -> Option<String> {
         if self.unread {
             return None;
@@ -149,13 +148,13 @@ impl Node {
         self.ramdisk_cleans_up().then(|| format!("{waits}{after}"))
     }
 
-    /// The act that an operator is asked for.
+    /// The advice for the operator.
     pub(super) const fn what_to_do(&self) -> &'static str {
         if self.record.installed.is_some() { consent::NETBOOT_INSTALLED } else { consent::NETBOOT }
     }
 }
 
-fn nobody_came() -> Fault {
+fn not_switched_on() -> Fault {
     Fault::passing(
         Step::PowerOn,
         "NotSwitchedOn",

@@ -1,14 +1,15 @@
-//! Waiting for what is missing on the agent's own machine: a password file, the deploy ramdisk, a
-//! program.
+//! Waits for files that are missing on the agent's own machine: a password file, the deploy
+//! ramdisk, a program.
 //!
-//! Called by `attempt.rs` for faults with [`RetryAdvice::Wait`]. The machine has no part in such a
-//! fault, so that it must never use up an attempt, nor end a node.
+//! Called by `attempt.rs` for faults with [`RetryAdvice::Wait`]. Such a fault is not the machine's,
+//! so that it must never use up an attempt or fail a node.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::model::{
+    backoff::Backoff,
     fault::{Fault, RetryAdvice},
     status::LastError,
 };
@@ -21,22 +22,21 @@ use super::{
     transitions::Cause,
 };
 
-/// The pause before the first further look; doubled after each one in a row.
+/// The pause before the first retry, which doubles with each further one in a row.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
-/// The longest pause: the node goes on by itself within it once the file is there.
+/// The longest pause, within which the node goes on once the file exists.
 const PAUSE_MAX: Duration = Duration::from_secs(40);
 
 impl Node {
-    /// Something is missing here: wait for it. Whatever the state, it keeps its attempts.
-    pub(super) fn wait_for_missing(
+    /// Makes the node wait for a missing file. In every state, it keeps its attempts.
+    pub(super) fn wait_for_missing_file(
         &mut self,
         now: Timestamp,
         fault: Fault,
         actions: &mut Vec<Action>,
     ) {
-        let doublings = self.missed_in_a_row.min(8);
-        self.missed_in_a_row = self.missed_in_a_row.saturating_add(1);
-        let pause = PAUSE_MIN.saturating_mul(1 << doublings).min(PAUSE_MAX);
+        self.missing_in_a_row = self.missing_in_a_row.saturating_add(1);
+        let pause = Backoff::doubling(PAUSE_MIN, PAUSE_MAX).pause_after(self.missing_in_a_row);
         let until = after(now, pause);
         let attempt = self.record.attempt;
         let last_error = || LastError { at: now, attempt, fault: fault.clone() };
@@ -79,14 +79,14 @@ impl Node {
         }
     }
 
-    /// Nothing is missing any more.
-    pub(super) fn miss_nothing(&mut self) {
-        self.missed_in_a_row = 0;
+    /// Notes that no file is missing any more.
+    pub(super) fn clear_missing_file(&mut self) {
+        self.missing_in_a_row = 0;
         self.record.last_error.take_if(|error| error.fault.retry == RetryAdvice::Wait);
     }
 
-    /// The fault of what the node waits for, if something is missing.
-    pub(super) fn missing(&self) -> Option<&Fault> {
+    /// The fault of the missing file, if the node waits for one.
+    pub(super) fn missing_file(&self) -> Option<&Fault> {
         let fault = self.record.last_error.as_ref().map(|error| &error.fault);
         fault.filter(|fault| fault.retry == RetryAdvice::Wait)
     }

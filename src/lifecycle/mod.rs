@@ -1,14 +1,13 @@
-//! The core: decides what happens to every node. Pure, synchronous and total: no I/O, no clock, no
-//! randomness, no failure.
+//! The core: decides what happens to every node. It is pure, synchronous and total: no I/O, no
+//! clock, no randomness, no failure.
 //!
-//! Called by the agent's driver only, which owns the [`Executor`] and brings it an [`Event`] and
-//! the time. The [`Fleet`] finds the event's [`Node`], whose step answers with [`Action`]s; the
-//! executor has the [`Effects`] perform them in an order that no crash can turn into harm. Two
-//! things are derived from a node instead of being actions, so that they cannot be forgotten: its
-//! [`Record`], which is durable *before* anything else, and its [`Menu`]. The core must never call
-//! an adapter.
+//! Called by the agent's driver only, which owns the [`Executor`] and passes it each [`Event`] with
+//! the time. The [`Fleet`] finds the event's [`Node`], whose step returns [`Action`]s; the executor
+//! has the [`Effects`] perform them in an order in which no crash does harm. A node's [`Record`],
+//! which is durable *before* anything else, and its [`Menu`] are derived from the node instead of
+//! being actions, so that no step can forget them. The core must never call an adapter.
 //!
-//! `transitions.rs` says what leads out of each state. Seen from afar:
+//! `transitions.rs` has every transition between states. In outline:
 //!
 //! ```text
 //!  spec unusable: invalid   paused: paused   "unmanaged": unmanaged   "available": off, available
@@ -28,29 +27,29 @@
 //!                     (its own system is up)
 //! ```
 //!
-//! While cleaning up a node shows `pending`. A restart that fails is tried a few times within its
-//! deadline: the disk is good by then. Without a `[boot_check]` the node is `deployed` after it. A clean-up that fails is too; when it cannot be done, the
-//! node is `failed` and no attempt follows. In `imaging` a node may have to wait for another
-//! permit. Switching an installed machine on or off as its spec says shows as the phase it is in
-//! anyway.
+//! A node that is cleaning up shows `pending`. The core retries a failed restart a few times within
+//! its deadline, because the disk is good by then. Without a `[boot_check]`, the node is `deployed`
+//! after the restart. The core retries a failed clean-up, too; if all tries fail, the node is
+//! `failed` and no attempt follows. In `imaging`, a node may have to wait for another permit.
+//! Switching an installed machine on or off does not change its phase.
 //!
-//! Rules that hold throughout, each with its test in `tests/`:
+//! Rules of the core, each with its test in `tests/`:
 //! - At most one operation of a node runs. A new one starts only after the old one has *reported*,
 //!   so a cancelled write has really stopped before anything else touches the machine.
 //! - A result with another operation id than the running one changes nothing.
 //! - Every state that waits has a deadline with a reason. A spec with other timeouts moves the
-//!   deadline of the present wait too; a clock that is set forward ends waits early, one that is
-//!   set back makes none longer than its whole length.
+//!   present deadline, too. A clock that is set forward ends waits early; a clock that is set back
+//!   makes no wait longer than its full length.
 //! - Consent is for one machine (its BMC's address and its NICs), one installation and one series
-//!   of attempts. Another machine, another installation, a pause, a clash, success and giving up
-//!   each end it.
-//! - A machine whose record was damaged is wiped, on or off, only once somebody consents or its
-//!   disk is known again.
-//! - Permits limit how many nodes do the same at once; who holds one is read off the nodes' states,
-//!   so that none is ever lost.
-//! - A machine is switched because its spec was changed to want that, or an operator says so; a
-//!   machine that differs later is shown.
-//! - After a start nothing goes on before the spec directory has been read.
+//!   of attempts. Another machine, another installation, a pause, a clash, success and failure each
+//!   end it.
+//! - A machine with a damaged record is WIPED, on or off, only after consent or once its disk's
+//!   content is known again.
+//! - Permits limit how many nodes do the same at once. The holders of permits are derived from the
+//!   nodes' states, so that no permit is ever lost.
+//! - hostler switches a machine if a change of its spec or an operator orders that. A later
+//!   difference is drift, which is only shown.
+//! - After a start, no node acts before the spec directory has been read.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 #![allow(missing_docs, reason = "many fields and variants need no more than their name and type")]

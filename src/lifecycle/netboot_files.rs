@@ -1,8 +1,8 @@
-//! The kernel and ramdisk that an installed machine boots over the network: what is remembered of
-//! them, and the boot menu that names them.
+//! The kernel and ramdisk of an installed machine that boots over the network, and the boot menu
+//! that names them.
 //!
-//! Called by `node.rs`; what changes them is in `netboot_update.rs`. A kernel that would look for
-//! its root file system in vain must never be served.
+//! Called by `node.rs`; `netboot_update.rs` changes the files. A kernel that cannot find its root
+//! file system must never be served.
 
 use std::time::Duration;
 
@@ -17,16 +17,15 @@ use crate::model::{
 
 use super::{event::Menu, limits::after, state::Record};
 
-/// The pause after the first failure. The files lie on a disk here: looking again costs little.
+/// The pause after the first failure. The files are on a local disk, so that a retry costs little.
 pub(super) const PAUSE: Duration = Duration::from_secs(5);
-/// No pause is longer: who puts a missing file in place does not want to wait.
+/// The longest pause, which an operator who provides a missing file has to wait.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(300);
 
-/// The kernel and ramdisk of an installed machine, as far as they are not on record. All of it may
-/// be found out again.
+/// The state of network boot files that is not on record and can be determined again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NetbootUpdate {
-    /// A file that is served was not in the cache, or had decayed there.
+    /// A served file is missing from the cache or has decayed there.
     pub(super) lost: bool,
     pub(super) tries: u32,
     pub(super) not_before: Option<Timestamp>,
@@ -35,12 +34,12 @@ pub(super) struct NetbootUpdate {
 }
 
 impl NetbootUpdate {
-    /// Tries again at once: the obstacle may be gone.
+    /// Resets the retries, because the obstacle may be gone.
     pub(super) fn start_afresh(&mut self) {
         *self = Self { lost: self.lost, ..Self::default() };
     }
 
-    /// A clock that was set back makes no pause longer than its whole length.
+    /// Bounds the pause to its full length after the clock was set back.
     pub(super) fn bound(&mut self, now: Timestamp) {
         if let Some(at) = &mut self.not_before {
             *at = (*at).min(after(now, PAUSE_MAX));
@@ -48,7 +47,7 @@ impl NetbootUpdate {
     }
 }
 
-/// Without a root file system's place nothing would boot.
+/// The fault of a kernel that would not know its root file system.
 pub(super) fn root_unknown() -> Fault {
     Fault::lasting(
         Step::Image,
@@ -60,9 +59,8 @@ pub(super) fn root_unknown() -> Fault {
     )
 }
 
-/// The menu of a machine whose disk is written. A kernel that would look for its root file system
-/// in vain is not served.
-pub(super) fn own_menu(files: Option<&NetbootFiles>, root: Option<&str>) -> Menu {
+/// The menu of an installed machine: its own kernel only with a known root file system.
+pub(super) fn installed_menu(files: Option<&NetbootFiles>, root: Option<&str>) -> Menu {
     let served = files.and_then(|files| Some((files, files.command_line(root)?)));
     match served {
         Some((files, command_line)) => Menu::Network { files: files.files(), command_line },
@@ -70,12 +68,11 @@ pub(super) fn own_menu(files: Option<&NetbootFiles>, root: Option<&str>) -> Menu
     }
 }
 
-/// A record of the version before, which served the files that the spec named and had looked at
-/// none.
-pub(super) fn carry_over_record(record: &mut Record) {
+/// Converts a record of an earlier version, which served the spec's files unverified.
+pub(super) fn upgrade_record(record: &mut Record) {
     let Some(spec) = record.spec.clone() else { return };
     if let Some(installed) = &mut record.installed {
-        carry_over(&spec, installed);
+        upgrade_identity(&spec, installed);
     }
     if let Some(attempt) = record.state.attempt_mut()
         && attempt.image.netboot.is_none()
@@ -84,9 +81,9 @@ pub(super) fn carry_over_record(record: &mut Record) {
     }
 }
 
-/// An identity of the version before becomes this version's, if it is that of the same spec: an
-/// upgrade is no drift.
-pub(super) fn carry_over(spec: &NodeSpec, installed: &mut Installed) {
+/// Converts an earlier version's identity of the same spec to this version's, so that an upgrade
+/// causes no drift.
+pub(super) fn upgrade_identity(spec: &NodeSpec, installed: &mut Installed) {
     if installed.written_digest.is_some() {
         return;
     }

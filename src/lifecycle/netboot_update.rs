@@ -1,12 +1,11 @@
-//! Renewal of the files that an installed machine boots over the network, when its spec wants
-//! another kernel or ramdisk, or other kernel arguments.
+//! Updates of an installed machine's network boot: another kernel or ramdisk, or other kernel
+//! arguments.
 //!
-//! Called by `node.rs` and `settle.rs`. An installed machine is served what its record says, from
-//! the cache, whatever its spec says meanwhile. If nothing but kernel, ramdisk or kernel arguments
-//! differs, the files are verified and kept, and then the record names them: no disk and no power
-//! is touched for that. Until then, and for as long as they cannot be had, the machine is served
-//! what it was installed with. It must never be served a file that was not verified, unless it was
-//! installed by a version that verified none.
+//! Called by `node.rs` and `settle.rs`. An installed machine is served the files in its record,
+//! from the cache. If its spec differs in kernel, ramdisk or kernel arguments only, the agent
+//! verifies and caches the new files, and then the record names them: neither disk nor power
+//! changes. Until then, the machine is served its old files. A machine must never be served an
+//! unverified file, unless an earlier version that verified none installed it.
 
 use jiff::Timestamp;
 
@@ -21,18 +20,17 @@ use super::{
 };
 
 impl Node {
-    /// Whether nothing but what the machine boots over the network differs from what its spec
-    /// wants.
+    /// Whether the machine differs from its spec in its network boot only.
     pub(super) fn only_netboot_differs(&self) -> bool {
-        self.drifted() && self.disk_is_as_wanted()
+        self.drifted() && self.disk_matches_spec()
     }
 
-    fn disk_is_as_wanted(&self) -> bool {
+    fn disk_matches_spec(&self) -> bool {
         let written = self.record.installed.as_ref().map(|it| it.written_digest.as_ref());
         written.is_some() && written == Some(self.written.as_ref())
     }
 
-    /// The operation that the files of the machine need.
+    /// The operation that the files need.
     pub(super) fn netboot_operation(&self) -> Option<Operation> {
         let installed = self.record.installed.as_ref()?;
         let spec = self.record.spec.as_ref().filter(|spec| spec.goal == Goal::Deployed)?;
@@ -43,41 +41,40 @@ impl Node {
             && (has.is_some() || wants.is_some());
         let unverified = has.is_some_and(|files| !files.is_verified());
         (can_be && (self.only_netboot_differs() || unverified || self.netboot.lost)).then(|| {
-            let renew = self.disk_is_as_wanted();
+            let renew = self.disk_matches_spec();
             Operation::NetbootFiles { served: installed.netboot.clone(), renew }
         })
     }
 
-    /// Whether the machine is served something else than its spec wants, and is going to be served
-    /// that, or something that it is to be served is not there.
+    /// Whether an update or repair of the machine's network boot is due.
     pub fn netboot_is_outdated(&self) -> bool {
         self.netboot_operation().is_some()
     }
 
-    /// The operation that the files need now.
+    /// The operation that the files need, if its pause is over.
     pub(super) fn netboot_operation_at(&self, now: Timestamp) -> Option<Operation> {
         let due = self.netboot.not_before.is_none_or(|at| at <= now);
-        // The poll comes first: it decides whether the machine is to be installed.
+        // The poll comes first, because it decides about an installation.
         let polls_first = self.wants_poll(now) || self.queued_since.is_some();
         self.netboot_operation().filter(|_| due && !polls_first)
     }
 
-    /// When that is, if nothing else has to come first.
+    /// The end of the files' pause, if nothing else comes first.
     pub(super) fn netboot_wake(&self) -> Option<Timestamp> {
         let waits = self.polls.waits() || self.queued_since.is_some();
         self.netboot.not_before.filter(|_| !waits && self.netboot_operation().is_some())
     }
 
-    /// A file that the machine asked for could not be served.
+    /// Notes that a file of the machine could not be served.
     pub(super) fn note_netboot_lost(&mut self) {
         if self.record.installed.as_ref().is_some_and(|installed| installed.netboot.is_some()) {
             self.netboot.lost = true;
         }
     }
 
-    /// The files are in the cache. If they are what the spec wants, they are served from now on.
+    /// Takes the verified files; the machine is served them if they are the spec's.
     pub(super) fn take_netboot_files(&mut self, now: Timestamp, files: Option<NetbootFiles>) {
-        let as_wanted = self.disk_is_as_wanted();
+        let as_wanted = self.disk_matches_spec();
         let Some(installed) = &mut self.record.installed else { return };
         let Some(spec) = &self.record.spec else { return };
         let wanted = match (&files, &spec.image.netboot) {
@@ -101,13 +98,13 @@ impl Node {
         {
             installed.netboot = Some(files.clone());
         } else {
-            // The spec was changed meanwhile.
+            // The spec has changed meanwhile.
             return;
         }
         self.netboot = NetbootUpdate::default();
     }
 
-    /// Notes that the files cannot be had: the machine is served what it was served before.
+    /// Notes that the files cannot be verified; the machine is served its old ones.
     pub(super) fn miss_netboot_files(&mut self, now: Timestamp, fault: Fault) {
         let tries = self.netboot.tries.saturating_add(1);
         let pause = backoff::pause(&self.name, tries, PAUSE).min(PAUSE_MAX);
@@ -116,13 +113,12 @@ impl Node {
         self.netboot.trouble = Some(fault);
     }
 
-    /// The fault that keeps a wanted file from being served.
+    /// The fault that prevents the update or repair.
     pub(super) fn netboot_trouble(&self) -> Option<&Fault> {
         self.netboot.trouble.as_ref().filter(|_| self.netboot_operation().is_some())
     }
 
-    /// The message about an installed machine that boots other files than its spec wants, if it
-    /// does.
+    /// The message about a due update or repair.
     pub(super) fn netboot_message(&self) -> Option<String> {
         let operation = self.netboot_operation()?;
         let trouble = self.netboot_trouble().map(|fault| fault.message.as_str());

@@ -1,8 +1,8 @@
-//! One node: takes events, keeps the rules, asks for work.
+//! A node of the fleet, which takes events and returns actions.
 //!
-//! Called by the [`super::Fleet`]. [`Node::step`] hands each event to the file that judges it:
-//! operations to `attempt.rs`, callbacks to `callback.rs`, specs to this one. A change of state
-//! goes through [`Node::enter`] and `transitions.rs`; the end of each step is in `settle.rs`, every
+//! Called by the [`super::Fleet`]. [`Node::step`] passes each event to the file that judges it:
+//! operations to `attempt.rs`, callbacks to `callback.rs`, specs to this one. Every change of state
+//! goes through [`Node::enter`] and `transitions.rs`. The end of each step is in `settle.rs`, every
 //! wait in `wait.rs`, and the status in `report.rs`.
 
 use std::{sync::Arc, time::Duration};
@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::model::{
+    disk::Disk,
     fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
@@ -22,100 +23,101 @@ use crate::model::{
 use super::{
     event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
     limits::{Policy, after, patience, power_limit},
-    netboot_files::{NetbootUpdate, carry_over, carry_over_record, own_menu},
+    netboot_files::{NetbootUpdate, installed_menu, upgrade_identity, upgrade_record},
     polls::Polls,
-    ramdisk_log::RamdiskLogs,
-    state::{Purpose, Record, State},
+    state::{Purpose, RamdiskLogs, Record, State},
     text::plain_fault,
     transitions::{Cause, Effect, next},
     unclaimed::Known,
 };
 
-/// A node: its record, and what is known of it only in memory.
+/// A node: its record, and everything that is in memory only.
 #[derive(Debug)]
 pub struct Node {
     pub(super) name: NodeName,
     pub(super) record: Record,
     pub(super) policy: Policy,
-    /// The identity of the installation that the last good spec wants, kept because hashing it at
-    /// every poll would be dear.
+    /// The identity of the last good spec's installation, cached because hashing it at every poll
+    /// would cost too much.
     pub(super) wanted: Option<Digest>,
-    /// The identity of the disk's content that it wants.
+    /// The identity of the last good spec's disk content, cached as well.
     pub(super) written: Option<Digest>,
-    /// The problems of the spec file as it is now.
+    /// The problems of the present spec file.
     pub(super) problems: Vec<Problem>,
-    /// Whether those problems are a clash with another node.
+    /// Whether the problems are a clash with another node.
     pub(super) clash: bool,
-    /// The reason why nothing may start although the last good spec is fine.
+    /// The reason why nothing may start, although the spec is valid.
     pub(super) blocked: Option<String>,
-    /// Whether the spec directory has yet to be read for the first time: until then the spec may be
-    /// out of date, and not even what was under way goes on.
+    /// Whether no scan has succeeded since the start. Until then the spec may be out of date, and
+    /// not even an attempt under way goes on.
     pub(super) unread: bool,
-    /// Whether the spec is gone: the node is forgotten as soon as nothing is under way.
+    /// Whether the spec is gone, so that the node is forgotten once nothing is under way.
     pub(super) gone: bool,
-    /// The one operation under way.
+    /// The operation under way, at most one.
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
     pub(super) power: Option<Power>,
-    /// The fault of the BMC's last answer, if there was none or one of no use.
+    /// The fault of the BMC's last command, if that failed.
     pub(super) bmc_trouble: Option<Fault>,
-    /// Why the installed system did not answer when it was last asked whether it is up.
+    /// The reason why the installed system's last probe failed.
     pub(super) boot_trouble: Option<String>,
     pub(super) refused: u32,
     pub(super) refused_reason: Option<String>,
-    /// The root device that the ramdisk does not have yet, if it is waited for. Not on record:
-    /// after a restart of the agent the wait begins anew.
+    /// The root device that the node waits for. Not on record: after a restart of the agent, the
+    /// wait begins again.
     pub(super) missing_disk: Option<Box<MissingDisk>>,
-    /// The logs that its ramdisk has sent.
+    /// The accepted logs of the attempt's ramdisk.
     pub(super) ramdisk_logs: RamdiskLogs,
-    /// The installation of the machine that the spec to come names for the first time, if it was
-    /// another node's.
+    /// The known installation of the machine that the next spec names, if another node had that
+    /// machine.
     pub(super) moved_here: Option<Box<Known>>,
-    /// The time since which everything is ready for an attempt but the permit.
+    /// The time since which an attempt waits only for its permit.
     pub(super) queued_since: Option<Timestamp>,
-    /// When polls of its BMC are due, and its place in their queue.
+    /// The schedule of the BMC's polls.
     pub(super) polls: Polls,
-    /// The state of the kernel and ramdisk that the machine boots over the network.
+    /// The state of the machine's network boot files.
     pub(super) netboot: NetbootUpdate,
-    /// How often in a row a file was missing on the agent's own machine.
-    pub(super) missed_in_a_row: u32,
+    /// The number of failures in a row by files missing on the agent's own machine.
+    pub(super) missing_in_a_row: u32,
     next_op: u64,
 }
 
-/// A root device that a ramdisk does not have yet.
+/// A wait for a root device that the ramdisk has not reported yet.
 #[derive(Clone, Debug)]
 pub(super) struct MissingDisk {
-    /// The end of the wait for it.
+    /// The end of the wait.
     pub(super) until: Timestamp,
-    /// The fault that ends the attempt then.
+    /// The fault at the end of the wait.
     pub(super) fault: Fault,
+    /// The machine's disks, once one would do, and since when there are no others.
+    pub(super) late: Option<(Vec<Disk>, Timestamp)>,
 }
 
 /// The operation under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Running {
     pub(super) op: OpId,
-    /// Whether it was told to stop: its result then means only that it has stopped.
+    /// Whether it was cancelled: its result then means only that it has stopped.
     pub(super) cancelled: bool,
-    /// Whether it is about the files that an installed machine boots over the network.
+    /// Whether it verifies network boot files.
     pub(super) netboot: bool,
-    /// When a poll that does not report is told to stop.
+    /// The time of the next interruption of a node at rest.
     pub(super) patience_until: Timestamp,
-    /// The time from its start to then.
+    /// The full length of that wait.
     pub(super) patience: Duration,
 }
 
 impl Node {
-    /// A node never seen before. Nothing starts until a [`Event::Spec`] comes.
+    /// Makes a node never seen before. Nothing starts until the first [`Event::Spec`].
     pub fn new(name: NodeName, policy: Policy, now: Timestamp) -> Self {
         Self::resume(name, Record::new(now), policy, now)
     }
 
-    /// A node from its durable record, as after a crash. What was under way is started again,
-    /// within the old deadlines, once the spec directory has been read.
+    /// Makes a node from its durable record, as after a crash. The first scan restarts its
+    /// operation within the old deadlines.
     pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
         record.note_machine();
-        carry_over_record(&mut record);
+        upgrade_record(&mut record);
         let wanted = record.spec.as_ref().map(|spec| spec.identity());
         Self {
             name,
@@ -141,7 +143,7 @@ impl Node {
             queued_since: None,
             polls: Polls::new(now),
             netboot: NetbootUpdate::default(),
-            missed_in_a_row: 0,
+            missing_in_a_row: 0,
             next_op: 1,
         }
     }
@@ -162,7 +164,7 @@ impl Node {
             State::Switching { attempt, .. }
             | State::WaitingCompleted { attempt, .. }
             | State::Restarting { attempt, .. } => {
-                own_menu(attempt.image.netboot.as_ref(), attempt.image.root().as_deref())
+                installed_menu(attempt.image.netboot.as_ref(), attempt.image.root().as_deref())
             }
             State::Idle
             | State::Held { .. }
@@ -172,7 +174,7 @@ impl Node {
             | State::Booting { .. }
             | State::CleaningUp { .. } => match &self.record.installed {
                 Some(installed) => {
-                    own_menu(installed.netboot.as_ref(), installed.root().as_deref())
+                    installed_menu(installed.netboot.as_ref(), installed.root().as_deref())
                 }
                 None => Menu::LocalDisk,
             },
@@ -183,13 +185,13 @@ impl Node {
         &self.name
     }
 
-    /// The last good spec.
+    /// The effective spec: the last good one.
     pub fn spec(&self) -> Option<&Arc<NodeSpec>> {
         self.record.spec.as_ref()
     }
 
-    /// The spec as if it named the machine that the attempt under way was begun with.
-    pub(super) fn still_busy_with(&self) -> Option<Arc<NodeSpec>> {
+    /// The spec with the attempt's machine, if an attempt is under way.
+    pub(super) fn spec_of_busy_machine(&self) -> Option<Arc<NodeSpec>> {
         let bmc = &self.record.state.attempt()?.bmc;
         let mut spec = self.record.spec.clone()?;
         if spec.bmc != *bmc {
@@ -198,14 +200,14 @@ impl Node {
         Some(spec)
     }
 
-    /// Takes one event and answers with what to do, in order.
+    /// Takes an event and returns the actions, in order.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.unread && event.tells_of_spec() {
+        if self.unread && event.is_about_spec() {
             self.boot_again_if_cut_off(now);
         }
         self.bound_waits(now);
-        if event.tells_of_spec() {
+        if event.is_about_spec() {
             (self.unread, self.gone) = (false, false);
         }
         match event {
@@ -220,7 +222,7 @@ impl Node {
                 self.gone = true;
                 if self.record.state.at_rest() || matches!(self.record.state, State::Booting { .. })
                 {
-                    // A first boot ends where everything settles.
+                    // `settle` ends a first boot.
                     self.cancel(&mut actions);
                 } else {
                     self.abandon(now, Purpose::StartOver, &mut actions);
@@ -228,14 +230,14 @@ impl Node {
             }
             Event::DirectoryLost(reason) => self.blocked = Some(reason),
             Event::Done { op, outcome } => {
-                // Anything else is a stale result and changes nothing.
+                // A result with another id is stale and changes nothing.
                 if let Some(running) = self.running.take_if(|running| running.op == op) {
                     self.progress = None;
                     let outcome = outcome.map_err(plain_fault);
                     if matches!(&outcome, Err(fault) if fault.code == NEVER_STARTED)
                         && matches!(self.record.state, State::CleaningUp { .. })
                     {
-                        // The machine was never touched, and somebody may have it by now.
+                        // The machine was never touched, and somebody may use it by now.
                         self.record.consented = false;
                     }
                     match outcome {
@@ -255,6 +257,10 @@ impl Node {
                 let reply = self.judge(now, peer, &key, call, &mut actions);
                 actions.push(Action::Reply { request, reply });
             }
+            Event::BootCalled { request, peer, token, report } => {
+                let reply = self.boot_called(now, peer, &token, report, &mut actions);
+                actions.push(Action::Reply { request, reply });
+            }
             Event::Fetched(fetch) => self.take_evidence(now, &fetch),
             Event::Tick => {}
             Event::Granted(permit) => self.take_permit(now, permit),
@@ -267,45 +273,44 @@ impl Node {
         actions
     }
 
-    /// Whether the directory says just what it said before, so that the node need not be told.
+    /// Whether a scan with this spec changes nothing for the node.
     pub(super) fn knows(&self, spec: &Arc<NodeSpec>) -> bool {
         let is_settled = !self.unread && !self.gone && self.blocked.is_none();
         let is_good = self.problems.is_empty() && !self.clash;
         is_settled && is_good && self.record.spec.as_ref() == Some(spec)
     }
 
-    /// Whether the spec wants the disk written: it never was, or `redeploy` was changed since.
+    /// Whether the spec wants an installation: the first one, or one by a changed `redeploy`.
     pub(super) fn wants_install(&self) -> bool {
         let Some(spec) = &self.record.spec else { return false };
         spec.goal == Goal::Deployed
             && self.record.installed.as_ref().is_none_or(|installed| {
-                Some(&installed.digest) != self.wanted.as_ref() && reworded(spec, installed)
+                Some(&installed.digest) != self.wanted.as_ref() && redeploy_changed(spec, installed)
             })
     }
 
-    /// Whether an attempt may be begun at all.
+    /// Whether an attempt may begin.
     pub(super) fn may_start(&self) -> bool {
         self.wants_install() && !self.stands_still() && !self.needs_consent()
     }
 
-    /// Whether nothing is under way: no attempt, no clean-up, and no switching.
+    /// Whether nothing is under way: no attempt, no clean-up and no change of power.
     pub fn is_at_rest(&self) -> bool {
         self.record.state.at_rest()
     }
 
-    /// Whether its BMC's last answer was none, or of no use.
+    /// Whether the BMC's last command failed.
     pub fn has_bmc_trouble(&self) -> bool {
         self.bmc_trouble.is_some()
     }
 
-    /// Whether nothing may start, whatever is wanted: the spec is paused, broken or may be out of
-    /// date.
+    /// Whether nothing may start: the spec is paused, broken or may be out of date.
     pub fn stands_still(&self) -> bool {
         let paused = self.record.spec.as_ref().is_none_or(|spec| spec.paused);
         paused || !self.problems.is_empty() || self.blocked.is_some()
     }
 
-    /// Changes the state. Its deadline comes with it, so that no wait can be without one.
+    /// Changes the state and sets its deadline, so that no wait is without one.
     pub(super) fn enter(&mut self, now: Timestamp, cause: Cause) {
         let from = std::mem::replace(&mut self.record.state, State::Idle);
         let attempt = from.attempt().map(|attempt| (attempt.key.clone(), attempt.peer));
@@ -348,7 +353,7 @@ impl Node {
         self.problems.clear();
         self.clash = false;
         if self.record.spec.as_ref() == Some(spec) {
-            // One copy in memory is enough, and quicker to compare with.
+            // Sharing one copy saves memory and makes the next comparison quick.
             self.record.spec = Some(Arc::clone(spec));
             return;
         }
@@ -372,7 +377,7 @@ impl Node {
             }
         }
         if let Some(installed) = &mut self.record.installed {
-            carry_over(spec, installed);
+            upgrade_identity(spec, installed);
         }
         if let Some(old) = &old {
             self.reconsider_boot(old, spec);
@@ -383,14 +388,14 @@ impl Node {
             self.record.consented = false;
         }
         if other_install || !self.wants_install() {
-            // The held change is no longer wanted, or the spec was changed again by itself.
+            // The held change was taken back, or this node's spec changed again.
             self.record.too_many_changes = false;
         }
         self.order_power(now, old.as_deref(), spec);
         match &self.record.state {
             State::Held { .. } => self.consider_hold(now, spec, old.is_none()),
             State::Idle | State::Failed => self.start_afresh(now),
-            // It ends where everything settles.
+            // `settle` ends it.
             State::Booting { .. } => {}
             State::CleaningUp { .. } | State::SettingPower { .. } => {
                 self.abandon(now, Purpose::StartOver, actions);
@@ -415,8 +420,7 @@ impl Node {
         self.clash = false;
     }
 
-    /// Two specs name one machine, which must be settled first. An attempt goes on; an order to
-    /// switch the machine does not.
+    /// Notes a clash of specs. An attempt goes on; an order to switch the machine ends.
     fn take_clash(&mut self, now: Timestamp, problems: Vec<Problem>, actions: &mut Vec<Action>) {
         self.take_problems(problems);
         self.clash = true;
@@ -430,11 +434,10 @@ impl Node {
     fn retry(&mut self, now: Timestamp) {
         self.netboot.start_afresh();
         self.polls.ask(now);
-        // An operator who asks a BMC again that was in trouble has not ordered what its machine is
-        // found to miss.
+        // A retry after a fault of the BMC is no order to switch the machine.
         let has_trouble = self.bmc_trouble.is_some();
         let is_order = self.power_differs() || !has_trouble && self.wanted_power().is_some();
-        // To wait for a system again is no order to switch its machine.
+        // Waiting again for a first boot is no order to switch the machine.
         let waits_again = self.retry_boot();
         if is_order && !waits_again || self.owes_restart() {
             self.record.power_ordered = true;
@@ -456,13 +459,13 @@ impl Node {
         }
     }
 
-    /// All attempts lie ahead, and the first may begin at once.
+    /// Resets the count of attempts and lets the first begin at once.
     pub(super) fn start_afresh(&mut self, now: Timestamp) {
         self.enter(now, Cause::StartedAfresh);
     }
 
-    /// Tells the running operation to stop, because its result is not wanted any more. The node
-    /// waits for its report before it starts another.
+    /// Cancels the running operation, whose result does not count any more. The node waits for its
+    /// end before it starts another one.
     pub(super) fn cancel(&mut self, actions: &mut Vec<Action>) {
         if let Some(running) = &mut self.running {
             running.cancelled = true;
@@ -470,17 +473,17 @@ impl Node {
         self.interrupt(actions);
     }
 
-    /// Tells the running operation to stop, because it takes too long. How it ends still counts.
+    /// Interrupts the running operation, because it takes too long. Its result still counts.
     pub(super) fn interrupt(&self, actions: &mut Vec<Action>) {
         actions.extend(self.running.map(|running| Action::Cancel(running.op)));
     }
 
-    /// Whether the power state is polled now and then.
+    /// Whether the node polls the power state.
     pub(super) fn observes(&self) -> bool {
         self.record.state.at_rest() && self.bmc().is_some() && !self.clash
     }
 
-    /// Starts what the state needs, if nothing runs.
+    /// Starts the operation that the state needs, if none runs.
     pub(super) fn drive(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.running.is_some() || self.unread {
             return;
@@ -489,7 +492,7 @@ impl Node {
             return actions.push(Action::Forget);
         }
         let operation = self.operation(now);
-        // Whatever the state wants: where there is no BMC, none is asked.
+        // Without a BMC, no operation that needs one starts.
         let operation = operation.filter(|wanted| !wanted.needs_bmc() || self.bmc().is_some());
         let (Some(operation), Some(mut spec)) = (operation, self.record.spec.clone()) else {
             return;
@@ -513,7 +516,7 @@ impl Node {
         actions.push(Action::Start { op, operation, spec });
     }
 
-    /// The work the state needs now.
+    /// The operation that the state needs now.
     fn operation(&self, now: Timestamp) -> Option<Operation> {
         let due = self.record.not_before.is_none_or(|at| at <= now);
         match &self.record.state {
@@ -532,6 +535,7 @@ impl Node {
                 image: attempt.image.digest.clone(),
                 target: Box::new(target.clone()),
                 size: self.disk_size(attempt, disk),
+                boot_token: attempt.image.boot_token.clone(),
             }),
             State::Switching { attempt, .. } if !self.ramdisk().confirms_completion() => {
                 attempt.peer.map(Operation::Release)
@@ -548,28 +552,30 @@ impl Node {
         }
     }
 
-    /// Takes note of a power state the BMC reported.
+    /// Notes the power state that the BMC reported.
     pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
         self.power = Some(Power { observed, observed_at: now });
         if self.bmc_trouble.take().is_some_and(|trouble| trouble.retry == RetryAdvice::Wait) {
-            self.miss_nothing();
+            self.clear_missing_file();
         }
         self.polls.answered(now);
     }
 
-    /// Takes note that the BMC did not say.
+    /// Notes a failed command of the BMC.
     pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
         self.polls.missed(now, trouble.retry);
         self.bmc_trouble = Some(trouble);
     }
 }
 
-/// Whether a spec wants an installed machine wiped and installed again.
+/// Whether a spec wants an installed machine WIPED and installed again.
 pub(super) fn wants_reinstall(spec: &NodeSpec, installed: &Installed) -> bool {
-    spec.goal == Goal::Deployed && reworded(spec, installed) && installed.digest != spec.digest()
+    spec.goal == Goal::Deployed
+        && redeploy_changed(spec, installed)
+        && installed.digest != spec.digest()
 }
 
-/// Whether `redeploy` says something, and something else than when the machine was installed.
-fn reworded(spec: &NodeSpec, installed: &Installed) -> bool {
+/// Whether `redeploy` is set and differs from that at the installation.
+fn redeploy_changed(spec: &NodeSpec, installed: &Installed) -> bool {
     spec.redeploy.is_some() && spec.redeploy != installed.redeploy
 }

@@ -1,11 +1,11 @@
-//! Permits: only so many nodes bring up their machine, write their disk, or poll their BMC at the
-//! same time.
+//! Permits, which limit how many nodes bring up their machine, write their disk or poll their BMC
+//! at the same time.
 //!
-//! Kept by the [`super::Fleet`], which asks each node after each of its steps what it holds and
-//! what it waits for. A permit is never taken or given back by a call of its own, so that none can
-//! leak. First attempts go before repeated ones: a machine that never comes up does not keep the
-//! others waiting twice. A machine that an operator has to switch on keeps none waiting at all:
-//! once its image is here it holds no permit until its disk is to be written.
+//! Owned by the [`super::Fleet`], which after each step of a node updates the permits that it holds
+//! and waits for. They are derived from the node's state, never acquired or released, so that none
+//! can leak. First attempts precede repeated ones, so that a machine that never comes up delays
+//! others only once. A machine without a BMC delays none: after its image is prepared, it holds no
+//! permit until its disk is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,8 +33,7 @@ pub(super) struct ConcurrencyLimits {
 #[derive(Debug)]
 struct PermitQueue {
     limit: usize,
-    /// The part of the permits that nodes of a class may take, where the first number of their
-    /// place is a class.
+    /// The number of permits that a class of nodes may hold, for queues with classes.
     shares: Option<fn(usize, u32) -> usize>,
     holders: BTreeSet<NodeName>,
     waiting: BTreeSet<(PermitPlace, NodeName)>,
@@ -52,8 +51,8 @@ impl ConcurrencyLimits {
         }
     }
 
-    /// Notes what a node holds, also according to its record as it was last written, and what it
-    /// waits for now.
+    /// Updates the permits that a node holds, in its state and in its durable record, and those
+    /// that it waits for.
     pub(super) fn put(
         &mut self,
         node: &NodeName,
@@ -71,9 +70,9 @@ impl ConcurrencyLimits {
         }
     }
 
-    /// The next node that may go on, and with what.
+    /// The next node that may get a permit.
     pub(super) fn next(&self) -> Option<(NodeName, Permit)> {
-        // A node that already has its machine up goes first.
+        // A node whose machine is up comes first.
         [
             (Permit::Imaging, &self.imagings),
             (Permit::Attempt, &self.attempts),
@@ -117,12 +116,12 @@ impl PermitQueue {
 }
 
 impl State {
-    /// Whether a disk is exported and waits for its turn to be written.
+    /// Whether an exported disk waits for its permit.
     const fn waits_to_image(&self) -> bool {
         matches!(self, Self::Imaging { granted: false, .. })
     }
 
-    /// The permit that a node in this state holds.
+    /// The permit of a node in this state.
     pub(super) fn holds(&self) -> Option<Permit> {
         match self {
             Self::Preparing { .. } => Some(Permit::Attempt),
@@ -146,7 +145,7 @@ impl State {
 }
 
 impl Node {
-    /// The permit that the node waits for, and its place in that queue.
+    /// The permit that the node waits for, with its place in the queue.
     pub(super) fn waits_for(&self) -> Option<(Permit, PermitPlace)> {
         if self.unread || self.running.is_some() {
             return None;
@@ -159,7 +158,7 @@ impl Node {
         Some((Permit::Attempt, (attempt, since)))
     }
 
-    /// Takes a permit. One that is no longer wanted passes.
+    /// Takes a permit, or ignores one that the node no longer needs.
     pub(super) fn take_permit(&mut self, now: Timestamp, permit: Permit) {
         match permit {
             Permit::Attempt if self.record.state == State::Idle => {
@@ -173,9 +172,9 @@ impl Node {
                 }
             }
             Permit::Imaging if self.record.state.waits_to_image() => {
-                // From here on the disk's old contents are gone.
+                // From here on, the disk's old content is gone.
                 self.record.know_nothing_installed();
-                // Waiting was not writing: the whole time for it begins now.
+                // The deadline for writing begins now, after the wait.
                 self.enter(now, Cause::ImagingGranted);
                 let message = self.message();
                 if let Some(entry) = self.record.history.last_mut() {
@@ -183,12 +182,12 @@ impl Node {
                 }
             }
             Permit::Poll | Permit::ProgramPoll => self.polls.grant(),
-            // Not wanted any more.
+            // No longer needed.
             Permit::Attempt | Permit::Imaging => {}
         }
     }
 
-    /// Leaves the queue for attempts if nothing is wanted any more.
+    /// Leaves the queue for attempts if no attempt may start any more.
     pub(super) fn stay_queued(&mut self) {
         if self.record.state != State::Idle || !self.may_start() {
             self.queued_since = None;

@@ -1,9 +1,9 @@
-//! The plan: what would be done about a directory of specs, as the core itself judges.
+//! The planner, which predicts the effect of changed specs by the core itself.
 //!
-//! Called by `hostler plan`, without a running agent. The fleet is made from status files, which
-//! say less than the agent's records; it takes the specs as the agent's would, and every poll is
-//! answered with the power state last seen. The next act of each node is then read off it. No rule
-//! may be written here: each question goes to [`Fleet`] and [`Node`].
+//! Called by `hostler plan`, without a running agent. It makes a fleet from status files, which
+//! have less than the agent's records, compares it with the specs as the agent would, and answers
+//! every poll with the last observed power state. Each node's next action follows from its state.
+//! No rule of the core may be repeated here: [`Fleet`] and [`Node`] decide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,56 +31,56 @@ use super::{
     unclaimed::UnclaimedInstalls,
 };
 
-/// Every power state was seen so long ago that the fleet wants to look at each again.
+/// The age of the planner's fleet, after which all polls are due.
 const LONG_AGO: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The act that would follow for one node.
+/// The predicted action for one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedChange {
     pub node: NodeName,
-    /// The machine that its spec names.
+    /// The machine of the node's spec.
     pub machine: Option<Machine>,
     pub action: PlannedAction,
-    /// The disk that would be wiped by it: now, or once the breaker is overruled.
+    /// The disk that the action would WIPE, now or after approval of a held change.
     pub wipes: Option<String>,
-    /// Whether that depends on the machine being off, which nobody knows.
+    /// Whether the action needs the machine to be off and its power state is unknown.
     pub unless_on: bool,
     /// The reason, in one sentence.
     pub reason: String,
 }
 
-/// An act on a machine. A closed set.
+/// An action on a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlannedAction {
-    /// Installed for the first time.
+    /// The machine is installed for the first time.
     Install,
-    /// Wiped and installed again.
+    /// The machine is WIPED and installed again.
     Reinstall,
-    /// Nothing before an operator consents.
+    /// An operator must consent first.
     Hold,
-    /// Nothing before an operator consents, because too many machines would be reinstalled at once.
+    /// An operator must consent first, because too many machines would be reinstalled at once.
     Breaker,
-    /// Nothing, although something else is installed than the spec wants.
+    /// Nothing happens, although the installation differs from the spec.
     Drift,
-    /// Served another kernel or ramdisk, or other kernel arguments, once they are verified. Its
-    /// disk and its power stay as they are.
+    /// The machine is served another kernel or ramdisk, or other kernel arguments, once they are
+    /// verified. Disk and power do not change.
     Netboot,
-    /// Switched on.
+    /// The machine is switched on.
     SwitchOn,
-    /// Shut down.
+    /// The machine is shut down.
     SwitchOff,
-    /// No longer known; its disk and its power stay as they are.
+    /// The node is forgotten; disk and power do not change.
     Forget,
-    /// Nothing.
+    /// Nothing happens.
     Nothing,
-    /// Nothing new: its spec cannot be used.
+    /// Nothing new happens: the spec is invalid.
     Invalid,
-    /// Nothing: another spec claims its machine, too.
+    /// Nothing happens: another spec names the same machine.
     Clash,
 }
 
 impl PlannedAction {
-    /// The action as it stands in what is printed.
+    /// The action's name in the output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Install => "install",
@@ -99,21 +99,20 @@ impl PlannedAction {
     }
 }
 
-/// A fleet as the status files describe it, with the specs that are to be judged.
+/// A fleet from status files, with the specs to judge.
 #[derive(Debug)]
 pub struct Planner {
     fleet: Fleet,
     specs: Specs,
     statuses: BTreeMap<NodeName, Status>,
-    /// The power state that each machine was last seen in.
+    /// The last observed power state of each machine.
     power: BTreeMap<MachineId, PowerState>,
     now: Timestamp,
 }
 
 impl Planner {
-    /// Takes status files and specs. `before` are the specs that may be effective by now: each
-    /// counts if it is the one its status speaks of. They say what the status does not, such as the
-    /// machine that a node had so far.
+    /// Makes a planner. `before` are the specs before the change, which complete the status files:
+    /// each counts if it has the digest in its node's status.
     pub fn new(
         policy: Policy,
         statuses: Vec<Status>,
@@ -147,12 +146,12 @@ impl Planner {
         }
     }
 
-    /// The specs that would be effective, for the reader of specs to find clashes among.
+    /// The specs that would be effective, among which the caller finds clashes.
     pub fn effective_specs(&self) -> Vec<Arc<NodeSpec>> {
         self.fleet.effective_specs(&self.specs)
     }
 
-    /// Judges each node, in the order of their names.
+    /// Predicts the action of each node, in the order of their names.
     pub fn judge(mut self, clashes: &BTreeMap<NodeName, Vec<Problem>>) -> Vec<PlannedChange> {
         let specs = std::mem::take(&mut self.specs);
         let mut changes = Vec::new();
@@ -173,10 +172,10 @@ impl Planner {
         changes
     }
 
-    /// Brings one event, and the BMC's answer if the node then asks for the power state.
+    /// Passes an event to a node, and answers the poll that follows.
     fn play(&mut self, name: &NodeName, event: Event) {
         let mut question = None;
-        // A node that is new is polled when its time comes; here it comes at once.
+        // A new node's first poll is due at once here.
         let is_new = self.fleet.node(name).is_none();
         let then = if is_new { Event::PowerMayHaveChanged } else { Event::Tick };
         for event in [event, then] {
@@ -253,15 +252,15 @@ impl Planner {
         }
     }
 
-    /// The phase of the attempt that goes on under this very spec.
+    /// The phase of an attempt that goes on with the same spec.
     fn under_way(&self, node: &Node) -> Option<Phase> {
         let status = self.statuses.get(node.name())?;
         (status.phase.is_busy() && status.spec_digest == node.wanted).then_some(status.phase)
     }
 }
 
-/// The spec the agent acts on: the one that the status speaks of, or else what the status and the
-/// new spec tell of it.
+/// The spec that is effective before the change: the one with the status's digest, or else a
+/// reconstruction from the status and the new spec.
 fn effective_spec(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<NodeSpec>> {
     let digest = status.spec_digest.as_ref()?;
     let good = |specs: &Specs| specs.get(&status.node)?.as_ref().ok().cloned();
@@ -274,7 +273,7 @@ fn effective_spec(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<
     if changed.digest() != *digest {
         changed.redeploy =
             status.installed.as_ref().and_then(|installed| installed.redeploy.clone());
-        // Stands for one that nobody knows any more: it only has to be another one.
+        // Stands for an unknown image, which only has to differ.
         changed.image.checksum = Checksum::Inline(digest.clone());
     }
     changed.goal = match status.phase {
@@ -296,14 +295,13 @@ fn effective_spec(status: &Status, before: &Specs, specs: &Specs) -> Option<Arc<
     Some(spec)
 }
 
-/// The machine is in no digest: it may have been changed since, and the status says which one it
-/// was.
+/// Sets the machine of a spec to the one in the status, because no digest includes it.
 fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
     spec.boot.macs.clone_from(&machine.macs);
     let before = spec.bmc.take();
     let bmc = machine.bmc.clone().map(|address| match before {
         Some(bmc) => Bmc { address, ..*bmc },
-        // Nobody knows any more how that BMC was addressed, and nothing will be asked of it.
+        // The BMC's login is unknown, and the planner sends no command.
         None => Bmc {
             driver: BmcDriver::default(),
             address,
@@ -319,7 +317,7 @@ fn name_machine(spec: &mut NodeSpec, machine: &Machine) {
     spec.bmc = bmc.map(Box::new);
 }
 
-/// As much of the agent's record as the status tells.
+/// Reconstructs a node's record from its status.
 fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Record {
     let is_shown = |hold: &Hold| {
         let reason = hold.as_str();
@@ -335,7 +333,7 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
         }
         _ => State::Idle,
     };
-    // A machine that is on, and waits for its attempt and not for an operator, has consent.
+    // A machine that is on and pending instead of held has consent.
     let seen_on = status.power.is_some_and(|power| power.observed == PowerState::On);
     Record {
         spec,
@@ -350,14 +348,14 @@ fn record(status: &Status, spec: Option<Arc<NodeSpec>>, now: Timestamp) -> Recor
     }
 }
 
-/// Whether nothing is left to do but to see whether its system is up.
+/// Whether the status is that of a missed first boot.
 fn is_installed_unseen(status: &Status) -> bool {
     let booted = status.installed.as_ref().and_then(|installed| installed.booted);
     booted == Some(Booted::Missed)
 }
 
-/// A machine in an attempt is hostler's own, on or off: whatever ends the attempt switches it off.
-/// A first boot switches nothing off.
+/// The last observed power state, or off during an attempt, whose clean-up switches the machine
+/// off. A first boot switches nothing off.
 fn last_power(status: &Status) -> Option<PowerState> {
     if status.phase.is_busy() && status.phase != Phase::Booting {
         return Some(PowerState::Off);
@@ -376,8 +374,7 @@ fn poll_request(action: Action) -> Option<(OpId, Arc<NodeSpec>)> {
     None
 }
 
-/// The remark about the installed disk if another one is to be written: its file systems are found
-/// beside the new ones.
+/// The remark about the installed disk if another one would be written: it keeps its file systems.
 fn left_behind(action: PlannedAction, node: &Node) -> String {
     let moves =
         matches!(action, PlannedAction::Reinstall | PlannedAction::Breaker | PlannedAction::Drift);
@@ -391,7 +388,7 @@ fn left_behind(action: PlannedAction, node: &Node) -> String {
     format!("; {disk} is no longer its root device and keeps what is installed on it")
 }
 
-/// The disk in words. The installed one is named only if it is the one that would be chosen again.
+/// The disk in words. The installed one is named only if the hints choose it again.
 fn wiped(spec: &NodeSpec, installed: Option<&Installed>) -> String {
     let hints = &spec.root_device;
     match installed.map(|installed| &installed.disk) {

@@ -1,7 +1,7 @@
-//! When a node wants its BMC polled, and its place in the queue for that.
+//! A node's wish for a poll of its BMC, and its place in the queue for one.
 //!
-//! Called by `settle.rs` and by the [`super::Fleet`]. What a node remembers of its polls is in
-//! `polls.rs`.
+//! Called by `settle.rs` and by the [`super::Fleet`]. The state of a node's polls is in `polls.rs`.
+//! A poll must never start without its permit.
 
 use jiff::Timestamp;
 
@@ -15,13 +15,13 @@ use super::{
 };
 
 impl Node {
-    /// Whether its BMC is to be urgent for the power state now.
+    /// Whether the node wants a poll now.
     pub(super) fn wants_poll(&self, now: Timestamp) -> bool {
         let is_due = self.polls.next_at <= now;
         self.observes() && (is_due || self.waits_for_preflight(now))
     }
 
-    /// Whether an attempt could begin, were the power state known.
+    /// Whether only the power state is missing for an attempt.
     pub(super) fn waits_for_preflight(&self, now: Timestamp) -> bool {
         self.record.state == State::Idle
             && self.may_start()
@@ -29,7 +29,7 @@ impl Node {
             && self.queued_since.is_none()
     }
 
-    /// Queues the node if its BMC is to be polled, and only then.
+    /// Queues the node for a poll exactly while it wants one and none runs.
     pub(super) fn queue_for_poll(&mut self, now: Timestamp) {
         let waits = self.running.is_none() && !self.unread && self.wants_poll(now);
         let for_attempt = self.waits_for_preflight(now);
@@ -44,7 +44,7 @@ impl Node {
         };
     }
 
-    /// The permit for a poll that the node waits for, and its place in that queue.
+    /// The permit for a poll that the node waits for, with its place in the queue.
     pub(super) fn waits_to_poll(&self) -> Option<(Permit, PermitPlace)> {
         let PollPermit::Waiting { since, for_attempt } = self.polls.permit else { return None };
         let class = match (for_attempt, self.polls.misses) {
@@ -57,7 +57,7 @@ impl Node {
         Some((self.poll_permit()?, (class as u32, since)))
     }
 
-    /// The permit that a poll under way holds.
+    /// The permit of the poll under way.
     pub(super) fn holds_poll(&self) -> Option<Permit> {
         if self.polls.permit == PollPermit::Running { self.poll_permit() } else { None }
     }

@@ -1,37 +1,38 @@
-//! Polls of the power state outside of an attempt: when the next one is due, and how urgent it is.
+//! The schedule of a node's polls outside of an attempt: the next one's time and urgency.
 //!
-//! Kept by each node; `polling.rs` asks for them. A BMC that is silent keeps its permit for
-//! [`super::POLL_LIMIT`], is urgent ever more seldom, and goes behind those that answer: nobody may
-//! wait for it. A poll is started only when it has its permit, so that nothing counts against it
-//! before.
+//! Owned by each node; `polling.rs` requests the polls. A silent BMC holds its permit for
+//! [`super::POLL_LIMIT`], is polled ever less often, and comes after those that answer: no other
+//! node may wait for it. A poll starts only with its permit, so that no wait in the queue counts
+//! against the BMC.
 
 use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use crate::model::fault::RetryAdvice;
+use crate::model::{backoff::Backoff, fault::RetryAdvice};
 
 use super::limits::{POLL_INTERVAL, after};
 
-/// From the first poll that was not answered to the next; doubled after each further one.
+/// The pause after the first unanswered poll, which doubles with each further one.
 const SILENT_INTERVAL_MIN: Duration = Duration::from_secs(15);
-/// Silent BMCs are polled at seconds that are multiples of this.
+/// Polls of silent BMCs are aligned to multiples of so many seconds.
 const TOGETHER_S: i64 = 5;
-/// The urgency of a poll, the most urgent first: the first number of its place in the queue.
+/// The urgency of a poll, the most urgent first, which is the first number of its place in the
+/// queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Class {
-    /// The first attempt waits for it, or an operator does.
+    /// A first attempt or an operator waits for the poll.
     Wanted,
-    /// A repeated attempt waits for it.
+    /// A repeated attempt waits for the poll.
     Repeated,
-    /// Nothing waits for it, and the last poll was answered.
+    /// Nothing waits for the poll, and the BMC answered the last one.
     Routine,
-    /// Nothing waits for it, and the last poll was not answered.
+    /// Nothing waits for the poll, and the BMC did not answer the last one.
     Silent,
 }
 
-/// The part of `limit` permits that polls of a class may take, so that no class takes the last one
-/// of a more urgent one.
+/// The number of permits, of `limit`, that polls of a class may hold, so that a less urgent class
+/// leaves some for a more urgent one.
 pub(super) fn share(limit: usize, class: u32) -> usize {
     let eighths = match class {
         0 => 8,
@@ -41,33 +42,33 @@ pub(super) fn share(limit: usize, class: u32) -> usize {
     (limit * eighths / 8).max(1)
 }
 
-/// A node's polls.
+/// The state of a node's polls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Polls {
     /// When the next poll is due, unless an attempt waits for it.
     pub(super) next_at: Timestamp,
-    /// The pause after a poll that was answered; longer where there are very many nodes.
+    /// The pause after an answered poll, which grows with the number of nodes.
     pub(super) interval: Duration,
-    /// Polls in a row that were not answered.
+    /// Unanswered polls in a row.
     pub(super) misses: u32,
-    /// The BMC refuses what it is urgent with. It is not sent the same again at each poll, lest it
-    /// lock the user out: a poll only finds out whether there is something else to send.
+    /// Whether the BMC rejected its login. Polls then do not repeat that login, which could lock
+    /// the user out, but check whether the credentials have changed.
     refused: bool,
-    /// An operator has used the BMC, or wants to know.
+    /// An operator used the BMC, or waits for the power state.
     pub(super) urgent: bool,
     pub(super) permit: PollPermit,
 }
 
-/// The place of a node in the queue of those to be polled.
+/// The state of a node's permit for a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PollPermit {
-    /// It waits for no poll.
+    /// The node wants no poll.
     None,
-    /// It waits since then, and so may an attempt.
+    /// The node waits for its permit since this time, perhaps with an attempt.
     Waiting { since: Timestamp, for_attempt: bool },
-    /// It got its permit in this step.
+    /// The node got its permit in this step.
     Granted,
-    /// Its poll is under way.
+    /// The poll is under way.
     Running,
 }
 
@@ -83,20 +84,20 @@ impl Polls {
         }
     }
 
-    /// Has the BMC polled now, and forgets how it was before.
+    /// Requests a poll at once, whatever the BMC's history.
     pub(super) fn ask(&mut self, now: Timestamp) {
         (self.next_at, self.misses, self.urgent) = (now, 0, true);
     }
 
-    /// Notes that the BMC has said its power state, to whomever.
+    /// Notes that the BMC reported its power state, by a poll or another command.
     pub(super) fn answered(&mut self, now: Timestamp) {
         (self.misses, self.refused, self.urgent) = (0, false, false);
         self.next_at = after(now, self.pause());
     }
 
-    /// Notes that the BMC did not say it.
+    /// Notes a failed poll or command.
     pub(super) fn missed(&mut self, now: Timestamp, advice: RetryAdvice) {
-        // To read a file keeps no permit for long.
+        // A missing file holds the permit only briefly.
         let in_a_row = if advice == RetryAdvice::Wait { 0 } else { self.misses };
         self.misses = in_a_row.saturating_add(1);
         self.refused = advice == RetryAdvice::Never;
@@ -104,8 +105,8 @@ impl Polls {
         self.next_at = self.due_after(now);
     }
 
-    /// The time of the next poll after one that ended now. Polls of silent BMCs come together: ten
-    /// thousand of them for ever, each at a moment of its own, wake this machine for each datagram.
+    /// The time of the next poll after one that ends now. Polls of silent BMCs are aligned, so that
+    /// ten thousand of them do not wake this machine for each datagram.
     fn due_after(&self, now: Timestamp) -> Timestamp {
         let at = after(now, self.pause());
         let together = TimestampRound::new()
@@ -116,18 +117,20 @@ impl Polls {
         rounded.unwrap_or(at)
     }
 
-    /// The pause until the next poll. That of a silent BMC grows to what lets one that was mended
-    /// be seen within a minute and a half on a site of a thousand machines.
+    /// The pause until the next poll. For a silent BMC, it grows up to a limit at which a site of a
+    /// thousand machines notices a repaired one within a minute and a half.
     fn pause(&self) -> Duration {
-        let Some(doublings) = self.misses.checked_sub(1) else { return self.interval };
+        if self.misses == 0 {
+            return self.interval;
+        }
         let longest = POLL_INTERVAL.max(self.interval / 3);
         if self.refused {
             return longest;
         }
-        SILENT_INTERVAL_MIN.saturating_mul(1 << doublings.min(16)).min(longest)
+        Backoff::doubling(SILENT_INTERVAL_MIN, longest).pause_after(self.misses)
     }
 
-    /// A clock that was set back makes no pause longer than its whole length.
+    /// Bounds the pause to its full length after the clock was set back.
     pub(super) fn bound(&mut self, now: Timestamp) {
         self.next_at = self.next_at.min(self.due_after(now));
     }
@@ -136,17 +139,17 @@ impl Polls {
         self.next_at
     }
 
-    /// Whether it waits for its permit.
+    /// Whether a poll waits for its permit.
     pub(super) fn waits(&self) -> bool {
         matches!(self.permit, PollPermit::Waiting { .. })
     }
 
-    /// Whether an attempt does so, too.
+    /// Whether an attempt waits for the poll, too.
     pub(super) fn keeps_attempt_waiting(&self) -> bool {
         matches!(self.permit, PollPermit::Waiting { for_attempt: true, .. })
     }
 
-    /// Grants the permit that it waits for.
+    /// Grants the permit to a waiting poll.
     pub(super) fn grant(&mut self) {
         if self.waits() {
             self.permit = PollPermit::Granted;
@@ -157,7 +160,7 @@ impl Polls {
         self.permit == PollPermit::Granted
     }
 
-    /// Notes that an operation began.
+    /// Notes the start of an operation.
     pub(super) fn began(&mut self, is_poll: bool) {
         self.permit = if is_poll { PollPermit::Running } else { PollPermit::None };
     }

@@ -1,9 +1,8 @@
-//! The power of a machine outside of an attempt: what its spec wants, and when hostler switches it.
+//! The power of a machine outside of an attempt: the wanted state, and when hostler switches.
 //!
-//! Called by `node.rs` and `attempt.rs`. A machine is switched when its spec is changed to want
-//! another state, or somebody says so; a machine that differs later has drifted, which is shown,
-//! and mended only if the agent's configuration says so. It must never switch a machine that
-//! hostler has not installed and nobody has consented to.
+//! Called by `node.rs` and `attempt.rs`. A changed spec or an operator orders a power state. A
+//! later difference is drift, which is shown and, only with `safety.enforce_power`, corrected. It
+//! must never switch a machine that hostler has not installed, unless somebody consented.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,12 +24,12 @@ use super::{
     transitions::Cause,
 };
 
-/// Between two enforcements: a machine that cannot hold its power state must not be switched
-/// without end.
+/// The least time between two corrections: a machine that cannot keep its power state must not be
+/// switched endlessly.
 const ENFORCEMENT_INTERVAL: Duration = Duration::from_secs(15 * 60);
 impl Node {
-    /// The power state the machine should be in now; none in an attempt, before one, if it does not
-    /// matter, or without a BMC.
+    /// The power state that the machine should be in now. `None` in or before an attempt, if the
+    /// state does not matter, or without a BMC.
     pub(super) fn wanted_power(&self) -> Option<PowerState> {
         let spec = self.record.spec.as_ref().filter(|spec| PowerControl::of(spec).can_switch())?;
         match (spec.goal, spec.power) {
@@ -41,25 +40,25 @@ impl Node {
         }
     }
 
-    /// The power state in which an installed machine is left.
+    /// The power state of the machine after its installation.
     pub(super) fn power_after_install(&self) -> PowerState {
         let power = self.record.spec.as_ref().map(|spec| spec.power);
         if power == Some(WantedPower::Off) { PowerState::Off } else { PowerState::On }
     }
 
-    /// Whether the machine was seen in another power state than it should be in.
+    /// Whether the observed power state differs from the wanted one.
     pub(super) fn power_differs(&self) -> bool {
         self.power_missed().is_some()
     }
 
-    /// The power state the machine should be in, if it was seen in another.
+    /// The wanted power state, if the observed one differs.
     pub fn power_missed(&self) -> Option<PowerState> {
         self.wanted_power()
             .filter(|wanted| self.power.is_some_and(|power| power.observed != *wanted))
     }
 
-    /// A changed `state` or `power` is an order, if it is about a machine that hostler knows. What
-    /// changes for another reason, such as a `redeploy` that is taken back, is none.
+    /// Orders a power state if the spec's `state` or `power` changed and hostler knows the machine.
+    /// Any other change, such as a `redeploy` that is taken back, is no order.
     pub(super) fn order_power(&mut self, now: Timestamp, old: Option<&NodeSpec>, new: &NodeSpec) {
         let same_machine = old.filter(|old| old.machine_change(new) == MachineChange::None);
         match (same_machine.filter(|_| PowerControl::of(new).can_switch()), new.goal, new.power) {
@@ -76,15 +75,14 @@ impl Node {
         }
     }
 
-    /// Whether the machine is hostler's to switch: installed by it, being installed, or consented
-    /// to.
+    /// Whether hostler may switch the machine: it is installed, being installed, or has consent.
     fn knows_machine(&self) -> bool {
         let busy = self.record.state.attempt().is_some();
         self.record.installed.is_some() || self.record.consented || busy
     }
 
-    /// Whether the BMC is the one by which the machine was installed. Behind another address may be
-    /// another machine, which nobody switches without an order.
+    /// Whether the BMC has the same address as at the installation. Another address may be another
+    /// machine's, which hostler never switches without an order.
     pub(super) fn answers_where_installed(&self) -> bool {
         let machine =
             self.record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
@@ -92,7 +90,8 @@ impl Node {
         machine.zip(spec).is_some_and(|(machine, spec)| machine.bmc.as_ref() == spec.bmc_address())
     }
 
-    /// The BMC has said how the machine is: switch it, ask somebody, or let it be.
+    /// Considers the reported power state: hostler switches the machine, holds the node, or does
+    /// nothing.
     pub(super) fn consider_power(&mut self, now: Timestamp, observed: PowerState) {
         if self.owes_restart() {
             return self.consider_restart(now, observed);
@@ -106,7 +105,7 @@ impl Node {
             return;
         }
         if !self.knows_machine() {
-            // Only a spec that wants a machine off wants something of one that is not installed.
+            // Only a spec that wants an uninstalled machine off gets here.
             let spec = Arc::clone(spec);
             return self.hold_for(now, &spec, Hold::PoweredOn);
         }
@@ -119,7 +118,7 @@ impl Node {
         }
     }
 
-    /// Whether the machine's disk is written and the machine was not restarted since.
+    /// Whether the machine was not restarted since its disk was written.
     pub fn owes_restart(&self) -> bool {
         let deployed =
             |spec: &NodeSpec| spec.goal == Goal::Deployed && PowerControl::of(spec).can_switch();
@@ -129,8 +128,8 @@ impl Node {
             && !self.wants_install()
     }
 
-    /// A machine that is on may run its own system by now, if somebody has restarted it: it is
-    /// restarted when an operator says so.
+    /// Considers a pending restart. Only an operator's order restarts a machine that is on, because
+    /// somebody may have restarted it already.
     fn consider_restart(&mut self, now: Timestamp, observed: PowerState) {
         if observed == PowerState::Off {
             self.needs_no_restart();
@@ -142,8 +141,8 @@ impl Node {
         }
     }
 
-    /// The machine was seen off: whatever it ran before, it boots what was written, and is switched
-    /// on for the first time if its spec wants it on.
+    /// Ends a pending restart, because the machine is off and will boot the installed system. It is
+    /// then switched on if the spec wants that.
     pub(super) fn needs_no_restart(&mut self) {
         if std::mem::take(&mut self.record.awaits_restart) {
             self.record.power_ordered = true;
@@ -151,13 +150,13 @@ impl Node {
         }
     }
 
-    /// Nothing is left to do, whoever did it.
+    /// Notes that the power state is the wanted one, whoever set it.
     fn power_as_wanted(&mut self) {
         self.record.power_ordered = false;
         self.record.last_error.take_if(|error| error.fault.step == Step::Power);
     }
 
-    /// The machine was switched.
+    /// Notes that the BMC has switched the machine.
     pub(super) fn power_set(&mut self, now: Timestamp, reached: PowerState) {
         self.power_as_wanted();
         if std::mem::take(&mut self.record.awaits_restart) {
@@ -167,8 +166,8 @@ impl Node {
         self.see_power(now, reached);
     }
 
-    /// Notes that the BMC could not switch the machine, in all its tries: it is left as it is, and
-    /// that is shown.
+    /// Notes that all tries to switch the machine failed. It stays as it is, and the status says
+    /// so.
     pub(super) fn power_not_set(&mut self, now: Timestamp, fault: Fault) {
         self.record.power_ordered = false;
         let attempt = self.record.attempt;

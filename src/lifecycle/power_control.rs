@@ -1,8 +1,7 @@
-//! Power control: hostler switches a machine through its BMC, or an operator and the machine's own
-//! deploy ramdisk do.
+//! Power control: the BMC switches a machine, or an operator and the deploy ramdisk do.
 //!
-//! Derived from the BMC that an attempt has on record, or that the spec names. The core asks what
-//! follows from it, one question a method, and never whether there is a BMC.
+//! Derived from the BMC in the attempt's record or in the spec. The core asks one of these methods
+//! instead of checking for a BMC, so that every difference has a name.
 
 use crate::model::spec::{Bmc, NodeSpec};
 
@@ -11,9 +10,9 @@ use super::{node::Node, state::Attempt};
 /// The way in which a machine is switched on and off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PowerControl {
-    /// Through its BMC.
+    /// By its BMC.
     Bmc,
-    /// By an operator, and by the deploy ramdisk that runs on it.
+    /// By an operator, and by the deploy ramdisk on the machine.
     Manual,
 }
 
@@ -22,51 +21,48 @@ impl PowerControl {
         if bmc.is_some() { Self::Bmc } else { Self::Manual }
     }
 
-    /// The power control of the machine that a spec names.
+    /// The power control of a spec's machine.
     pub(super) fn of(spec: &NodeSpec) -> Self {
         Self::by(spec.bmc.as_deref())
     }
 
-    /// Whether hostler can find out if the machine is on, and switch it.
+    /// Whether hostler can read and set the power state.
     pub(super) const fn can_switch(self) -> bool {
         matches!(self, Self::Bmc)
     }
 
-    /// Whether an attempt waits until an operator has the machine boot from the network. The hand
-    /// on the power button is the consent, so that the power state is not asked for before.
+    /// Whether an attempt waits for an operator to netboot the machine. Pressing the power button
+    /// is the consent, so that the power state does not matter before.
     pub const fn waits_for_operator(self) -> bool {
         matches!(self, Self::Manual)
     }
 
-    /// Whether the deploy ramdisk restarts its machine or switches it off, once it hears that it
-    /// may.
+    /// Whether the deploy ramdisk restarts its machine or switches it off.
     pub const fn restarts_itself(self) -> bool {
         matches!(self, Self::Manual)
     }
 
-    /// Whether a machine that is brought up takes one of `limits.waiting`. Nobody knows when an
-    /// operator comes, and then the machine is up whether its turn has come or not.
+    /// Whether bringing up the machine needs one of the permits of `limits.waiting`. An operator
+    /// may come at any time, and then the machine comes up with or without a permit.
     pub const fn takes_attempt_permit(self) -> bool {
         matches!(self, Self::Bmc)
     }
 }
 
 impl Attempt {
-    /// The power control of the attempt's machine, whatever the spec says by now.
+    /// The power control of the attempt's machine, which the spec may no longer name.
     pub fn power_control(&self) -> PowerControl {
         PowerControl::by(self.bmc.as_deref())
     }
 
-    /// Whether it ends without anything being done: nothing can switch the machine off, and no
-    /// ramdisk has called that could be told to.
+    /// Whether the attempt ends without a clean-up: there is no BMC, and no ramdisk has called.
     pub(super) fn ends_by_itself(&self) -> bool {
         self.power_control().restarts_itself() && self.peer.is_none()
     }
 }
 
 impl Node {
-    /// The power control of the machine that the spec names. Without a spec no operator is waited
-    /// for.
+    /// The power control of the spec's machine. Without a spec, no node waits for an operator.
     pub(super) fn power_control(&self) -> PowerControl {
         self.record.spec.as_deref().map_or(PowerControl::Bmc, PowerControl::of)
     }

@@ -1,12 +1,12 @@
-//! The deploy ramdisk's log: who may send one, and how many.
+//! Judges deploy ramdisks' logs: the sender and the number.
 //!
-//! Called by `callback.rs`. A log is passed on to be kept and changes nothing: no state, no
-//! deadline, no record. An attempt must never go another way because of what its ramdisk logs, or
-//! because of a log that does not come.
+//! Called by `callback.rs`. An accepted log becomes an action and changes nothing else: no state,
+//! no deadline, no record. A log, or a missing one, must never change the course of an attempt.
 //!
-//! A ramdisk learns late that its attempt is over, and a machine without a BMC is even told so by
-//! the answer that ends it. So the attempt's key is good for this one call until the next attempt
-//! begins; but not after a restart of the agent, because the record does not know it any more.
+//! A ramdisk learns late that its attempt is over; a machine without a BMC learns it from the
+//! answer that ends the attempt. The attempt's key is therefore valid for this call until the next
+//! attempt begins. After a restart of the agent it is not, because the record no longer has the
+//! key.
 
 use std::net::IpAddr;
 
@@ -20,38 +20,16 @@ use super::{
     node::Node,
 };
 
-/// The logs of one attempt that are taken. A ramdisk sends one before its first lookup and two at
-/// most when it is through, and a machine may start more than once in an attempt.
+/// Most logs of one attempt. A ramdisk sends one before its first lookup and at most two at its
+/// end, and a machine may boot more than once in an attempt.
 pub(super) const LOGS_MAX: u32 = 8;
 
-/// The hint of a fault that the deploy ramdisk has seen more of.
+/// The hint of a fault of which the ramdisk's log tells more.
 pub(super) const READ_ITS_LOG: &str = "read the log of its deploy ramdisk, which hostler explain \
     names, or look at the machine's console";
 
-/// The attempt of a node whose logs are taken, and how many came.
-#[derive(Debug, Default)]
-pub(super) struct RamdiskLogs {
-    count: u32,
-    /// The last attempt, once it is over.
-    ended: Option<Box<EndedAttempt>>,
-}
-
-#[derive(Debug)]
-struct EndedAttempt {
-    number: u32,
-    key: AttemptKey,
-    peer: Option<IpAddr>,
-}
-
-impl RamdiskLogs {
-    /// Takes note of an attempt that is over.
-    pub(super) fn note_end(&mut self, number: u32, key: AttemptKey, peer: Option<IpAddr>) {
-        self.ended = Some(Box::new(EndedAttempt { number, key, peer }));
-    }
-}
-
 impl Node {
-    /// Has a log kept, if it may be sent.
+    /// Accepts a log, or returns the reason why not.
     pub(super) fn take_log(
         &mut self,
         peer: IpAddr,

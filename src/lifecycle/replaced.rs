@@ -1,8 +1,8 @@
-//! A spec that names another machine than before, in part or as a whole: what the node knows goes
-//! along only if it is about that one.
+//! Specs that name another machine than before, in part or as a whole: the node keeps its knowledge
+//! only if it is about the new machine.
 //!
-//! Called by `node.rs` when a changed spec is taken up, and by the [`super::Fleet`] before. No edit
-//! that names another machine may be taken for consent, whatever else it changes.
+//! Called by `node.rs` for a changed spec, and by the [`super::Fleet`] before. An edit that names
+//! another machine must never count as consent, whatever else it changes.
 
 use jiff::Timestamp;
 
@@ -15,9 +15,8 @@ use crate::model::{
 use super::{node::Node, state::State};
 
 impl Node {
-    /// Whether what the node knows of its machine's disk is about the machine that the spec names,
-    /// too.
-    pub(super) fn takes_along_what_it_knows(&self, spec: &NodeSpec) -> bool {
+    /// Whether the node's known installation is on the spec's machine, too.
+    pub(super) fn keeps_installation(&self, spec: &NodeSpec) -> bool {
         let change = self.spec().map_or(MachineChange::None, |old| old.machine_change(spec));
         match &self.record.installed {
             _ if change == MachineChange::None => true,
@@ -26,8 +25,8 @@ impl Node {
         }
     }
 
-    /// The spec names another machine now, in part or as a whole: what was seen of the old one is
-    /// not about it, and neither is any consent, whatever else was changed with it.
+    /// Changes the node's machine, in part or as a whole: observations of the old machine and any
+    /// consent end.
     pub(super) fn change_machine(
         &mut self,
         now: Timestamp,
@@ -42,14 +41,15 @@ impl Node {
         match (stays, self.moved_here.take(), change) {
             (Some(true), _, _) | (None, None, MachineChange::Part) => {}
             (_, Some(known), _) => self.record.know(*known),
-            // The spec has come to share nothing with the installed machine, one thing after the
-            // other: it may be that machine or another.
+            // Successive edits left nothing in common with the installed machine: the machine may
+            // be the same or another.
             (Some(false), None, MachineChange::None | MachineChange::Part) => {
                 self.record.know(None);
             }
-            // Never seen. A damaged record may have been about any machine.
+            // A machine never seen before. A damaged record may have been about any machine.
             (_, None, _) => {
                 self.record.installed = None;
+                self.record.boot_token = None;
             }
         }
         if let Some(installed) = &mut self.record.installed {
@@ -67,8 +67,8 @@ impl Node {
     }
 }
 
-/// Whether that is installed on the machine that the spec names, whose change from the one before
-/// is given.
+/// Whether an installation is on the spec's machine. `change` is the difference to the last spec,
+/// for installations without a machine.
 fn is_of(installed: &Installed, spec: &NodeSpec, change: MachineChange) -> bool {
     let since = installed.machine.as_ref().map_or(change, |machine| machine.change_to(spec));
     since != MachineChange::Whole

@@ -1,4 +1,4 @@
-//! A node as it is shown: its phase, its message, its status file.
+//! A node's phase, message and status.
 
 use jiff::Timestamp;
 
@@ -22,7 +22,7 @@ use super::{
 };
 
 impl Node {
-    /// The phase of the node, as the status file names it.
+    /// The phase of the node.
     pub fn phase(&self) -> Phase {
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed | State::SettingPower { .. } => {
@@ -94,7 +94,7 @@ impl Node {
         }
     }
 
-    /// Whether the machine is as its spec wants it, as far as that can be known.
+    /// Whether the machine is as its spec wants, as far as known.
     fn is_ready(&self, phase: Phase) -> bool {
         let is_off = self.power.is_some_and(|power| power.observed == PowerState::Off);
         let is_kept_off = is_off || !self.power_control().can_switch();
@@ -112,7 +112,7 @@ impl Node {
         (seen != LastSeen::default()).then_some(seen)
     }
 
-    /// The message: what is going on, or what an operator should do.
+    /// The message: the node's activity, or the operator's next step.
     pub(super) fn message(&self) -> String {
         plain(&self.manual_power_message().unwrap_or_else(|| self.sentence()))
     }
@@ -144,7 +144,7 @@ impl Node {
                 more => format!(" (and {more} more problems)"),
             };
             let force = if self.record.spec.is_some() && !self.clash {
-                "; the last good spec stays in force and nothing starts"
+                "; the last good spec stays effective and nothing starts"
             } else {
                 ""
             };
@@ -201,7 +201,7 @@ impl Node {
         }
     }
 
-    /// The disk is written, and the ramdisk does the rest.
+    /// The message while the ramdisk finishes after the disk is written.
     fn message_released(&self, attempt: &Attempt) -> String {
         let is_released = matches!(self.record.state, State::WaitingCompleted { .. });
         let message = match (is_released, attempt.verify.is_empty()) {
@@ -223,7 +223,7 @@ impl Node {
         format!("{message}{then}")
     }
 
-    /// The words for the second and each further try of the BMC.
+    /// The suffix of the message from the second try of the BMC on.
     pub(super) fn again(&self, tries_max: u32) -> String {
         let tries = self.record.tries;
         self.bmc_trouble.as_ref().filter(|_| tries > 0).map_or_else(String::new, |trouble| {
@@ -266,7 +266,7 @@ impl Node {
                  brought up"
                     .to_owned()
             }
-            Phase::Pending if self.record.not_before.is_some() && self.missing().is_some() => {
+            Phase::Pending if self.record.not_before.is_some() && self.missing_file().is_some() => {
                 format!("waiting for what is missing: {last_error}")
             }
             Phase::Pending if self.record.not_before.is_some() => {
@@ -313,7 +313,7 @@ impl Node {
         booted == Some(Booted::Up)
     }
 
-    /// The machine as it was named when it was installed, if the spec names it differently now.
+    /// The machine at the installation, if the spec's differs now.
     fn changed_machine(&self) -> Option<&Machine> {
         let machine = self.record.installed.as_ref()?.machine.as_ref()?;
         let spec = self.record.spec.as_ref()?;
@@ -327,7 +327,7 @@ impl Node {
         })
     }
 
-    /// The message of an installed machine without a BMC that could say more.
+    /// The message of an installed machine without a BMC.
     fn message_unseen(&self) -> &'static str {
         if self.was_seen_up() {
             return "installed, and its system came up";
@@ -342,7 +342,7 @@ impl Node {
         }
     }
 
-    /// The message of a held node: the reason, and what lets it go on.
+    /// The message of a held node: the reason, and the operator's choices.
     fn message_held(&self) -> String {
         let spec = self.record.spec.as_deref();
         let available = spec.is_some_and(|spec| spec.goal == Goal::Available);
@@ -389,7 +389,8 @@ impl Node {
         if let Some(reason) = self.held_for() {
             conditions.push(condition("Held", true, reason.as_str(), String::new()));
         }
-        // In every phase: should the state directory be lost, this is what holds the node.
+        // Shown in every phase, because a later agent without the state directory holds the node by
+        // it.
         if self.record.is_disk_unknown() {
             let message = "nobody knows what is on the disk; it is not written without consent";
             conditions.push(condition("InstalledKnown", false, RECORD_LOST, message.to_owned()));
@@ -448,13 +449,13 @@ impl Node {
     }
 }
 
-/// The installation as it is shown: a version that did not ask has not checked it.
+/// The installation for the status. An earlier version, without `booted`, did not check it.
 fn with_booted(mut installed: Installed) -> Installed {
     installed.booted.get_or_insert(Booted::Unchecked);
     installed
 }
 
-/// A disk that no ramdisk has reported is named only: how large it is the target says later.
+/// The message while imaging. A disk that no ramdisk has reported has only a name.
 fn message_imaging(attempt: &Attempt, disk: &Disk, granted: bool) -> String {
     let disk = attempt.disk.as_ref().map_or_else(|| disk.name.clone(), ToString::to_string);
     if granted {

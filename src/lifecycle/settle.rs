@@ -1,9 +1,9 @@
-//! The end of every step: whatever the event was, the node is brought into a state in which nothing
-//! is overdue and nothing is left undone.
+//! The end of every step, whatever the event: afterwards nothing is overdue and nothing is left
+//! undone.
 //!
 //! Called by [`Node::step`] only. The passes run in this order because each relies on those before
-//! it. Settling a node twice at the same time changes nothing the second time, which the tests
-//! check after every step they take.
+//! it. Settling a node again at the same time must change nothing, which the tests check after each
+//! of their steps.
 
 use jiff::Timestamp;
 
@@ -14,23 +14,23 @@ use super::{
 };
 
 impl Node {
-    /// Brings the node to rest for now. Each pass keeps one invariant.
+    /// Restores the node's invariants, one in each pass.
     pub(super) fn settle(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         // No wait outlasts its deadline, and no operation its patience. (`wait.rs`)
         self.expire(now, actions);
-        // A clean-up that can do nothing has ended, so that no node waits in it for ever.
+        // No clean-up without anything to do goes on.
         self.end_empty_clean_up(now);
-        // A node is held as `RecordLost` exactly while its disk is to be written, nobody knows what
-        // is on it, and nobody has consented.
+        // A node is held as `RecordLost` exactly while its spec wants an installation, the disk's
+        // content is unknown, and nobody has consented.
         self.hold_lost_record(now);
-        // A node is `Booting` exactly while its installed system has yet to show that it is up and
-        // is wanted to run. (`first_boot.rs`)
+        // A node is `Booting` exactly while its first boot is awaited and its spec wants the
+        // machine to run. (`first_boot.rs`)
         self.await_boot(now, actions);
         // A machine without a BMC is never held for being on, and never waits for a poll.
         // (`manual_power.rs`)
         self.advance_manual_power(now);
-        // The one operation that the state needs is running, or something stands against it. Comes
-        // after every change of state.
+        // The operation that the state needs is running, unless something blocks it. Comes after
+        // every change of state.
         self.drive(now, actions);
         // Only a node that may start an attempt is queued for one. (`permits.rs`)
         self.stay_queued();
@@ -42,7 +42,7 @@ impl Node {
         self.note_phase(now);
     }
 
-    /// A clean-up for which nothing is to be done is over when nothing runs.
+    /// Ends a clean-up that has nothing to do once no operation runs.
     fn end_empty_clean_up(&mut self, now: Timestamp) {
         if self.running.is_some() || self.unread {
             return;

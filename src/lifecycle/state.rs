@@ -1,6 +1,6 @@
-//! A node's state and record: all that the core remembers of it across a crash.
+//! A node's state and record: everything that the core keeps across a crash.
 //!
-//! Changed by [`super::Node`] only. Whatever is not in the [`Record`] must be safe to lose.
+//! Changed by [`super::Node`] only. Everything that is not in the [`Record`] must be safe to lose.
 
 use std::{collections::BTreeMap, net::IpAddr, ops::Not, sync::Arc};
 
@@ -14,73 +14,75 @@ use crate::model::{
     machine::Machine,
     netboot::{self, NetbootFiles},
     power::PowerState,
-    secret::{AttemptKey, Secret},
+    secret::{AttemptKey, BootToken, Secret},
     spec::{Bmc, BmcAddress, NodeSpec},
     status::{HistoryEntry, Installed, LastError, LastSeen, Phase},
     system_guid::SystemGuid,
 };
 
-/// Everything about one node that outlives the agent's process.
+/// The durable state of a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each may hold beside any other, in any state")]
 pub struct Record {
     /// The last good spec.
     pub spec: Option<Arc<NodeSpec>>,
     pub state: State,
-    /// The time at which the state is given up. A state at rest has none, nor has a clean-up
-    /// between two tries.
+    /// The end of the present state. A state at rest has none, nor has a clean-up between two
+    /// tries.
     pub deadline: Option<Timestamp>,
-    /// The time before which the state's work does not start.
+    /// The end of the pause before the state's operation.
     pub not_before: Option<Timestamp>,
-    /// Failures of the state's work so far.
+    /// Failures of the state's operation so far.
     pub tries: u32,
-    /// The phase that is shown.
+    /// The phase in the status.
     pub phase: Phase,
-    /// The time at which that phase began.
+    /// The beginning of the phase.
     pub since: Timestamp,
     /// Attempts made for the present spec; 0 before the first.
     pub attempt: u32,
-    /// Whether the disk may be wiped even if the machine is on: an operator consented to just this,
-    /// or a series of attempts was begun with consent. Consent ends with the series, and with every
-    /// change of what is wanted or of which machine is meant.
+    /// Whether the disk may be WIPED even if the machine is on: an operator consented, or the first
+    /// attempt of the series began with consent. Consent ends with the series, and with every
+    /// change of the wanted installation or of the machine.
     pub consented: bool,
-    /// Whether the breaker holds the node, because too many nodes were to be reinstalled at once.
+    /// Whether the breaker holds the node, because too many reinstalls would begin at once.
     pub too_many_changes: bool,
-    /// Whether nobody knows what is on the disk, because a record of the machine was damaged:
-    /// without consent nothing happens to it, even if the machine is off. It ends when the disk is
-    /// written, or when its content is known again.
+    /// Whether the disk's content is unknown, because a record of the machine was lost: without
+    /// consent, the disk is not WIPED, even if the machine is off. Cleared when the disk is written
+    /// or its content is known again.
     pub record_lost: bool,
-    /// Whether the machine is to be brought into the power state that its spec wants, because the
-    /// spec was changed to want it, or an operator said so.
+    /// Whether a changed spec or an operator ordered the spec's power state.
     pub power_ordered: bool,
-    /// The time at which it was last switched because it was not as wanted.
+    /// The time of the last switching by an order or correction.
     pub power_forced_at: Option<Timestamp>,
-    /// Whether the machine was not restarted since its disk was written: it may still run the
-    /// deploy ramdisk. What is installed is known by then, whatever becomes of the restart.
+    /// Whether the machine was not restarted since its disk was written, so that it may still run
+    /// the deploy ramdisk. `installed` is set by then.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub awaits_restart: bool,
-    /// Whether the BMC was asked to restart the machine once more, because its own system did not
-    /// show that it was up. It is not asked a second time for one installation.
+    /// Whether the BMC has restarted the machine after a missed first boot, which happens once for
+    /// an installation.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub restarted_again: bool,
+    /// The token by which the installed system says that it is up. It stays for a call that is
+    /// repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_token: Option<BootToken>,
     /// The installation that hostler put on the disk.
     pub installed: Option<Installed>,
-    /// Disks that were in the machine at its last lookup and hold what hostler installed on them
-    /// before, while another one was the root device.
+    /// Former root devices that were still in the machine at its last lookup.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_disks: Vec<Disk>,
     /// The last failure since the last success.
     pub last_error: Option<LastError>,
-    /// The evidence of the last attempt.
+    /// The evidence of the machine's boot in the last attempt.
     pub last_seen: LastSeen,
-    /// Milliseconds each phase of the last attempt took.
+    /// The duration of each phase of the last attempt, in milliseconds.
     pub durations: BTreeMap<String, u64>,
     /// The last phase changes, oldest first.
     pub history: Vec<HistoryEntry>,
 }
 
 impl Record {
-    /// The record of a node never seen before.
+    /// Makes the record of a node never seen before.
     pub fn new(now: Timestamp) -> Self {
         Self {
             spec: None,
@@ -98,6 +100,7 @@ impl Record {
             power_forced_at: None,
             awaits_restart: false,
             restarted_again: false,
+            boot_token: None,
             installed: None,
             other_disks: Vec::new(),
             last_error: None,
@@ -107,7 +110,7 @@ impl Record {
         }
     }
 
-    /// Whether the record says that nothing is installed, and elsewhere that the machine is.
+    /// Whether the record has no installation, but a phase that needs one.
     pub fn contradicts_itself(&self) -> bool {
         let last = self.history.last().map(|entry| entry.phase);
         self.installed.is_none()
@@ -115,47 +118,46 @@ impl Record {
             && (self.phase == Phase::Deployed || last == Some(Phase::Deployed))
     }
 
-    /// The time of the last change that is shown, or of the installation if that is newer.
+    /// The latest time in the history or of the installation.
     pub fn newest(&self) -> Timestamp {
         // The clock may have been set back since: the newest is not always the last.
         let installed = self.installed.iter().map(|installed| installed.at);
         installed.chain(self.history.iter().map(|entry| entry.at)).fold(self.since, Timestamp::max)
     }
 
-    /// Whether a loss of the record must be noticed: something was done to the machine, or its disk
-    /// is known or unknown. A node that only waits would come to the same point again.
+    /// Whether a loss of the record must be noticed. A node that never acted would come to the same
+    /// state again without its record.
     pub(super) fn must_be_missed(&self) -> bool {
         !self.state.at_rest() || self.installed.is_some() || self.is_disk_unknown()
     }
 
-    /// The record of a node whose record was damaged. Whatever is on the machine's disk, nothing
-    /// happens to it without consent.
+    /// Makes the record of a node whose record was lost: its disk is not WIPED without consent.
     pub fn distrusted(now: Timestamp) -> Self {
         Self { record_lost: true, ..Self::new(now) }
     }
 
-    /// Takes over what is known of the machine's disk from elsewhere. `None`: nobody knows.
+    /// Sets the machine's installation from another source. `None`: unknown.
     pub(super) fn know(&mut self, installed: Option<Installed>) {
-        // Nobody knows any more how often it was restarted, so that it is not.
-        (self.awaits_restart, self.restarted_again) = (false, true);
+        // No further restart, because the number of restarts is unknown.
+        (self.awaits_restart, self.restarted_again, self.boot_token) = (false, true, None);
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
 
-    /// The disk is being written: what was on it is gone, whatever it was.
+    /// Clears the installation, because the disk is being written.
     pub(super) fn know_nothing_installed(&mut self) {
         (self.awaits_restart, self.record_lost, self.installed) = (false, false, None);
+        self.boot_token = None;
     }
 
-    /// The BMCs of its machine: of what is installed, and of its spec.
+    /// The BMCs of the installation's and of the spec's machine.
     pub(super) fn bmcs(&self) -> impl Iterator<Item = &BmcAddress> {
         let installed = self.installed.as_ref().and_then(|known| known.machine.as_ref());
         let spec = self.spec.as_ref().and_then(|spec| spec.bmc_address());
         [installed.and_then(|machine| machine.bmc.as_ref()), spec].into_iter().flatten()
     }
 
-    /// Records that were written before machines were noted speak of the machine that their spec
-    /// names.
+    /// Adds the spec's machine to an installation of an earlier version, which did not record it.
     pub(super) fn note_machine(&mut self) {
         if let (Some(installed), Some(spec)) = (&mut self.installed, &self.spec) {
             installed.machine.get_or_insert_with(|| Machine::named_by(spec));
@@ -163,91 +165,91 @@ impl Record {
     }
 }
 
-/// The state of a node. The states of an attempt carry it; nothing else does.
+/// The state of a node. Only the states of an attempt have one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum State {
-    /// No attempt is under way. The machine is installed, or its spec wants nothing of it, or the
+    /// No attempt is under way. The machine is installed, or its spec wants no installation, or the
     /// node waits: for a poll, for the end of a pause, for its permit, or for consent because too
     /// many nodes were changed at once.
     Idle,
-    /// An operator must consent before anything is done to the machine.
+    /// The node waits for an operator's consent.
     Held {
-        /// `redeploy` as it was when the hold was shown: only a change after that is consent.
+        /// The spec's `redeploy` at the beginning of the hold: only a later change is consent.
         redeploy: Option<String>,
         reason: Hold,
     },
-    /// The attempts are used up, or another one would be of no use. It stays so until the spec is
-    /// changed or an operator says `hostler retry`.
+    /// The attempts are used up, or another one would not help. The node waits for a changed spec
+    /// or for `hostler retry`.
     Failed,
-    /// The BMC brings an installed machine into the power state that its spec wants, or restarts it
-    /// if that failed after the installation.
+    /// The BMC brings an installed machine into its spec's power state, or restarts it if that
+    /// failed after the installation.
     SettingPower { wanted: PowerState },
-    /// The image is fetched, verified and unpacked. Then the BMC is asked once more whether the
-    /// machine is on, because a large image takes a while.
+    /// The agent fetches, verifies and unpacks the image. Then it polls the BMC once more, because
+    /// a large image takes a while.
     Preparing {
         /// The attempt, once the image is verified.
         ready: Option<Attempt>,
     },
-    /// The BMC has the machine boot from the network, or an operator is awaited who does. From here
-    /// until the disk is written, the boot menu leads to the deploy ramdisk.
+    /// The BMC netboots the machine, or the node waits for an operator who does. From here until
+    /// the disk is written, the boot menu leads to the deploy ramdisk.
     PoweringOn { attempt: Attempt },
-    /// The machine boots the deploy ramdisk, which reports its disks, hears which one to export,
+    /// The machine boots the deploy ramdisk, which reports its disks, learns which one to export,
     /// and exports it.
     WaitingRamdisk { attempt: Attempt },
-    /// The exported disk waits for its turn, and then is written. From then on its old contents are
-    /// gone.
+    /// The exported disk waits for its permit; then the agent writes it. From then on, its old
+    /// content is gone.
     Imaging {
         attempt: Attempt,
         /// The chosen disk.
         disk: Disk,
-        /// Where the ramdisk exports it.
+        /// The ramdisk's target.
         target: Target,
-        /// Whether its turn has come to write.
+        /// Whether the node has its permit to write.
         granted: bool,
     },
-    /// The disk is written, and the boot files are those of the installed system again. The ramdisk
-    /// has not yet heard that it may let go of the disk.
+    /// The disk is written, and the boot menu is that of the installed system again. The ramdisk
+    /// does not know yet that it must release the disk.
     Switching {
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// The ramdisk stops its target, compares the disk with the image if it was told to, and says
-    /// completed.
+    /// The ramdisk stops its target, compares the disk with the image if it must, and sends its
+    /// completed notice.
     WaitingCompleted {
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// The BMC restarts the machine into the installed system, or leaves it off. Whatever becomes
-    /// of that, the disk is not written again.
+    /// The BMC restarts the machine into the installed system, or leaves it off. A failure here
+    /// never writes the disk again.
     Restarting {
         attempt: Attempt,
         /// The written disk.
         disk: Disk,
     },
-    /// The machine boots its own system, which has yet to show that it is up. Whatever becomes of
-    /// that, the disk stays as it is, and so does the power, but for one restart by the BMC.
+    /// The machine boots its installed system, which must show that it is up. A failure here never
+    /// writes the disk, and never switches the machine except for one restart by the BMC.
     Booting { boot: FirstBoot },
-    /// The attempt is over. The operation under way is stopped, and then the machine is switched
-    /// off, by its BMC or by its ramdisk. Shows as `pending`.
+    /// The attempt is over. The running operation stops, and then the BMC or the ramdisk switches
+    /// the machine off. The phase is `pending`.
     CleaningUp {
-        /// `None`: the machine was not touched yet, so that nothing is to be done to it.
+        /// `None`: the machine was not touched yet, and stays so.
         attempt: Option<Attempt>,
         purpose: Purpose,
     },
 }
 
-/// How far a first boot is.
+/// The progress of a first boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FirstBoot {
-    /// Its system has its time.
+    /// The system has its full time.
     Waiting,
-    /// The agent was gone when that time was up, so that its system has a little longer.
+    /// The deadline passed while the agent was stopped, so that the system has a little longer.
     Overdue,
-    /// The BMC restarts it, because its system did not come up.
+    /// The BMC restarts the machine, because its system did not come up.
     Restarting,
 }
 
@@ -255,11 +257,11 @@ pub enum FirstBoot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hold {
-    /// The machine is on: it is somebody's. Switching it off is consent.
+    /// The machine is on, so that somebody may use it. Switching it off is consent.
     PoweredOn,
-    /// The record was damaged: the machine may be installed, so being off is no consent.
+    /// The record was lost, so that the machine may be installed. Switching it off is no consent.
     RecordLost,
-    /// Too many nodes were to be reinstalled at once, so that it may be a mistake.
+    /// Too many reinstalls would begin at once, which may be a mistake.
     TooManyChanges,
 }
 
@@ -276,7 +278,7 @@ impl Hold {
     }
 }
 
-/// The reason for a clean-up, which decides what comes then.
+/// The reason for a clean-up, which decides about the next state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
@@ -288,51 +290,53 @@ pub enum Purpose {
     StartOver,
 }
 
-/// One deploy attempt, from power on.
+/// An attempt, from the verified image on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The secret by which the ramdisk proves that it was booted for this attempt.
+    /// The secret by which the ramdisk proves that this attempt booted it.
     pub key: AttemptKey,
     pub image: PreparedImage,
-    /// The ranges of the written disk that the ramdisk is to compare.
+    /// The ranges of the written disk that the ramdisk must compare.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<DiskRange>,
-    /// The first address that showed the key; no other may use it.
+    /// The first address that used the key; no other may use it.
     pub peer: Option<IpAddr>,
     /// The addresses that fetched the whole deploy ramdisk, two at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ramdisk_fetched_by: Vec<IpAddr>,
-    /// The disk that the ramdisk was asked to export.
+    /// The disk that the lookup's reply named.
     pub disk: Option<Box<Disk>>,
-    /// The machine's UUID as its BMC has it: no other machine's ramdisk is accepted. `None`: the
-    /// spec does not ask for that.
+    /// The machine's UUID from its BMC, if the spec requires that the ramdisk's machine has the
+    /// same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_guid: Option<SystemGuid>,
-    /// The BMC it was begun with: should the spec name another one now, this is the one to clean up
-    /// by.
+    /// The BMC at the beginning of the attempt, which the clean-up uses even if the spec names
+    /// another one now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc: Option<Box<Bmc>>,
 }
 
-/// An image that is in the cache.
+/// A verified image in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreparedImage {
-    /// The digest of the file as published.
+    /// The digest of the published file.
     pub digest: Digest,
-    /// The smallest disk that takes it, with everything that is written beside it, in bytes.
+    /// The size of the smallest disk for the whole layout, in bytes.
     pub disk_bytes: u64,
-    /// The UUID of its file system, if it is one.
+    /// The UUID of the file system, for a partition image.
     pub root_uuid: Option<String>,
-    /// The UUID of the partition that it is in, known once the disk is written.
+    /// The UUID of the root partition, once the disk is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_partuuid: Option<String>,
-    /// The kernel and ramdisk that the machine is served once it is installed, if it boots over the
-    /// network.
+    /// The kernel and ramdisk of the installed machine, if it boots over the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
+    /// The token for its config drive, if its system is to call once it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_token: Option<BootToken>,
 }
 
-/// An iSCSI target, as the ramdisk offers it.
+/// The iSCSI target that the ramdisk offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// The machine's address.
@@ -345,13 +349,13 @@ pub struct Target {
     pub iqn: String,
     /// CHAP user; empty without a secret.
     pub chap_username: String,
-    /// CHAP secret; `None`: the target asks nobody for one, and `boot.require_chap` allows that.
+    /// CHAP secret; `None`: the target requires none, and `boot.require_chap` allows that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_password: Option<Secret>,
 }
 
 impl State {
-    /// The attempt this state belongs to.
+    /// The attempt of this state.
     pub fn attempt(&self) -> Option<&Attempt> {
         match self {
             Self::Idle
@@ -388,22 +392,21 @@ impl State {
         }
     }
 
-    /// Whether nothing is under way: the states in which a spec may be taken up or the power
-    /// observed.
+    /// Whether nothing is under way, so that the node polls the power state.
     pub fn at_rest(&self) -> bool {
         matches!(self, Self::Idle | Self::Held { .. } | Self::Failed)
     }
 }
 
 impl PreparedImage {
-    /// The root file system, as a kernel's command line names it.
+    /// The value of `root=` for the kernel command line.
     pub(super) fn root(&self) -> Option<String> {
         netboot::root(self.root_partuuid.as_deref(), self.root_uuid.as_deref())
     }
 }
 
 impl Attempt {
-    /// An attempt of which nothing is known yet but what it was prepared with.
+    /// Makes an attempt after its preparation.
     pub(super) fn new(
         key: AttemptKey,
         image: PreparedImage,
@@ -414,8 +417,31 @@ impl Attempt {
         Self { key, image, verify, peer: None, ramdisk_fetched_by, disk: None, system_guid, bmc }
     }
 
-    /// The address of the BMC that the attempt was begun with, if there was one.
+    /// The address of the attempt's BMC, if it has one.
     pub(super) fn bmc_address(&self) -> Option<&BmcAddress> {
         self.bmc.as_ref().map(|bmc| &bmc.address)
+    }
+}
+
+/// The attempt of a node whose logs are taken, and how many came.
+#[derive(Debug, Default)]
+pub(super) struct RamdiskLogs {
+    pub(super) count: u32,
+    /// The last attempt, once it is over.
+    pub(super) ended: Option<Box<EndedAttempt>>,
+}
+
+/// The attempt that is over, and its ramdisk.
+#[derive(Debug)]
+pub(super) struct EndedAttempt {
+    pub(super) number: u32,
+    pub(super) key: AttemptKey,
+    pub(super) peer: Option<IpAddr>,
+}
+
+impl RamdiskLogs {
+    /// Takes note of an attempt that is over.
+    pub(super) fn note_end(&mut self, number: u32, key: AttemptKey, peer: Option<IpAddr>) {
+        self.ended = Some(Box::new(EndedAttempt { number, key, peer }));
     }
 }

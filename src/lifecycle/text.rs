@@ -1,24 +1,24 @@
-//! Texts from outside, as they may be shown and kept.
+//! Makes external texts safe to show and record.
 //!
-//! Called wherever a message takes in what a machine, a BMC or a spec said. No such text may steer
-//! a terminal, or grow without a bound.
+//! Called wherever a message includes a text of a machine, a BMC or a spec. No such text may act on
+//! a terminal or be unbounded.
 
 use crate::model::{fault::Fault, printable::is_escaped};
 
-/// Longest text shown, in characters: parts of it come from machines.
+/// Longest text, in characters.
 const TEXT_CHARS_MAX: usize = 1000;
 
-/// A text from outside as it may be shown and kept: bounded, and without what steers a terminal.
+/// Truncates an external text and removes characters that act on a terminal.
 pub(super) fn plain(text: &str) -> String {
     plain_up_to(TEXT_CHARS_MAX, text)
 }
 
-/// A text from outside, cut to so many characters.
+/// Does the same with a limit of `chars_max` characters.
 pub(super) fn plain_up_to(chars_max: usize, text: &str) -> String {
     text.chars().filter(|c| !is_escaped(*c)).take(chars_max).collect()
 }
 
-/// A fault from outside, with such a text.
+/// Makes the message of an external fault safe.
 pub(super) fn plain_fault(fault: Fault) -> Fault {
     Fault { message: plain(&fault.message), ..fault }
 }

@@ -1,10 +1,10 @@
-//! The state machine: what leads out of each state, and to which.
+//! The state machine: all transitions between states.
 //!
-//! [`next`] is the whole of it. Every change of a node's state goes through [`Node::enter`], with a
-//! [`Cause`] that another file has judged: events are judged in `callback.rs`, `attempt.rs`,
-//! `power.rs`, `hold.rs` and the others. What a state does while it lasts follows from the state
-//! alone: its operation and its boot menu (`node.rs`), its deadline (`wait.rs`), its permit
-//! (`permits.rs`). `docs/contributing/state-machine.md` is generated from this file.
+//! [`next`] has them all. Every change of a node's state goes through [`Node::enter`], with a
+//! [`Cause`] from the file that judged the event: `callback.rs`, `attempt.rs`, `power.rs`,
+//! `hold.rs` and others. Everything else follows from the state alone: its operation and boot menu
+//! (`node.rs`), its deadline (`wait.rs`), its permit (`permits.rs`).
+//! `docs/contributing/state-machine.md` is generated from this file.
 
 use crate::model::{callback::DiskRange, disk::Disk, power::PowerState};
 
@@ -20,82 +20,83 @@ use super::state::{
 /// A reason to change the state.
 #[derive(Clone, Debug)]
 pub(super) enum Cause {
-    /// The turn of the node's attempt has come (`permits.rs`).
+    /// The node got its permit for an attempt (`permits.rs`).
     AttemptGranted,
-    /// The turn of the machine's disk to be written has come (`permits.rs`).
+    /// The node got its permit to write the disk (`permits.rs`).
     ImagingGranted,
-    /// The machine may not be wiped or switched as it is (`hold.rs`).
+    /// The machine may not be WIPED or switched without consent (`hold.rs`).
     ConsentMissing { redeploy: Option<String>, reason: Hold },
-    /// A machine that was held for being on was seen off, or nothing can tell any more (`hold.rs`).
+    /// A machine that was held because it was on is off, or has no BMC any more (`hold.rs`).
     NotSeenOn,
-    /// Somebody knows again what is on the disk, or it is not to be written (`hold.rs`).
+    /// The disk's content is known again, or the spec wants no installation (`hold.rs`).
     DiskKnown,
-    /// The machine is to be brought into another power state than it was seen in (`power.rs`).
+    /// The machine must be switched on or off (`power.rs`).
     PowerWanted(PowerState),
     /// The BMC has brought the machine into the wanted power state (`power.rs`).
     PowerReached,
-    /// The BMC has failed to do so in all tries, or in time (`power.rs`).
+    /// The BMC has not reached the power state in all tries, or in time (`power.rs`).
     PowerMissed,
     /// The image is in the cache and verified (`attempt.rs`).
     ImageVerified(Attempt),
-    /// The BMC has said once more that the machine may be wiped (`attempt.rs`).
+    /// The BMC has confirmed a power state in which the machine may be WIPED (`attempt.rs`).
     PowerConfirmed,
     /// The BMC has switched the machine on (`attempt.rs`).
     PoweredOn,
-    /// The machine was seen booting, as an operator had it do (`manual_power.rs`).
+    /// The machine without a BMC was seen to netboot (`manual_power.rs`).
     SeenBooting,
-    /// The agent was gone while the machine fetched its boot files, or when the time of its first
-    /// boot was up (`attempt.rs`, `first_boot.rs`).
+    /// The agent was stopped while the machine fetched its boot files, or at the deadline of its
+    /// first boot (`attempt.rs`, `first_boot.rs`).
     CutOff,
     /// The ramdisk exports its disk (`callback.rs`).
     TargetOffered { disk: Disk, target: Target },
     /// The disk is written and flushed (`attempt.rs`).
     Written { verify: Vec<DiskRange>, disk_bytes: u64, root_partuuid: Option<String> },
-    /// The ramdisk was told that it may let go of its disk (`callback.rs`).
+    /// The ramdisk was told to release its disk (`callback.rs`).
     Released,
-    /// The ramdisk has let go of its disk (`callback.rs`, `ironic.rs`).
+    /// The ramdisk has released its disk (`callback.rs`, `ironic.rs`).
     LetGo,
     /// The BMC has restarted the machine (`attempt.rs`).
     Restarted,
-    /// The BMC has failed to do so in all tries, or in time (`attempt.rs`).
+    /// The BMC has not restarted the machine in all tries, or in time (`attempt.rs`).
     NotRestarted,
-    /// The installed system has yet to show that it is up (`first_boot.rs`).
+    /// The installed system must show that it is up (`first_boot.rs`).
     BootAwaited(FirstBoot),
-    /// It did not do so in time, and its machine is restarted once (`first_boot.rs`).
+    /// The first boot missed its deadline, and the BMC restarts the machine once (`first_boot.rs`).
     BootRepeated,
-    /// It has shown that it is up, or has not done so in time (`first_boot.rs`).
+    /// The installed system is up, or has finally missed its deadline (`first_boot.rs`).
     BootJudged,
-    /// A file is missing on the agent's own machine; the node's was not touched (`missing.rs`).
+    /// A file is missing on the agent's own machine; the node's machine was not touched
+    /// (`missing.rs`).
     FileMissing,
     /// The attempt failed, or the spec wants something else (`attempt.rs`).
     Abandoned(Purpose),
     /// Nothing of the attempt is under way any more (`attempt.rs`).
     Ended(Purpose),
-    /// The spec was changed, or an operator says so: all attempts lie ahead (`node.rs`).
+    /// The spec changed, or an operator retries (`node.rs`).
     StartedAfresh,
 }
 
 /// A change of the record that comes with a transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The disk may be wiped, by this and by repeated attempts.
+    /// This and repeated attempts may WIPE the disk.
     ConsentGiven,
     /// Another attempt needs consent of its own.
     ConsentEnds,
-    /// One more attempt was made.
+    /// The attempt counts.
     AttemptCounts,
-    /// This attempt counts as not made.
+    /// The attempt does not count.
     AttemptUncounted,
-    /// No attempt was made yet.
+    /// The count of attempts begins again.
     AttemptsForgotten,
-    /// Deadline, tries and pause go on as they were. Without it they begin anew.
+    /// Deadline, tries and pause stay. Without this effect, they begin again.
     WaitGoesOn,
 }
 
-/// A transition. `Err` gives back both where a cause means nothing in a state.
+/// The next state, or both arguments if the cause has no meaning in the state.
 type Next = Result<(State, &'static [Effect]), Box<(State, Cause)>>;
 
-/// The state that follows, and what else changes with it.
+/// Returns the next state and the effects on the record.
 #[expect(clippy::too_many_lines, reason = "the whole state machine, in one match")]
 #[expect(clippy::match_same_arms, reason = "the arms stand by the state that they lead out of")]
 pub(super) fn next(from: State, cause: Cause) -> Next {
@@ -191,7 +192,7 @@ pub(super) fn next(from: State, cause: Cause) -> Next {
             (CleaningUp { attempt, purpose }, &[WaitGoesOn])
         }
 
-        // From `Idle` where not even an attempt could be begun.
+        // From `Idle` if the preflight failed.
         (Idle | CleaningUp { .. }, Cause::Ended(Retry)) => (Idle, &[]),
         (Idle | CleaningUp { .. }, Cause::Ended(GiveUp)) => (Failed, &[ConsentEnds]),
         (CleaningUp { .. }, Cause::Ended(StartOver)) => (Idle, &[ConsentEnds, AttemptsForgotten]),

@@ -1,14 +1,14 @@
-//! The knowledge beside the nodes' records: installations of unclaimed machines, which nodes have a
-//! record, which reinstalls were let through lately, and whether any of that was ever lost.
+//! The site file's content: unclaimed installations, the list of nodes with a record, the breaker's
+//! recent reinstalls, and whether any of that was lost.
 //!
-//! A spec file that is renamed, swapped or comes back finds its machine as it was left, because
-//! nothing is ever wiped because a file went away. A record that is gone is missed by its name and
-//! its machine, so that its node is not taken for one never seen.
+//! A spec file that is renamed, swapped or restored gets back its machine's installation, because a
+//! missing file never WIPES anything. A missing record is noticed by the list, so that its node
+//! does not count as new.
 //!
-//! Kept by the [`super::Fleet`]; the [`super::Executor`] makes it durable before the record that
-//! knew it is changed or removed, and before anything is done to a machine whose record would not
-//! be missed. An entry that is found again stays: the node that has the machine now writes it anew
-//! when it leaves.
+//! Owned by the [`super::Fleet`]; the [`super::Executor`] writes it durably before the record with
+//! the same knowledge is changed or removed, and before any effect on a machine whose node is not
+//! listed. An entry whose machine is claimed again stays, and is replaced when the machine becomes
+//! unclaimed again.
 
 use std::collections::BTreeMap;
 
@@ -24,27 +24,26 @@ use crate::model::{
 
 use super::state::Record;
 
-/// Machines that are remembered: more than a site has, and small enough for any memory. What is
-/// more than that is forgotten, and known to be.
-const LEFT_MAX: usize = 20_000;
+/// Most machines that are remembered: more than any site has. Forgetting one beyond that sets
+/// `incomplete`.
+const MACHINES_MAX: usize = 20_000;
 
-/// An installation. `None`: a record was lost, and nobody knows what is installed.
+/// An installation, or `None` if a record was lost and the disk's content is unknown.
 pub type Known = Option<Installed>;
 
-/// Unclaimed installations, and what else is known beside the records.
+/// Unclaimed installations, and the rest of the site file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "File", into = "File")]
 pub struct UnclaimedInstalls {
     machines: BTreeMap<MachineId, Known>,
-    /// The installations of nodes that never had a spec here, so that only their name is known:
-    /// what status files say where a record is lost.
+    /// The installations of nodes without a spec, from the status files of lost records.
     nodes: BTreeMap<NodeName, Known>,
-    /// The nodes that have a record, with the machine that their spec named.
+    /// The nodes with a record, each with its spec's machine.
     listed: BTreeMap<NodeName, Option<MachineId>>,
-    /// Reinstalls that the breaker let through lately.
+    /// The breaker's recent reinstalls.
     reinstalls: BTreeMap<NodeName, Timestamp>,
-    /// Whether some of this was lost: any machine that is named for the first time may be
-    /// installed.
+    /// Whether some of this was lost, so that any machine that a spec names for the first time may
+    /// be installed already.
     incomplete: bool,
     changes: u64,
 }
@@ -73,9 +72,8 @@ impl From<File> for UnclaimedInstalls {
 }
 
 impl From<UnclaimedInstalls> for File {
-    fn from(
-        UnclaimedInstalls { machines, nodes, listed, reinstalls, incomplete, .. }: UnclaimedInstalls,
-    ) -> Self {
+    fn from(installs: UnclaimedInstalls) -> Self {
+        let UnclaimedInstalls { machines, nodes, listed, reinstalls, incomplete, .. } = installs;
         Self {
             incomplete,
             machines: machines.into_iter().collect(),
@@ -87,24 +85,24 @@ impl From<UnclaimedInstalls> for File {
 }
 
 impl UnclaimedInstalls {
-    /// The knowledge once it was lost. Until an operator ends that, a machine that a spec names for
-    /// the first time is one that may be installed.
+    /// The content after the loss of the site file. Until an operator approves new machines, a
+    /// machine that a spec names for the first time may be installed already.
     pub fn lost() -> Self {
         Self { incomplete: true, ..Self::default() }
     }
 
-    /// Whether some of it was lost.
+    /// Whether some of the content was lost.
     pub fn is_incomplete(&self) -> bool {
         self.incomplete
     }
 
-    /// Whether a machine that is named for the first time may be installed.
+    /// Sets whether a machine that a spec names for the first time may be installed already.
     pub fn set_incomplete(&mut self, incomplete: bool) {
         self.changes += u64::from(self.incomplete != incomplete);
         self.incomplete = incomplete;
     }
 
-    /// The nodes whose record is gone, or knows nothing any more.
+    /// The listed nodes whose record is missing or has no spec.
     pub fn missing<'a>(
         &'a self,
         records: &'a BTreeMap<NodeName, Record>,
@@ -113,8 +111,8 @@ impl UnclaimedInstalls {
         self.listed.keys().filter(move |name| !is_known(name))
     }
 
-    /// A record that is gone makes its node and its machine such as nobody knows, unless a status
-    /// file says more. From now on this says so, and the list no longer has to.
+    /// Marks the nodes of missing records, and their machines, as unknown unless a status file has
+    /// their installation, and takes them off the list.
     pub(super) fn miss(&mut self, records: &BTreeMap<NodeName, Record>) {
         let missing: Vec<NodeName> = self.missing(records).cloned().collect();
         for name in missing {
@@ -126,13 +124,13 @@ impl UnclaimedInstalls {
         }
     }
 
-    /// Whether the node's record would be missed, and with it its machine.
+    /// Whether the node is listed with this machine.
     pub(super) fn lists(&self, name: &NodeName, machine: Option<&MachineId>) -> bool {
         self.listed.get(name).is_some_and(|listed| machine.is_none() || listed.as_ref() == machine)
     }
 
-    /// These nodes have a durable record. One without a spec keeps the machine that it was listed
-    /// with. Answers which were not listed so.
+    /// Lists nodes with a durable record, and returns the newly listed ones. A node without a spec
+    /// keeps its listed machine.
     pub(super) fn list<'a>(
         &mut self,
         nodes: impl Iterator<Item = (&'a NodeName, Option<MachineId>)>,
@@ -148,24 +146,24 @@ impl UnclaimedInstalls {
         newly
     }
 
-    /// The node's record is about to be removed.
+    /// Takes a node off the list, before its record is removed.
     pub(super) fn unlist(&mut self, name: &NodeName) {
         self.changes += u64::from(self.listed.remove(name).is_some());
     }
 
-    /// Reinstalls that the breaker let through, with when each came up.
+    /// The breaker's recent reinstalls, each with its time.
     pub(super) fn reinstalls(&self) -> &BTreeMap<NodeName, Timestamp> {
         &self.reinstalls
     }
 
-    /// Replaces the reinstalls that the breaker counts.
+    /// Replaces the breaker's recent reinstalls.
     pub(super) fn count_reinstalls(&mut self, reinstalls: BTreeMap<NodeName, Timestamp>) {
         self.changes += 1;
         self.reinstalls = reinstalls;
     }
 
-    /// Takes in what status files say of nodes whose record is lost. Once: what has become of it
-    /// since is known better here.
+    /// Adds the installations in status files of nodes with a lost record. An existing entry is
+    /// newer and stays.
     pub(super) fn recover_from_status(&mut self, recovered: BTreeMap<NodeName, Known>) {
         for (node, known) in recovered {
             if self.nodes.contains_key(&node) {
@@ -181,12 +179,12 @@ impl UnclaimedInstalls {
         }
     }
 
-    /// Everything that is known to be installed.
+    /// All known installations.
     pub(super) fn installed(&self) -> impl Iterator<Item = &Installed> {
         self.machines.values().chain(self.nodes.values()).flatten()
     }
 
-    /// The BMCs of the machines of which something is known.
+    /// The BMCs of all machines with an entry.
     pub(super) fn bmcs(&self) -> impl Iterator<Item = &BmcAddress> {
         let named = self.machines.keys().filter_map(|id| match id {
             MachineId::Bmc(address) => Some(address),
@@ -196,14 +194,19 @@ impl UnclaimedInstalls {
         named.chain(installed)
     }
 
-    /// Counts additions and changes.
+    /// The number of changes so far, by which the executor knows that a write is due.
     pub(super) fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// The installation of the machine that the spec names, if anything is known of it. Where only
-    /// its BMC's address or one of its MAC addresses is known, it may be that machine or another
-    /// one: then nobody knows.
+    /// Whether it is known what is installed on the machine of a node without a good record.
+    pub fn knows(&self, name: &NodeName) -> bool {
+        self.nodes.get(name).is_some_and(Option::is_some)
+    }
+
+    /// The known installation of the spec's machine, if there is an entry. If only its BMC's
+    /// address or one of its MAC addresses matches, it may be another machine: the installation is
+    /// unknown.
     pub(super) fn machine(&self, spec: &NodeSpec) -> Option<Known> {
         let known = self.machines.get(&spec.machine()).or_else(|| self.with_mac_of(spec))?;
         Some(known.clone().filter(|installed| {
@@ -223,18 +226,18 @@ impl UnclaimedInstalls {
         self.machines.values().find(|known| known.as_ref().is_some_and(has_mac))
     }
 
-    /// The installation of a node without a spec, if anything is known of it.
+    /// The known installation of a node without a spec, if there is an entry.
     pub(super) fn node(&self, name: &NodeName) -> Option<&Known> {
         self.nodes.get(name)
     }
 
-    /// The node has a spec: from now on its machine is known by what its spec says.
+    /// Drops the entry of a node that has a spec now, which identifies its machine.
     pub(super) fn found(&mut self, name: &NodeName) {
         self.nodes.remove(name);
     }
 
-    /// The disk of a machine that the spec names is written from now on. What was kept under any of
-    /// its names may be gone: should a spec come back to that name, nobody knows.
+    /// Marks the entries of the spec's machine as unknown, under all its names, because its disk is
+    /// being written.
     pub(super) fn written(&mut self, spec: &NodeSpec) {
         let machine = spec.machine();
         let names = |known: &Known, id: Option<&MachineId>| {
@@ -251,7 +254,7 @@ impl UnclaimedInstalls {
         }
     }
 
-    /// A node goes away, or turns to another machine.
+    /// Remembers the installation of a node that is forgotten or changes its machine.
     pub(super) fn remember(&mut self, name: &NodeName, record: &Record) {
         let Some(spec) = &record.spec else {
             self.changes += u64::from(remember(&mut self.nodes, name, record));
@@ -259,19 +262,18 @@ impl UnclaimedInstalls {
         };
         let machine = spec.machine();
         self.changes += u64::from(remember(&mut self.machines, &machine, record));
-        // The installation was made at another address: should the machine come back to that, it is
-        // found there.
+        // The machine had another identity at its installation, under which it may come back.
         let installed_as = record.installed.as_ref().and_then(|one| one.machine.as_ref());
         if let Some(former) = installed_as.map(Machine::id).filter(|former| *former != machine) {
             self.changes += u64::from(remember(&mut self.machines, &former, record));
         }
-        while self.machines.len() > LEFT_MAX {
+        while self.machines.len() > MACHINES_MAX {
             self.incomplete |= self.machines.pop_first().is_some();
         }
     }
 }
 
-/// Whether that changed anything.
+/// Sets or removes one entry; returns whether that changed anything.
 fn remember<K: Ord + Clone>(unclaimed: &mut BTreeMap<K, Known>, key: &K, record: &Record) -> bool {
     if record.installed.is_none() && !record.is_disk_unknown() {
         return unclaimed.remove(key).is_some();

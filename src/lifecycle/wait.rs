@@ -1,8 +1,7 @@
-//! Every wait of a node: how long it may last, what it waits for, when the node wants to be woken,
-//! and what a clock that is set does to it.
+//! The waits of a node: limits, reasons, wake-ups, and the handling of clock changes.
 //!
-//! Called by `settle.rs` and `node.rs` in each step. It decides when a wait is over; what follows
-//! is in `attempt.rs`.
+//! Called by `settle.rs` and `node.rs` in each step. It ends waits; `attempt.rs` decides what
+//! follows. No wait may lack a limit.
 
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use super::{
 };
 
 impl Node {
-    /// When [`super::Event::Tick`] is due, and what for.
+    /// When the next [`super::Event::Tick`] is due, with the reason.
     pub fn next_wake(&self) -> Option<(Timestamp, &'static str)> {
         if self.unread {
             return self.deadline();
@@ -44,7 +43,7 @@ impl Node {
             _ => None,
         };
         let poll = match self.running {
-            // The permit comes without a wake.
+            // A permit is granted without a tick.
             None if self.polls.waits() => None,
             None if self.observes() => Some((self.polls.next_at(), "a poll of the power state")),
             Some(running) if self.record.state.at_rest() => {
@@ -57,7 +56,7 @@ impl Node {
         [self.deadline(), work, poll, netboot].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// When the present state is given up, and what it waits for.
+    /// The deadline of the present state, with the reason.
     pub fn deadline(&self) -> Option<(Timestamp, &'static str)> {
         let reason = match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => return None,
@@ -88,14 +87,14 @@ impl Node {
         self.record.deadline.map(|at| (missing.map_or(at, |until| until.min(at)), reason))
     }
 
-    /// The longest time that the present state may last; for a clean-up, that of one try.
+    /// The limit of the present state; for a clean-up, of one try.
     pub(super) fn limit(&self) -> Option<Duration> {
         let timeouts = &self.record.spec.as_ref()?.timeouts;
         match &self.record.state {
             State::Idle | State::Held { .. } | State::Failed => None,
             State::Preparing { .. } | State::Imaging { .. } => Some(timeouts.imaging),
             State::WaitingRamdisk { .. } => Some(timeouts.ramdisk),
-            // Reading the disk may take as long as writing it.
+            // Comparing the disk may take as long as writing it.
             State::WaitingCompleted { attempt, .. } if !attempt.verify.is_empty() => {
                 Some(timeouts.completed.saturating_add(timeouts.imaging))
             }
@@ -115,14 +114,14 @@ impl Node {
         }
     }
 
-    /// So many tries of the BMC, with the pauses between them.
+    /// The limit of several tries of the BMC, with the pauses between them.
     fn limit_of_tries(&self, timeouts: &Timeouts, tries_max: u32) -> Duration {
         let pauses: Duration = (1..tries_max).map(|tries| self.pause_after(tries)).sum();
         power_limit(timeouts).saturating_mul(tries_max).saturating_add(pauses)
     }
 
-    /// A spec with other timeouts counts from the beginning of the present wait, which could last
-    /// `limit_before` until now.
+    /// Applies a spec's other timeouts to the present wait, from its beginning. `limit_before` was
+    /// its limit.
     pub(super) fn shift_deadline(&mut self, limit_before: Option<Duration>) {
         if matches!(self.record.state, State::CleaningUp { .. }) {
             return;
@@ -136,8 +135,8 @@ impl Node {
         }
     }
 
-    /// A clock that was set back must not make any wait longer than its whole length, nor a phase
-    /// begin in the future.
+    /// Bounds every wait to its full length after the clock was set back, and every phase's
+    /// beginning to now.
     pub(super) fn bound_waits(&mut self, now: Timestamp) {
         let (limit, pause) = (self.limit(), self.whole_pause());
         let bound = |at: &mut Timestamp, limit| *at = (*at).min(after(now, limit));
@@ -161,7 +160,7 @@ impl Node {
         }
     }
 
-    /// The longest pause before the state's work.
+    /// The longest pause before the state's operation.
     fn whole_pause(&self) -> Duration {
         match (&self.record.state, &self.record.spec) {
             (State::Idle, Some(spec)) => {
@@ -171,7 +170,7 @@ impl Node {
         }
     }
 
-    /// Ends what has lasted too long.
+    /// Ends waits that have reached their limit.
     pub(super) fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if let Some(fault) = self.missed_disk(now) {
             self.fail(now, fault, actions);
@@ -181,7 +180,7 @@ impl Node {
             {
                 let is_switching = matches!(self.record.state, State::Switching { .. });
                 if is_switching && !self.ramdisk().confirms_completion() {
-                    self.stop_telling(now, actions);
+                    self.stop_releasing(now, actions);
                 } else {
                     self.miss_deadline(now, actions);
                 }

@@ -1,8 +1,7 @@
-//! The order in which nodes want to be woken, so that ten thousand nodes cost no more than the one
-//! that is due.
+//! The wake-ups of all nodes in the order of time, so that only due nodes cost anything.
 //!
-//! Kept by the [`super::Fleet`], which notes a node's wish after each of its steps. It must never
-//! hold two wishes of one node.
+//! Owned by the [`super::Fleet`], which updates a node's wake-up after each of its steps. It must
+//! never hold two wake-ups of one node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +16,7 @@ pub(super) struct WakeUps {
 }
 
 impl WakeUps {
-    /// The node wants to be woken then, or not at all.
+    /// Sets or removes the node's wake-up.
     pub(super) fn put(&mut self, node: &NodeName, at: Option<Timestamp>) {
         if self.by_node.get(node).copied() == at {
             return;
@@ -31,12 +30,12 @@ impl WakeUps {
         }
     }
 
-    /// The nodes whose time has come, earliest first.
+    /// The nodes that are due, earliest first.
     pub(super) fn due(&self, now: Timestamp) -> Vec<NodeName> {
         self.by_time.iter().take_while(|(at, _)| *at <= now).map(|(_, node)| node.clone()).collect()
     }
 
-    /// The earliest of all.
+    /// The earliest wake-up.
     pub(super) fn next(&self) -> Option<(Timestamp, &NodeName)> {
         self.by_time.first().map(|(at, node)| (*at, node))
     }

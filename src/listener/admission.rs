@@ -1,11 +1,11 @@
-//! Admission of connections: how many there may be, in all and from each peer, how fast they may
-//! come, and which one makes room.
+//! Admission of connections: limits in all and for each peer, rate limits, and eviction.
 //!
-//! Asked by the accept loop for every connection, and by a connection for its requests. It must
-//! stay small however many peers turn up. It must never let clients that only hold connections keep
-//! out a machine: a full listener evicts the connection that has been idle longest, unless it is
-//! protected. If all are, it evicts the one whose client has taken nothing of its file for longest,
-//! and for some seconds. Without a rate limit nothing is kept of a peer that has no connection.
+//! The accept loop asks for every connection, and a connection for each of its requests. Memory
+//! must stay bounded whatever the number of peers. Clients that only hold connections must never
+//! keep out a machine: a full listener evicts the unprotected connection that has been idle
+//! longest. If all are protected, it evicts the one whose download has stalled longest, and for
+//! [`NO_PROGRESS_MAX`] at least. Without a rate limit, nothing is kept of a peer that has no
+//! connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,11 +17,11 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// Peers whose rate is remembered. More than the connections allowed at once, so that there is
-/// always an unconnected one to forget.
+/// Peers whose rate is kept: more than connections at once, so that an unconnected one can always
+/// be forgotten.
 const RATES_MAX: usize = 1024;
 
-/// How long a client may take nothing of its file and still keep its connection to a full listener.
+/// How long a download may stall before a full listener evicts its connection.
 const NO_PROGRESS_MAX: Duration = Duration::from_secs(5);
 
 /// The identity by which clients are told apart.
@@ -45,7 +45,7 @@ pub(crate) struct ConnectionLimits {
 pub(crate) struct RateLimit {
     /// Over time; at least 1.
     pub(crate) per_second: u32,
-    /// At once.
+    /// Connections and requests in a burst.
     pub(crate) burst: u32,
 }
 
@@ -60,23 +60,23 @@ pub(crate) struct Admission<P = IpAddr> {
 struct Book<P> {
     connections: BTreeMap<u64, Connection<P>>,
     next_number: u64,
-    /// When each peer would next be served if it had been given an even pace. How far this lies
-    /// ahead is what it has borrowed.
+    /// Each peer's token bucket as a time: its next request at an even rate. The time ahead of now
+    /// is the part of the burst that it has used.
     rates: BTreeMap<P, Instant>,
 }
 
 #[derive(Debug)]
 struct Connection<P> {
     peer: P,
-    /// Since when it has been idle, as a number that only grows; `None`: it is protected.
+    /// The start of its idle time, as a growing number; `None`: the connection is protected.
     idle_since: Option<u64>,
-    /// When its client last took something of a file; `None`: no file is sent to it.
+    /// The last progress of a download; `None`: there is none.
     progress_at: Option<Instant>,
-    /// Dropped with this entry, which tells the connection to end.
+    /// Tells the connection to end, by being dropped.
     _eviction: oneshot::Sender<()>,
 }
 
-/// A connection's right to be there, given back when it is dropped.
+/// A connection's place within the limits, which dropping it gives back.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit<P = IpAddr> {
     admission: Arc<Admission<P>>,
@@ -88,9 +88,9 @@ pub(crate) struct ConnectionPermit<P = IpAddr> {
 #[derive(Debug)]
 pub(crate) struct Admitted<P = IpAddr> {
     pub(crate) permit: ConnectionPermit<P>,
-    /// Ends once the connection has to make room.
+    /// Resolves when the connection is evicted.
     pub(crate) eviction: oneshot::Receiver<()>,
-    /// The peer whose connection made room for this one.
+    /// The peer of the connection that was evicted for this one.
     pub(crate) evicted: Option<P>,
 }
 
@@ -141,6 +141,11 @@ impl<P: Peer> Admission<P> {
         Ok(Admitted { permit, eviction, evicted })
     }
 
+    /// Whether one more request of this peer, connected or not, fits into its rate.
+    pub(crate) fn takes(&self, peer: P, now: Instant) -> bool {
+        self.book().takes(self.limits.rate, peer, now)
+    }
+
     /// Whether a connection of a peer that has none would be admitted.
     pub(crate) fn has_room(&self) -> bool {
         let book = self.book();
@@ -173,8 +178,8 @@ impl<P> ConnectionPermit<P> {
         self.set_idle(|_| None);
     }
 
-    /// Keeps the connection from being evicted until the result is dropped, from when on it has
-    /// just become idle.
+    /// Keeps the connection from being evicted until the result is dropped; it then counts as just
+    /// idle.
     pub(crate) fn protect_while(self: &Arc<Self>) -> Protection<P> {
         self.protect();
         Protection(Arc::clone(self))
@@ -197,7 +202,7 @@ impl<P> Drop for ConnectionPermit<P> {
 }
 
 impl<P> Protection<P> {
-    /// Notes that the client takes its file now, so that it is not what keeps others out.
+    /// Notes progress of the connection's download.
     pub(crate) fn note_progress(&self) {
         self.note_progress_at(Instant::now());
     }
@@ -224,12 +229,12 @@ impl<P> Book<P> {
 }
 
 impl<P: Peer> Book<P> {
-    /// Evicts the one of those that match that others can do without best; tells whose it was.
+    /// Evicts the idlest matching connection, or else the slowest; returns its peer.
     fn evict(&mut self, now: Instant, matches: impl Fn(&Connection<P>) -> bool) -> Option<P> {
         self.evict_idlest(&matches).or_else(|| self.evict_slowest(now, &matches))
     }
 
-    /// Evicts the connection whose client has taken nothing of its file for longest.
+    /// Evicts the matching connection whose download has stalled longest.
     fn evict_slowest(
         &mut self,
         now: Instant,
@@ -242,7 +247,7 @@ impl<P: Peer> Book<P> {
         self.connections.remove(&number).map(|evicted| evicted.peer)
     }
 
-    /// Evicts the connection that has been idle longest of those that match; tells whose it was.
+    /// Evicts the matching connection that has been idle longest; returns its peer.
     fn evict_idlest(&mut self, matches: impl Fn(&Connection<P>) -> bool) -> Option<P> {
         let matching = self.connections.iter().filter(|(_, it)| matches(it));
         let idle = matching.filter_map(|(number, it)| Some((it.idle_since?, *number)));
@@ -250,7 +255,8 @@ impl<P: Peer> Book<P> {
         self.connections.remove(&number).map(|evicted| evicted.peer)
     }
 
-    /// Whether one more connection or request fits into the peer's rate, which it then counts for.
+    /// Counts one more connection or request if it fits into the peer's rate; returns whether it
+    /// does.
     fn takes(&mut self, rate: Option<RateLimit>, peer: P, now: Instant) -> bool {
         let Some(rate) = rate else { return true };
         if self.rates.len() >= RATES_MAX && !self.rates.contains_key(&peer) {
@@ -317,7 +323,7 @@ mod tests {
         let fifth = admit(&admission, address(3)).unwrap();
         assert!(!is_evicted(&mut first) && is_evicted(&mut third), "all have three");
         assert_eq!((fourth.evicted, fifth.evicted), (None, Some(address(1))));
-        // An evicted connection gives nobody else's permit back when it is gone.
+        // Dropping an evicted connection gives no other connection's permit back.
         drop(second);
         assert_eq!(admission.book().connections.len(), 3);
         assert!(admission.has_room());
@@ -356,7 +362,7 @@ mod tests {
             let Admitted { permit, eviction, .. } = admit(&admission, address(peer)).unwrap();
             (Arc::new(permit).protect_while(), eviction)
         });
-        // The third is protected for another reason than a file.
+        // The third connection is protected, but not for a download.
         for (protection, _) in [&slow, &quick] {
             protection.note_progress_at(start);
         }
@@ -389,7 +395,7 @@ mod tests {
     fn however_many_peers_come_few_are_remembered_and_the_connected_are_among_them() {
         let admission = admission(3, 2, Some(RateLimit { per_second: 10, burst: 5 }));
         let _connected = admit(&admission, address(0)).unwrap();
-        for number in 1..10_000 {
+        for number in 1..u32::try_from(RATES_MAX).unwrap() + 1000 {
             assert!(admit(&admission, address(number)).is_some());
         }
         assert_eq!(admission.book().rates.len(), RATES_MAX);

@@ -1,12 +1,12 @@
 //! Accepts connections: admission, deadlines and shutdown, the same for every stream listener.
 //!
-//! The callback endpoints, the HTTP boot files and the admin socket each run a [`Listener`] and
-//! give it a function that serves one connection. A listener for metrics or status would do the
-//! same: bind a socket, choose [`ConnectionLimits`] and what happens when they are reached, and
-//! serve HTTP by [`http1`].
+//! The callback endpoints, the HTTP boot server and the admin socket each run a [`Listener`] with a
+//! function that serves one connection. A new listener does the same: it binds a socket, chooses
+//! [`ConnectionLimits`] and [`WhenFull`], and serves HTTP by [`http1`].
 //!
-//! [`admission`] decides which connection may stay. The loop must never wait for a connection,
-//! never end because of an error of `accept`, and never leave a connection behind when it ends.
+//! [`admission`] decides which connections stay. The accept loop must never wait for one
+//! connection, never end because of an error of `accept`, and never leave a connection open when it
+//! ends.
 
 mod admission;
 
@@ -32,14 +32,14 @@ pub(crate) use self::admission::{
 };
 use self::admission::{Admitted, NotAdmitted};
 
-/// Pause after a failed `accept`: without file descriptors it fails at once again and again.
+/// Pause after a failed `accept`, which fails again at once while file descriptors are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The clients send about five headers.
+/// Most headers of a request; hostler's clients send about five.
 const HEADERS_MAX: usize = 32;
-/// The least buffer that hyper allows is 8 KiB.
+/// Largest head of a request, in bytes. hyper requires at least 8 KiB.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// A bound socket that connections come from.
+/// A bound socket that accepts connections.
 pub(crate) trait Accept {
     /// An accepted connection.
     type Stream: Send + 'static;
@@ -57,7 +57,7 @@ impl Accept for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, IpAddr)> {
         let (stream, address) = self.accept().await?;
-        // Only latency is lost without it.
+        // A failure costs only latency.
         stream.set_nodelay(true).unwrap_or_default();
         Ok((stream, address.ip().to_canonical()))
     }
@@ -80,9 +80,9 @@ impl Accept for UnixListener {
 /// How a listener treats a new connection while every one it has is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhenFull {
-    /// It is closed at once.
+    /// Close it at once.
     Refuse,
-    /// It waits in the socket's backlog.
+    /// Let it wait in the socket's backlog.
     Wait,
 }
 
@@ -98,8 +98,8 @@ pub(crate) struct Listener<S: Accept> {
 }
 
 impl<S: Accept> Listener<S> {
-    /// Serves every admitted connection in a task of its own until `shutdown`, and then cuts those
-    /// that are open. Returns when all have ended.
+    /// Serves every admitted connection in a task of its own until `shutdown`, cuts the open ones,
+    /// and returns when all have ended.
     pub(crate) async fn serve<F>(
         self,
         shutdown: impl Future<Output = ()>,
@@ -165,9 +165,9 @@ fn report_panic(name: &str, ended: Result<(), JoinError>) {
     }
 }
 
-/// HTTP/1.1 with a limited request head, which must arrive within `head`.
+/// Builds an HTTP/1.1 server with a limited request head, which must arrive within `head`.
 ///
-/// axum's own `serve` limits neither its time nor its size.
+/// axum's own `serve` limits neither the head's time nor its size.
 pub(crate) fn http1(head: Duration) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())

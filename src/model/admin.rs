@@ -1,7 +1,7 @@
-//! Orders and questions that an operator sends to a running agent, and their answers.
+//! The questions and orders that an operator sends to a running agent, and their answers.
 //!
-//! Made by the commands, carried by the admin subsystem, judged by the core. An order is a wish:
-//! whether it counts is for the node to say.
+//! The commands make them, the admin subsystem transmits them, the core judges them: each node
+//! decides whether an order counts.
 
 use std::collections::BTreeSet;
 
@@ -21,25 +21,24 @@ const MESSAGE_CHARS_MAX: usize = 300;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Question {
-    /// To be performed; answered with an [`Answer`] for each node.
+    /// An order, answered with an [`Answer`] for each node.
     Order(Order),
-    /// Machines that specs name from now on are new again, whatever was lost: no machine that is
-    /// held already is let go. Answered with whether they were not.
+    /// Approves that machines of specs which appear from now on are new, although a record was
+    /// lost. Machines that are held already stay held. Answered with whether this changed anything.
     ApproveNewMachines,
-    /// The boot menus of a network interface; answered with a [`NicBoot`], or nothing if no node
-    /// has it.
+    /// Asks for the boot menus of a network interface; answered with a [`NicBoot`], or nothing if
+    /// no node has the interface.
     ShowBoot {
         /// The interface's address.
         mac: MacAddr,
-        /// Whether the attempt's key is to be in it.
+        /// Whether the menus include the attempt's key.
         secrets: bool,
     },
-    /// To be done by a node's BMC; answered with what is so then, as [`Fact`]s.
+    /// A command for a node's BMC; answered with the [`Fact`]s afterwards.
     Bmc {
         /// The node.
         node: NodeName,
-        /// The command, under the key that this version of the protocol has for it.
-        #[serde(rename = "deed")]
+        /// The command.
         command: BmcCommand,
     },
 }
@@ -48,14 +47,14 @@ pub enum Question {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// Consent: held nodes may go on, even if that wipes them.
+    /// Consents that held nodes go on, even if that WIPES them.
     Approve(Selection),
-    /// Try again what was given up, and at once what waits for its next attempt.
+    /// Retries failed nodes, and starts the next attempt of waiting ones at once.
     Retry(Selection),
 }
 
 impl Order {
-    /// The order's name: that of its command.
+    /// The name of the command that sends the order.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Approve(_) => "approve",
@@ -63,7 +62,7 @@ impl Order {
         }
     }
 
-    /// For which nodes.
+    /// The nodes that the order is for.
     pub const fn selection(&self) -> &Selection {
         match self {
             Self::Approve(selection) | Self::Retry(selection) => selection,
@@ -75,7 +74,7 @@ impl Order {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Selection {
-    /// All that wait for such an order.
+    /// All nodes that wait for such an order.
     All,
     /// The named nodes.
     Nodes(BTreeSet<NodeName>),
@@ -94,19 +93,19 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// An answer; a message that is too long is cut.
+    /// Makes an answer and truncates a long message.
     pub fn new(node: NodeName, counted: bool, message: &str) -> Self {
         Self { node, counted, message: message.chars().take(MESSAGE_CHARS_MAX).collect() }
     }
 }
 
-/// The boot menus of a network interface: one for each boot loader, whichever the machine runs.
+/// The boot menus of a network interface, one for each boot loader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicBoot {
     /// The node that has the NIC.
     pub node: NodeName,
-    /// Its menus.
+    /// The menus.
     pub menus: Vec<ServedMenu>,
 }
 
@@ -116,7 +115,7 @@ pub struct NicBoot {
 pub struct ServedMenu {
     /// The name that the boot loader asks for.
     pub name: String,
-    /// The text. There may be the attempt's key in it.
+    /// The text, which may hold the attempt's key.
     pub text: Secret,
 }
 
@@ -124,30 +123,30 @@ pub struct ServedMenu {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum BmcCommand {
-    /// Say whether the machine is on, and what it boots from.
+    /// Report the power state and the boot device.
     Status,
-    /// Say what it is.
+    /// Report the BMC's make and firmware.
     Info,
     /// Switch the machine on.
     On,
-    /// Switch it off.
+    /// Switch the machine off.
     Off {
-        /// At once, without asking its system to shut down.
+        /// At once, without an ACPI shutdown.
         hard: bool,
     },
-    /// Off at once, and on again.
+    /// Switch the machine off at once, and on again.
     Cycle,
-    /// Choose what it boots from.
+    /// Choose the boot device.
     BootDevice {
         /// The boot device.
         device: BootDevice,
-        /// Always, and not at the next boot only.
+        /// For every boot, not only the next one.
         persistent: bool,
     },
 }
 
 impl BmcCommand {
-    /// Its name: that of the command.
+    /// The name of the subcommand of `hostler bmc`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Status => "status",
@@ -159,29 +158,29 @@ impl BmcCommand {
         }
     }
 
-    /// Whether it only looks.
+    /// Whether the command only reads.
     pub const fn changes_nothing(self) -> bool {
         matches!(self, Self::Status | Self::Info)
     }
 
-    /// Whether the machine is off in the course of it.
+    /// Whether the command switches the machine off, if only for a moment.
     pub const fn switches_off(self) -> bool {
         matches!(self, Self::Off { .. } | Self::Cycle)
     }
 }
 
-/// Something that a BMC said, or that was seen to be so.
+/// One thing that a BMC reported, as a name and a value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fact {
-    /// The subject: `power`.
+    /// The name, such as `power`.
     pub name: String,
-    /// How it is: `on`.
+    /// The value, such as `on`.
     pub value: String,
 }
 
 impl Fact {
-    /// A fact; a value that is too long is cut.
+    /// Makes a fact and truncates a long value.
     pub fn new(name: &str, value: &str) -> Self {
         Self { name: name.to_owned(), value: value.chars().take(MESSAGE_CHARS_MAX).collect() }
     }

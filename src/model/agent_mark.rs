@@ -1,5 +1,4 @@
-//! The mark of an agent: which agent acts upon the nodes of a status directory, and when it last
-//! said that it lives.
+//! The mark of a status directory: the agent that acts upon its nodes, with a heartbeat.
 //!
 //! Written and judged by the agent, read by the commands. It holds nothing secret.
 
@@ -10,50 +9,50 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::shown;
 
-/// The version of the mark's format; it changes only when a reader would have to.
+/// The version of the mark's format. It changes only with a change that breaks readers.
 pub const MARK_VERSION: u32 = 1;
-/// Heartbeats that may be missing before a reader calls the agent dead.
+/// Missing heartbeats after which a reader calls the agent dead.
 const MISSING_MAX: i64 = 3;
 
-/// Which agent acts here.
+/// An agent that acts upon a status directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentMark {
-    /// [`MARK_VERSION`]
+    /// The format's version, [`MARK_VERSION`].
     pub version: u32,
-    /// The name of its host.
+    /// The name of the agent's host.
     pub host: String,
-    /// Its process id there.
+    /// The agent's process id on that host.
     pub pid: u32,
-    /// The version of hostler.
+    /// The agent's version of hostler.
     pub hostler: String,
-    /// When it began to act here.
+    /// When the agent began to act upon this directory.
     pub started: Timestamp,
-    /// When it last said that it lives.
+    /// The time of the last heartbeat.
     pub heartbeat: Timestamp,
-    /// How often it says so, in seconds.
+    /// The time between two heartbeats, in seconds.
     pub interval_s: u32,
-    /// When it was stopped; `None` while it runs, or if it was killed.
+    /// When the agent stopped; `None` while it runs, or if it was killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Timestamp>,
-    /// Identifies its state directory: two agents never share one.
+    /// Identifies the agent's state directory, which no two agents share.
     pub state_id: String,
-    /// Identifies this start of it.
+    /// Identifies this start of the agent.
     pub run_id: String,
-    /// Identifies the host, a hash of its machine id; empty where there is none.
+    /// Identifies the host: a hash of its machine id; empty if it has none.
     pub machine_id: String,
-    /// Identifies the host's present boot; empty where that is not known.
+    /// Identifies the host's present boot; empty if unknown.
     pub boot_id: String,
-    /// When the process started, in the kernel's clock ticks since boot. Together with `pid` and
-    /// `boot_id` it tells the process from a later one with the same number.
+    /// When the process started, in the kernel's clock ticks since boot. With `pid` and `boot_id`,
+    /// it tells the process from a later one with the same number.
     pub pid_started_ticks: u64,
 }
 
 impl AgentMark {
-    /// Since when no agent has acted here, as far as the mark tells at `now`; `None` while one
-    /// does.
+    /// Returns the agent's last sign of life if it is stopped or dead at `now`; `None` while it
+    /// lives.
     ///
-    /// A heartbeat that lies as far ahead of `now` as it may lie behind counts as missing too.
+    /// A heartbeat too far in the future counts as missing, too.
     pub fn dead_since(&self, now: Timestamp) -> Option<Timestamp> {
         let patience = SignedDuration::from_secs(i64::from(self.interval_s) * MISSING_MAX);
         let is_fresh = now.duration_since(self.heartbeat).abs() <= patience;

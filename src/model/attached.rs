@@ -1,19 +1,19 @@
-//! Content of files beside a spec, and metadata for a config drive.
+//! The content of attached files, and metadata for config drives.
 //!
-//! Read by the spec reader, written onto config drives and into the agent's records. It may be
-//! secret, so nothing here shows any of it.
+//! The spec reader reads it; the drive subsystem writes it to config drives, and the store to
+//! records. It may be secret, so that `Debug` shows only its size.
 
 use std::{fmt, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
-/// The bytes of an attached file. In a record they are the text that they are, or base64.
+/// The bytes of an attached file. Records hold them as text if they are text, or as base64.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "Recorded", into = "Recorded")]
 pub struct AttachedContent(Arc<[u8]>);
 
-/// As it is written down.
+/// The form of attached content in a record.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Recorded {
@@ -22,13 +22,13 @@ enum Recorded {
 }
 
 impl AttachedContent {
-    /// All of it.
+    /// The content's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The same if it is text, without control characters but tabs and ends of lines; else where it
-    /// is none.
+    /// Returns the content as UTF-8 text without control characters, except tabs and line ends; the
+    /// error names the first offending byte.
     pub fn as_text(&self) -> Result<&str, String> {
         let text = str::from_utf8(&self.0)
             .map_err(|error| format!("is not UTF-8 from byte {} on", error.valid_up_to()))?;
@@ -60,7 +60,7 @@ impl From<Vec<u8>> for AttachedContent {
 
 impl From<AttachedContent> for Recorded {
     fn from(content: AttachedContent) -> Self {
-        // Each control character would take six bytes of a record.
+        // Text with control characters becomes base64, because JSON needs six bytes for each.
         match content.as_text() {
             Ok(text) => Self::Text(text.to_owned()),
             Err(_) => Self::Bytes { base64: BASE64_STANDARD.encode(&content.0) },
@@ -82,18 +82,18 @@ impl TryFrom<Recorded> for AttachedContent {
     }
 }
 
-/// One of the administrator's metadata.
+/// One metadata value of a spec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum MetaData {
-    /// A text.
+    /// A single text.
     Text(String),
-    /// Several, such as `public-keys`.
+    /// A list of texts, such as `public-keys`.
     List(Vec<String>),
 }
 
 impl MetaData {
-    /// The text, if it is one.
+    /// Returns a single text, or `None` for a list.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),

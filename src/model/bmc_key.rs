@@ -1,16 +1,16 @@
 //! The BMC key (`K_g`) of IPMI 2.0's two-key login, as an administrator writes it.
 //!
-//! Read from its file by the agent, used by the IPMI adapter. It must never be shown.
+//! The agent reads it from its file; the IPMI adapter uses it. It must never be shown.
 
 use std::{fmt, str::FromStr};
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// The bytes of every such key; shorter ones end in zeros (IPMI 2.0 §13.31).
+/// The bytes of a BMC key; shorter keys are padded with zeros (IPMI 2.0 §13.31).
 pub const BMC_KEY_BYTES: usize = 20;
 
-/// A BMC key: 20 bytes of text, or as many in hexadecimal after `0x`. `Debug` shows nothing of it.
+/// A BMC key of 20 bytes, written as text or, after `0x`, in hexadecimal. `Debug` hides it.
 #[derive(Clone)]
 pub struct BmcKey(Zeroizing<[u8; BMC_KEY_BYTES]>);
 
@@ -20,8 +20,8 @@ impl BmcKey {
         &self.0
     }
 
-    /// The bytes before the zeros at the end; `None` if there is a zero among them, which no
-    /// environment and no command line can carry.
+    /// The bytes before the padding; `None` if one of them is zero, which no environment variable
+    /// and no command line can hold.
     pub fn expose_without_zeros(&self) -> Option<&[u8]> {
         let end = self.0.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         self.0.get(..end).filter(|key| !key.contains(&0))

@@ -1,8 +1,7 @@
-//! The boot menu of a machine that netboots, and the contract between the agent and the deploy
-//! ramdisk's kernel command line.
+//! Boot menus, and the parameters on the deploy ramdisk's kernel command line.
 //!
 //! Called by the agent, which writes the command line, by the netboot subsystem, which serves
-//! menus, and by the ramdisk, which reads it.
+//! menus, and by the ramdisk, which reads the command line.
 
 use std::{
     fmt,
@@ -21,9 +20,9 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Firmware {
-    /// UEFI: GRUB is netbooted.
+    /// UEFI, which netboots GRUB.
     Uefi,
-    /// PC BIOS: pxelinux is netbooted.
+    /// PC BIOS, which netboots pxelinux.
     Bios,
 }
 
@@ -61,13 +60,13 @@ pub enum BootMenu {
         initramfs: String,
         /// The kernel command line. It holds the attempt's key.
         command_line: Secret,
-        /// Whether a boot loader that can adds the addresses it was given by DHCP, as
+        /// Whether a capable boot loader appends its addresses from DHCP, as
         /// `ip=client:server:gateway:mask`.
         with_addresses: bool,
     },
 }
 
-/// How far into its boot a file takes a machine.
+/// The stage of a machine's boot that a fetched file proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootStage {
@@ -93,30 +92,31 @@ impl BootStage {
     }
 }
 
-/// Evidence: a machine fetched a file over TFTP or HTTP, or asked for a boot loader or a boot menu
-/// that is not there.
+/// Evidence of a boot: a machine fetched a file over TFTP or HTTP, or requested a boot loader or a
+/// boot menu that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
-    /// The node: known once an address has asked for a node's own boot menu. For a refused file: a
-    /// node that is waited for.
+    /// The node, which is known once its address has requested the node's own boot menu. For a
+    /// refused file: a node that is expected to netboot.
     pub node: NodeName,
     /// The file's role in the boot.
     pub stage: BootStage,
-    /// The file's name there.
+    /// The file's name in the request.
     pub path: String,
     /// The client's address.
     pub peer: IpAddr,
     /// Bytes sent.
     pub sent_bytes: u64,
-    /// Whether the client acknowledged the last of them; over HTTP, whether all were sent.
+    /// Whether the client acknowledged the last byte; over HTTP, whether all bytes were sent.
     pub complete: bool,
-    /// How often the file was asked for and refused; 0: it was sent.
+    /// How often the file was requested and refused; 0: it was sent.
     pub refused_times: u32,
-    /// The network interface that asked for its own boot menu, which no node has.
+    /// The network interface, of no known node, that requested a boot menu.
     pub unknown_mac: Option<MacAddr>,
 }
 
-/// The deploy ramdisk's parameters: where the agent is, who it is itself, and how both prove it.
+/// The deploy ramdisk's parameters: the agent's address and certificate, the node, and the
+/// attempt's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamdiskArgs {
     /// The callback listener.
@@ -130,7 +130,7 @@ pub struct RamdiskArgs {
 }
 
 impl RamdiskArgs {
-    /// As kernel command line words.
+    /// Formats the parameters as words of the kernel command line.
     pub fn to_command_line(&self) -> Secret {
         Secret::new(format!(
             "hostler.api={} hostler.node={} hostler.key={} hostler.pin={}",
@@ -141,8 +141,8 @@ impl RamdiskArgs {
         ))
     }
 
-    /// Reads them back. The first word of each name wins, so that nothing added after them can
-    /// replace them.
+    /// Parses a kernel command line. The first word of each name wins, so that no later word can
+    /// replace it.
     pub fn from_command_line(text: &str) -> Result<Self, String> {
         let word = |name: &str| {
             text.split_ascii_whitespace()

@@ -1,9 +1,8 @@
-//! The bodies the deploy ramdisk and the agent exchange (JSON over pinned TLS), continuing Ironic's
-//! `vendor_passthru` names.
+//! The messages between deploy ramdisk and agent: JSON over pinned TLS, with the names of Ironic's
+//! `vendor_passthru`.
 //!
-//! Written and read by the callback subsystem on one side and by the ramdisk on the other; judged
-//! by the core. Everything that comes from the ramdisk is untrusted until its key has been
-//! compared.
+//! Used by the callback subsystem and the ramdisk; the core judges the calls. Everything from a
+//! ramdisk is untrusted until the core has compared its key.
 
 use std::{fmt, net::IpAddr, num::NonZeroU16};
 
@@ -32,11 +31,10 @@ pub enum Call {
     Completed(Completed),
     /// `POST …/log`
     Log(RamdiskLog),
-    /// `POST …/pass_deploy_info` of Ironic's ramdisk, which asks for nothing before and knows no
-    /// CHAP.
+    /// `POST …/pass_deploy_info` of Ironic's ramdisk, which makes no lookup and has no CHAP.
     IronicDeployInfo(DeployInfo),
-    /// `POST …/pass_bootloader_install_info` of Ironic's ramdisk: why it could not install a boot
-    /// loader; empty: it could.
+    /// `POST …/pass_bootloader_install_info` of Ironic's ramdisk: the error of its boot loader's
+    /// installation, or empty.
     IronicBootloader(String),
 }
 
@@ -53,7 +51,7 @@ impl Call {
         }
     }
 
-    /// The ramdisk that makes it.
+    /// The ramdisk that makes this call.
     pub const fn ramdisk(&self) -> DeployRamdisk {
         match self {
             Self::Lookup(_)
@@ -71,30 +69,30 @@ impl Call {
 pub enum Reply {
     /// 200: the disk to export.
     Lookup(LookupReply),
-    /// 202: taken note of.
+    /// 202: noted.
     Accepted,
-    /// 200: what to do now.
+    /// 200: the ramdisk's next step.
     State(DeployStateReply),
     /// 404, the same for an unknown node, a wrong key and a wrong phase.
     Refused,
-    /// 409: the root device is not there yet.
+    /// 409: the root device has not appeared yet.
     LookupAgain(LookupAgain),
-    /// 409: the attempt cannot go on, and why.
+    /// 409: the attempt cannot go on, with the reason.
     Failed(String),
 }
 
-/// `POST …/lookup`: who the machine is and which disks it has.
+/// `POST …/lookup`: the machine's identity and disks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lookup {
-    /// Its network interfaces.
+    /// The MAC addresses of the machine's network interfaces.
     pub macs: Vec<MacAddr>,
-    /// SMBIOS system UUID.
+    /// The SMBIOS system UUID.
     #[serde(default)]
     pub system_uuid: Option<String>,
     /// SMBIOS system serial number.
     #[serde(default)]
     pub system_serial: Option<String>,
-    /// Its disks.
+    /// The machine's disks.
     pub disks: Vec<Disk>,
     /// Memory, in bytes.
     #[serde(default)]
@@ -109,27 +107,26 @@ pub struct Lookup {
 pub struct LookupReply {
     /// The kernel name of the disk to export (`vda`).
     pub disk: String,
-    /// The target name to export it under.
+    /// The iSCSI name of the target.
     pub iqn: String,
-    /// Seconds between two questions for the deploy state.
+    /// Seconds between two polls of the deploy state.
     pub poll_after: u32,
 }
 
-/// The answer to a lookup whose disks do not include the root device: one that starts up slowly may
-/// still appear. A ramdisk that does not know this answer takes it for a refusal, because of
-/// `error`.
+/// The answer to a lookup without the root device, which may be a disk that starts up slowly. An
+/// older ramdisk takes the answer for a refusal, because of `error`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LookupAgain {
-    /// Why no disk was chosen.
+    /// The reason why no disk fits.
     pub error: String,
-    /// Seconds until the ramdisk is to send its disks again; earlier if they have changed.
+    /// Seconds until the ramdisk must send its disks again; it sends changed disks earlier.
     pub look_again_after: u32,
 }
 
-/// `POST …/pass_deploy_info`: the iSCSI target, or why there is none.
+/// `POST …/pass_deploy_info`: the iSCSI target, or the reason why there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeployInfo {
-    /// The ramdisk's address: must be the one it speaks from.
+    /// The ramdisk's address, which must be the call's source.
     pub address: Option<IpAddr>,
     /// TCP port, 3260 unless said.
     #[serde(default = "iscsi_port", deserialize_with = "nonzero")]
@@ -137,21 +134,21 @@ pub struct DeployInfo {
     /// Logical unit.
     #[serde(default)]
     pub lun: u8,
-    /// Target name.
+    /// The iSCSI name of the target.
     #[serde(default)]
     pub iqn: String,
-    /// CHAP user made for this attempt.
+    /// The CHAP user of this attempt.
     #[serde(default)]
     pub chap_username: String,
-    /// CHAP secret made for this attempt.
+    /// The CHAP secret of this attempt.
     #[serde(default)]
     pub chap_password: Option<Secret>,
-    /// Not empty: the ramdisk failed, in its own words.
+    /// The ramdisk's failure in its own words, or empty.
     #[serde(default)]
     pub error: String,
 }
 
-/// Nobody listens at port 0.
+/// Deserializes a port, and refuses 0.
 fn nonzero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
     NonZeroU16::deserialize(deserializer).map(NonZeroU16::get)
 }
@@ -160,16 +157,16 @@ const fn iscsi_port() -> u16 {
     3260
 }
 
-/// `GET …/deploy_state`
+/// `GET …/deploy_state`: the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeployStateReply {
     /// The ramdisk's next step.
     pub state: DeployState,
-    /// With `release`: what the disk must hold, for the ramdisk to compare once its target has
-    /// stopped; in order, at most [`VERIFY_RANGES_MAX`]. Empty: it need not.
+    /// With `release`: the digests that the ramdisk must compare its disk with once the target has
+    /// stopped, in order, at most [`VERIFY_RANGES_MAX`]. Empty: no comparison.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<DiskRange>,
-    /// How the machine is to be left by the ramdisk, once that has done what `state` says.
+    /// The ramdisk's last act, after `state`.
     #[serde(default, skip_serializing_if = "Then::is_wait")]
     pub then: Then,
 }
@@ -180,16 +177,16 @@ impl From<DeployState> for DeployStateReply {
     }
 }
 
-/// How the ramdisk is to leave its machine.
+/// The ramdisk's last act.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Then {
-    /// On: a BMC does the rest.
+    /// Wait: the BMC restarts the machine.
     #[default]
     Wait,
-    /// Restarted, with `release` after its completed notice: there is no BMC.
+    /// Restart a machine without a BMC, with `release` after the completed notice.
     Reboot,
-    /// Switched off: there is no BMC.
+    /// Switch off a machine without a BMC.
     PowerOff,
 }
 
@@ -200,15 +197,15 @@ impl Then {
     }
 }
 
-/// Most ranges a disk's content is described by: they are kept in the node's record.
+/// Most ranges of a disk's content: the node's record keeps them.
 pub const VERIFY_RANGES_MAX: usize = 64;
 
-/// A range of the disk's bytes, and their digest.
+/// A range of the disk's bytes with their digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRange {
-    /// Its first byte.
+    /// The offset of the first byte.
     pub from: u64,
-    /// How many there are.
+    /// The number of bytes.
     pub bytes: u64,
     /// The digest of these bytes.
     pub digest: Digest,
@@ -218,44 +215,43 @@ pub struct DiskRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeployState {
-    /// Keep it; ask again.
+    /// Keep the target, and poll again.
     Imaging,
-    /// The image is written: stop the target, flush, and say completed.
+    /// The image is written: stop the target, flush the disk and send the completed notice.
     Release,
     /// The attempt is over: stop the target.
     Abort,
 }
 
-/// `POST …/completed`: the target is stopped and the disk flushed, or why not.
+/// `POST …/completed`: the target is stopped and the disk flushed, or the reason why not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Completed {
-    /// Not empty: the ramdisk failed, in its own words.
+    /// The ramdisk's failure in its own words, or empty.
     #[serde(default)]
     pub error: String,
-    /// Whether the ramdisk itself compared the disk with the image. With an error: they differ, and
-    /// it says where.
+    /// Whether the ramdisk compared the disk with the image; with an error, they differ.
     #[serde(default)]
     pub verified: bool,
-    /// How long that took, in milliseconds.
+    /// The duration of the comparison, in milliseconds.
     #[serde(default)]
     pub verify_ms: u64,
 }
 
-/// Most of each log that is sent and kept, in bytes: the end.
+/// Longest part of each log, in bytes, which is its end.
 pub const LOG_BYTES_MAX: usize = 64 << 10;
 
-/// `POST …/log`: what the deploy ramdisk has logged since its boot.
+/// `POST …/log`: the logs of the deploy ramdisk and its kernel since the boot.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamdiskLog {
     /// The kernel's messages, a line each.
     #[serde(default)]
     pub kernel: String,
-    /// The ramdisk's own.
+    /// The ramdisk's own log.
     #[serde(default)]
     pub ramdisk: String,
 }
 
-/// The kernel prints its command line, and with it the attempt's key.
+/// Hides the texts, because the kernel logs its command line with the attempt's key.
 impl fmt::Debug for RamdiskLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kernel, ramdisk } = self;

@@ -1,7 +1,7 @@
 //! A machine's disks, and the hints that choose the one to write.
 //!
-//! The ramdisk reports disks, the core chooses. Choosing fails closed: unless exactly one disk
-//! fits, none is touched.
+//! The ramdisk reports disks, and the core chooses one. The choice fails closed: unless exactly one
+//! disk fits, hostler touches none.
 
 mod hints;
 mod spelling;
@@ -26,7 +26,7 @@ pub struct Disk {
     /// World wide name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wwn: Option<String>,
-    /// Model; of a SATA disk the whole one, of which SCSI shows 16 characters.
+    /// Model. For a SATA disk the full model, of which SCSI shows 16 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// The vendor, as SCSI INQUIRY or sysfs names it.
@@ -35,26 +35,26 @@ pub struct Disk {
     /// SCSI host:channel:target:lun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hctl: Option<String>,
-    /// Where it is attached, as udev's `ID_PATH` says it (`pci-0000:00:17.0-ata-1.0`).
+    /// The path by which the disk is attached, like udev's `ID_PATH` (`pci-0000:00:17.0-ata-1.0`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_path: Option<String>,
-    /// Whether it spins.
+    /// Whether the disk spins.
     #[serde(default)]
     pub rotational: bool,
     /// Bytes in a logical block (512 or 4096).
     #[serde(default)]
     pub logical_block_size: u32,
-    /// Whether the kernel calls it removable.
+    /// Whether the kernel reports a removable disk.
     #[serde(default)]
     pub removable: bool,
-    /// Whether it refuses writes.
+    /// Whether the disk is read-only.
     #[serde(default)]
     pub read_only: bool,
 }
 
 impl Disk {
-    /// Whether both are one disk of a machine, at different times: by what the disk itself says,
-    /// and else by its name.
+    /// Whether both are the same disk of a machine, at different times: by WWN, else by serial
+    /// number, else by name.
     pub fn is_same(&self, other: &Self) -> bool {
         let both = |one: &Option<String>, two: &Option<String>| {
             one.as_ref().zip(two.as_ref()).map(|(one, two)| one == two)
@@ -65,7 +65,7 @@ impl Disk {
     }
 }
 
-/// `vda (8.0 GiB, serial root-1)`
+/// Shows for example `vda (8.0 GiB, serial root-1)`.
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}", self.name, show_bytes(self.size))?;

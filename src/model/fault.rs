@@ -1,27 +1,27 @@
-//! Why something failed: what the core branches on and what the administrator reads.
+//! Failures: a code and advice for the core, a message and a hint for the administrator.
 //!
-//! Made by the adapters' door to the core (the agent), judged by the core, shown in `[last_error]`.
+//! The agent makes a fault of an adapter's error; the core judges it; `[last_error]` shows it.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// One failure.
+/// One failure of an attempt or of power control.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Where in the job it happened.
+    /// The step that failed.
     pub step: Step,
     /// A short stable name in CamelCase for programs: `ChecksumMismatch`.
     pub code: Cow<'static, str>,
     /// Whether trying again may help.
     pub retry: RetryAdvice,
-    /// The event, the thing it happened to, and the expectation.
+    /// The event, the thing that it happened to, and the expectation.
     pub message: String,
     /// The administrator's next step.
     pub hint: Cow<'static, str>,
 }
 
-/// The steps of the job, as they appear in `[last_error] step`.
+/// The steps of an attempt, as `[last_error] step` shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
@@ -53,22 +53,21 @@ pub enum Step {
 pub enum RetryAdvice {
     /// After a pause.
     Backoff,
-    /// Not before somebody changes something.
+    /// Only after somebody changes something.
     Never,
-    /// Once something is there that is missing on the agent's own machine. It uses up no attempt.
+    /// Once a file or program exists on the agent's machine. The wait uses up no attempt.
     Wait,
 }
 
-/// The code of an operation that was told to stop, and did.
+/// The code of a cancelled operation.
 pub const CANCELLED: &str = "Cancelled";
-/// The message of such an operation. The core reads it only if the operation took too long.
+/// The message of a cancelled operation, which the core uses only for a timeout.
 pub const TOOK_TOO_LONG: &str = "it was told to stop, because it took too long";
-/// The hint for a target that answers and is not the one the ramdisk reported.
+/// The hint for a target that answers and is not the ramdisk's.
 pub const OTHER_MACHINE: &str = "another machine may answer under this address: look for a double \
      address, and at the machine's console";
 
-/// The part that an error's message leaves open: a code for programs, whether trying again may
-/// help, and what an administrator can do.
+/// An error's code for programs, its retry advice, and a hint for administrators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advice {
     /// A short stable name in CamelCase.
@@ -80,7 +79,7 @@ pub struct Advice {
 }
 
 impl Advice {
-    /// The advice of an operation that was told to stop.
+    /// The advice for a cancelled operation.
     pub const CANCELLED: Self =
         Self::passing(CANCELLED, "look at the BMC and the machine, or raise [timeouts]");
 
@@ -100,12 +99,12 @@ impl Advice {
     }
 }
 
-/// An adapter's error that knows its own advice.
+/// An adapter's error that has advice of its own.
 pub trait Advise: fmt::Display {
     /// The advice that goes with the error's message.
     fn advice(&self) -> Advice;
 
-    /// The message in a status file, if the error's own says too little there.
+    /// The message for status files, if it differs from the error's own.
     fn message(&self) -> String {
         self.to_string()
     }
@@ -122,7 +121,7 @@ impl<E: Advise> Advise for Arc<E> {
 }
 
 impl Fault {
-    /// The fault that an adapter's error is in this step.
+    /// Makes a fault of an adapter's error in this step.
     pub fn of(step: Step, error: &impl Advise) -> Self {
         let Advice { code, retry, hint } = error.advice();
         Self { step, code: code.into(), retry, message: error.message(), hint: hint.into() }
@@ -144,7 +143,7 @@ impl Fault {
         }
     }
 
-    /// A file or program of the agent's own machine that is missing.
+    /// A fault by a file or program that is missing on the agent's own machine.
     pub fn missing(
         step: Step,
         code: &'static str,

@@ -1,9 +1,8 @@
-//! The identity of what a spec wants installed: a digest of everything that makes an installation
-//! another one.
+//! The identity of an installation: a digest of everything in a spec that determines its result.
 //!
-//! Computed by the core and by `hostler digest`; written to status files and records. Names, power,
-//! timeouts and BMC are not in it, so that changing them never makes a machine look out of date.
-//! Two specs that would be installed differently must never have the same identity.
+//! The core and `hostler digest` compute it; status files and records hold it. Names, power,
+//! timeouts and BMC are not part of it, so that changing them never makes a machine out of date.
+//! Two specs with different installations must never have the same identity.
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,26 +11,26 @@ use super::{
     boot::Firmware,
     disk::RootDeviceHints,
     ids::{Digest, DigestAlgorithm},
+    netboot::Netboot,
     spec::{Checksum, ConfigDrive, ImageKind, NodeSpec, Partitions},
 };
 
 /// The identity of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The digest of all of it.
+    /// The digest of the whole installation.
     pub digest: Digest,
-    /// The digest of everything that an installation writes to the disk: without the kernel, the
-    /// ramdisk and the kernel arguments that it boots over the network. The same as `digest` for a
-    /// machine that boots from its disk.
+    /// The digest of everything on the disk: without the kernel, ramdisk and kernel arguments of a
+    /// network boot. Equal to `digest` for a machine that boots from its disk.
     pub written: Digest,
 }
 
-/// Texts on their way into a hash, each led by its length: no two different lists of texts can run
-/// together into the same bytes.
-pub(super) struct Parts<'a>(pub(super) &'a mut Sha256);
+/// Hashes a list of texts, each with its length before it, so that different lists never give the
+/// same bytes.
+struct Parts<'a>(&'a mut Sha256);
 
 impl Parts<'_> {
-    pub(super) fn put(&mut self, text: &str) {
+    fn put(&mut self, text: &str) {
         self.put_bytes(text.as_bytes());
     }
 
@@ -48,7 +47,7 @@ impl Parts<'_> {
             let content = attachment.as_ref().map(|file| file.content.as_bytes());
             self.put_bytes(content.unwrap_or_default());
         }
-        // No key and no text of metadata has this character.
+        // No key and no text of metadata has the character `\0`.
         if let Some(vendor_data) = vendor_data {
             self.put("\0vendor data");
             self.put_bytes(vendor_data.content.as_bytes());
@@ -69,13 +68,12 @@ impl Parts<'_> {
 }
 
 impl NodeSpec {
-    /// The identity of what is to be installed: image, partitions, root device, config drive, what
-    /// it boots over the network, and `redeploy`.
+    /// Computes the identity of the installation: image, partitions, root device, config drive,
+    /// network boot files and `redeploy`.
     ///
-    /// If the spec has an image's checksum, the checksum is in it and the source is not: the same
-    /// bytes from another mirror are the same. If the checksum is listed elsewhere, the source and
-    /// the list's place are in it, and the digest that is listed is not: a list that changes is no
-    /// change of the spec.
+    /// With an inline checksum, the image's source is not part of the identity: the same bytes from
+    /// another mirror are the same. With a listed checksum, the source and the list's place are
+    /// part of it, and the listed digest is not: a changed list is no change of the spec.
     pub fn identity(&self) -> Identity {
         let written = self.written(true);
         let digest = match &self.image.netboot {
@@ -85,13 +83,13 @@ impl NodeSpec {
         Identity { digest, written }
     }
 
-    /// [`Identity::digest`].
+    /// Computes [`Identity::digest`].
     pub fn digest(&self) -> Digest {
         self.identity().digest
     }
 
-    /// The identity as the version before this one had it, for what that version installed: it knew
-    /// neither the source of an image with a list, nor what is booted over the network.
+    /// Computes the identity as an earlier version did, for machines that it installed: without the
+    /// source of an image with a listed checksum and without network boot files.
     pub fn digest_v1(&self) -> Digest {
         self.written(false)
     }
@@ -137,6 +135,29 @@ impl NodeSpec {
         }
         if let Some(by_path) = by_path {
             parts.put(&format!("root device by path {by_path}"));
+        }
+        Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
+            .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
+    }
+}
+
+impl Netboot {
+    /// The identity of an installation whose disk has the identity `written`. A file is in it by
+    /// its checksum, if the spec says one, and else by its path.
+    fn identity(&self, written: &Digest) -> Digest {
+        let Self { kernel, kernel_checksum, ramdisk, ramdisk_checksum, kernel_args } = self;
+        let mut hash = Sha256::new();
+        let mut parts = Parts(&mut hash);
+        parts.put("hostler network boot 1");
+        parts.put(&written.to_string());
+        for (path, checksum) in [(kernel, kernel_checksum), (ramdisk, ramdisk_checksum)] {
+            match checksum {
+                Some(checksum) => parts.put(&format!("checksum {checksum}")),
+                None => parts.put(&format!("path {path}")),
+            }
+        }
+        for word in kernel_args {
+            parts.put(word);
         }
         Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
             .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))

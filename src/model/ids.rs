@@ -1,6 +1,6 @@
 //! Names and numbers that identify things: nodes, network interfaces, operations and digests.
 //!
-//! Called by everybody. A value of these types has been checked; nothing here looks anything up.
+//! Used everywhere. A value of these types is well formed; nothing here looks anything up.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -71,7 +71,7 @@ impl fmt::Display for NodeName {
 pub struct MacAddr([u8; 6]);
 
 impl MacAddr {
-    /// An address from its six octets, in transmission order.
+    /// Makes an address of six octets, in transmission order.
     pub const fn new(octets: [u8; 6]) -> Self {
         Self(octets)
     }
@@ -133,8 +133,8 @@ impl fmt::Display for MacAddr {
     }
 }
 
-/// The identity of one started operation. A result that carries another id than the one awaited is
-/// stale and changes nothing.
+/// Identifies one started operation. A result with another id than the awaited one is stale and
+/// changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OpId(pub u64);
 
@@ -144,13 +144,12 @@ impl fmt::Display for OpId {
     }
 }
 
-/// A digest with its algorithm, written `sha256:<hex>`: of an image, or of what a spec wants
-/// installed.
+/// A digest with its algorithm, written `sha256:<hex>`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(HashBytes);
 
-/// The bytes of a digest. The usual ones need no memory of their own: each node has some.
+/// The bytes of a digest. SHA-256, the usual one, needs no heap memory: each node has several.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum HashBytes {
     Sha256([u8; 32]),
@@ -183,7 +182,7 @@ impl DigestAlgorithm {
 }
 
 impl Digest {
-    /// A digest from the hash's bytes; `None` when their number is not the algorithm's.
+    /// Makes a digest of a hash's bytes; `None` if their number is wrong for the algorithm.
     pub fn from_bytes(algorithm: DigestAlgorithm, hash: &[u8]) -> Option<Self> {
         Some(Self(match algorithm {
             DigestAlgorithm::Sha256 => HashBytes::Sha256(hash.try_into().ok()?),
@@ -191,12 +190,12 @@ impl Digest {
         }))
     }
 
-    /// The SHA-256 of these bytes.
+    /// Computes the SHA-256 of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(HashBytes::Sha256(Sha256::digest(bytes).into()))
     }
 
-    /// Which algorithm made it.
+    /// The digest's algorithm.
     pub fn algorithm(&self) -> DigestAlgorithm {
         match self.0 {
             HashBytes::Sha256(_) => DigestAlgorithm::Sha256,
@@ -261,13 +260,13 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Lower-case hexadecimal.
+/// Encodes bytes in lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or_default();
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-/// The bytes that hexadecimal digits stand for; a last one without its pair is left out.
+/// Decodes hexadecimal digits; an unpaired last digit is dropped.
 fn unhex(digits: &str) -> Vec<u8> {
     let pairs = digits.as_bytes().as_chunks::<2>().0.iter();
     let pairs = pairs.map(|pair| str::from_utf8(pair).unwrap_or_default());

@@ -1,10 +1,10 @@
-//! The contract with the deploy ramdisk of `OpenStack` Ironic's first years (`boot.ramdisk =
-//! "ironic"`): its kernel command line.
+//! The kernel command line of the deploy ramdisk of `OpenStack` Ironic's first years (`boot.ramdisk
+//! = "ironic"`).
 //!
 //! Called by the spec reader, which refuses hints that this ramdisk cannot follow, and by the
-//! agent, which writes the command line. It is what diskimage-builder 1.28 reads:
+//! agent, which writes the command line. Source: diskimage-builder 1.28,
 //! `ramdisk-base/init.d/20-init-variables`, and `70-ironic-root-device` and `80-deploy-ironic` in
-//! `deploy-ironic/init.d`. A hint must never become a word that lets the ramdisk choose another
+//! `deploy-ironic/init.d`. A hint must never become a word by which the ramdisk chooses another
 //! disk than hostler itself would.
 
 use std::{fmt::Write as _, net::SocketAddr};
@@ -16,30 +16,30 @@ use super::{
     secret::{AttemptKey, Secret},
 };
 
-/// Its unit for sizes.
+/// The unit of sizes on the command line.
 const GIB: u64 = 1 << 30;
 
-/// The parameters of Ironic's ramdisk. It asks nothing before it exports a disk, so that this is
-/// everything it is ever told.
+/// The parameters of Ironic's ramdisk. It makes no request before it exports a disk, so that it
+/// gets everything here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IronicArgs {
-    /// Where it makes its calls, in plain HTTP.
+    /// The endpoint for its calls, in plain HTTP.
     pub api: SocketAddr,
     /// The node's name, as its `deployment_id`.
     pub node: NodeName,
     /// The attempt's key.
     pub key: AttemptKey,
-    /// The target name it is to export its disk under.
+    /// The iSCSI name of its target.
     pub iqn: String,
     /// The machine's firmware.
     pub firmware: Firmware,
-    /// Which disk: a [`root_device`].
+    /// The word of [`root_device`], which chooses the disk.
     pub root_device: String,
 }
 
 impl IronicArgs {
-    /// As kernel command line words. The ramdisk takes the first of each name. `boot_server` is for
-    /// boot loaders that cannot pass on the addresses they were given.
+    /// Formats the parameters as words of the kernel command line; the ramdisk reads the first of
+    /// each name. `boot_server` is for boot loaders that cannot pass on their addresses.
     pub fn to_command_line(&self) -> Secret {
         let Self { api, node, key, iqn, firmware, root_device } = self;
         Secret::new(format!(
@@ -52,8 +52,8 @@ impl IronicArgs {
     }
 }
 
-/// The word that has Ironic's ramdisk choose the disk that these hints mean, or which of them it
-/// does not know.
+/// Translates hints into the word by which Ironic's ramdisk chooses the same disk. The error names
+/// a hint that the ramdisk does not know.
 pub fn root_device(hints: &RootDeviceHints) -> Result<String, String> {
     let RootDeviceHints {
         name,
@@ -101,8 +101,8 @@ pub fn root_device(hints: &RootDeviceHints) -> Result<String, String> {
     }
 }
 
-/// It would take the number of a partition away from a name, and knows these kinds of disks only
-/// (`whole_disk_name` in `init-func`).
+/// Translates a disk's name. The ramdisk knows these kinds of disks only, and cuts off a
+/// partition's number (`whole_disk_name` in `init-func`).
 fn disk(name: &str) -> Result<String, String> {
     let bare = name.strip_prefix("/dev/").unwrap_or(name);
     let letters = ["sd", "hd", "vd", "xvd"].iter().find_map(|kind| bare.strip_prefix(kind));
@@ -117,8 +117,8 @@ fn disk(name: &str) -> Result<String, String> {
     }
 }
 
-/// It rounds a disk's size down to GiB and knows no comparison. hostler itself then looks at the
-/// target's size, to the byte.
+/// Translates an exact size. The ramdisk rounds sizes down to GiB and knows no comparison; hostler
+/// later checks the target's size to the byte.
 fn whole_gib(size: SizeHint) -> Result<String, String> {
     match size.comparison {
         Comparison::Equal => Ok((size.bytes / GIB).to_string()),
@@ -128,14 +128,14 @@ fn whole_gib(size: SizeHint) -> Result<String, String> {
     }
 }
 
-/// It compares with what `lsblk` shows, which has the prefix.
+/// Adds the prefix of a WWN: the ramdisk compares with the output of `lsblk`, which has one.
 fn with_prefix(wwn: &str) -> String {
     let wwn = wwn.to_ascii_lowercase();
     let is_whole = ["0x", "eui.", "nvme."].iter().any(|prefix| wwn.starts_with(prefix));
     if is_whole { wwn } else { format!("0x{}", wwn.strip_prefix("naa.").unwrap_or(&wwn)) }
 }
 
-/// In lower case, because it compares so, and as in a URL.
+/// Encodes a value in lower case and as in a URL, as the ramdisk compares it.
 fn encode(value: &str) -> String {
     value.trim().to_ascii_lowercase().bytes().fold(String::new(), |mut encoded, byte| {
         if byte.is_ascii_alphanumeric() || b"-._".contains(&byte) {
@@ -239,10 +239,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_hint_stays_one_word_that_every_boot_loader_takes(serial in "\\PC{1,40}", model in ".{1,40}") {
-            let hints = RootDeviceHints { serial: Some(serial), model: Some(model), ..RootDeviceHints::default() };
+        fn any_hint_stays_one_word_that_every_boot_loader_takes(
+            serial in "\\PC{1,40}", model in ".{1,40}",
+        ) {
+            let (serial, model) = (Some(serial), Some(model));
+            let hints = RootDeviceHints { serial, model, ..RootDeviceHints::default() };
             let word = root_device(&hints).unwrap();
-            prop_assert!(word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._%=,".contains(&b)), "{}", word);
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._%=,".contains(&byte);
+            prop_assert!(word.bytes().all(is_plain), "{}", word);
             prop_assert_eq!(word.matches(',').count(), 1);
         }
     }

@@ -1,8 +1,8 @@
-//! Which machine a spec names: its BMC's address and the MAC addresses of its network interfaces.
+//! A machine's identity: its BMC's address and the MAC addresses of its network interfaces.
 //!
-//! Consent to wipe a disk is for one machine, so the core compares these whenever a spec changes.
-//! Nothing here may guess: two machines that share neither BMC nor network interface are two
-//! machines.
+//! Consent to WIPE a disk is for one machine, so that the core compares machines whenever a spec
+//! changes. Nothing here may guess: machines that share neither BMC nor network interface are
+//! different.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// Where its BMC answers, `host:port` or a URL in files; `None`: it has none.
+    /// The BMC's address, `host:port` or a URL in files; `None`: the machine has no BMC.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -29,15 +29,14 @@ pub struct Machine {
     pub macs: Vec<MacAddr>,
 }
 
-/// How a machine that is named now differs from one that was named before.
+/// The difference between a node's previous and present machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MachineChange {
-    /// Not at all.
+    /// BMC and network interfaces are the same.
     None,
-    /// It has another BMC address or other network interfaces, and still shares one of them: taken
-    /// for the same machine.
+    /// The BMC's address or network interfaces differ, and one of them is shared: the same machine.
     Part,
-    /// It shares nothing: another machine.
+    /// Nothing is shared: another machine.
     Whole,
 }
 
@@ -47,7 +46,7 @@ impl Machine {
         Self { bmc: spec.bmc_address().cloned(), macs: spec.boot.macs.clone() }
     }
 
-    /// The identity under which it is kept.
+    /// The identity under which records keep the machine.
     pub fn id(&self) -> MachineId {
         match &self.bmc {
             Some(bmc) => MachineId::Bmc(bmc.clone()),
@@ -55,7 +54,7 @@ impl Machine {
         }
     }
 
-    /// The difference if the spec names the machine now.
+    /// The difference to the spec's machine.
     pub fn change_to(&self, spec: &NodeSpec) -> MachineChange {
         change([self.bmc.as_ref(), spec.bmc_address()], [&self.macs, &spec.boot.macs])
     }
@@ -67,7 +66,7 @@ impl Machine {
 }
 
 impl NodeSpec {
-    /// How the machine that `new` names differs from the one this spec names.
+    /// The difference between this spec's machine and that of `new`.
     pub fn machine_change(&self, new: &Self) -> MachineChange {
         change([self.bmc_address(), new.bmc_address()], [&self.boot.macs, &new.boot.macs])
     }

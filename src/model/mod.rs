@@ -1,8 +1,8 @@
-//! The vocabulary every other module speaks: names, checked specs, disks, boot menus, power, faults
-//! and status.
+//! The vocabulary of all other modules: names, checked specs, disks, boot menus, power, faults and
+//! status.
 //!
-//! Called by everybody. It must never do I/O, read a clock or know a protocol: a value here is
-//! either valid or does not exist.
+//! Used everywhere. It must never do I/O, read a clock or know a protocol. Values are checked when
+//! they are made, so that no invalid one exists.
 
 pub mod admin;
 pub mod agent_mark;
@@ -10,6 +10,7 @@ pub mod attached;
 pub mod backoff;
 pub mod bmc_key;
 pub mod boot;
+pub mod boot_report;
 pub mod callback;
 pub mod consent;
 pub mod disk;

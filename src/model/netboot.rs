@@ -1,31 +1,27 @@
-//! Kernel and ramdisk of an installed machine that boots over the network: as its spec wants them,
-//! and as they are served.
+//! Kernel and ramdisk of an installed machine that boots over the network: those in its spec, and
+//! those that it is served.
 //!
-//! Used by the core, by the agent that verifies the files, and by the boot menus. It must never
-//! take files that nobody has looked at for verified ones.
+//! Used by the core, by the agent, which verifies the files, and by the boot menus. Unverified
+//! files must never count as verified.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use super::{
-    identity::Parts,
-    ids::{Digest, DigestAlgorithm},
-};
+use super::ids::Digest;
 
 /// The files that a spec wants an installed machine to boot (`boot.after = "network"`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Netboot {
     /// The kernel's path, absolute or relative to the images directory.
     pub kernel: String,
-    /// The digest the kernel must have, if the spec says one.
+    /// The kernel's expected digest, if the spec has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_checksum: Option<Digest>,
     /// The initial ramdisk's path.
     pub ramdisk: String,
-    /// The digest the initial ramdisk must have, if the spec says one.
+    /// The initial ramdisk's expected digest, if the spec has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramdisk_checksum: Option<Digest>,
-    /// Its kernel command line. Without a `root=` in it, the root file system's UUID is added.
+    /// The kernel command line, to which hostler adds `root=` if it has none.
     pub kernel_args: Vec<String>,
 }
 
@@ -33,18 +29,18 @@ pub struct Netboot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetbootFiles {
-    /// Where the kernel came from: its path as the spec had it.
+    /// The kernel's path in the spec.
     pub kernel: String,
-    /// Its digest, by which it lies in the cache. `None`: installed by a version that did not look
-    /// at it, so that it is served from its path until it was verified.
+    /// The kernel's digest, which is its name in the cache. `None`: an earlier version installed
+    /// the machine without a digest, and the kernel is served from its path until it is verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_digest: Option<Digest>,
-    /// Where the initial ramdisk came from.
+    /// The initial ramdisk's path in the spec.
     pub ramdisk: String,
-    /// Its digest, like the kernel's.
+    /// The initial ramdisk's digest, like the kernel's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramdisk_digest: Option<Digest>,
-    /// The command line, without what is added.
+    /// The command line without an added `root=`.
     pub kernel_args: Vec<String>,
 }
 
@@ -53,17 +49,17 @@ pub struct NetbootFiles {
 pub enum BootFile {
     /// The file in the cache with this digest.
     Cached(Digest),
-    /// The file that lies there, whatever it is.
+    /// The unverified file at this path.
     Path(String),
 }
 
 impl Netboot {
-    /// The whole command line; `None` if it would not say where the root file system is.
+    /// Returns the whole command line; `None` if it would name no root file system.
     pub fn command_line(&self, root: Option<&str>) -> Option<String> {
         command_line(&self.kernel_args, root)
     }
 
-    /// The files that a version without checksums served.
+    /// The files without digests, as an earlier version served them.
     pub fn unverified(&self) -> NetbootFiles {
         NetbootFiles {
             kernel: self.kernel.clone(),
@@ -73,36 +69,15 @@ impl Netboot {
             kernel_args: self.kernel_args.clone(),
         }
     }
-
-    /// The identity of an installation whose disk has the identity `written`. A file is in it by
-    /// its checksum, if the spec says one, and else by its path.
-    pub(super) fn identity(&self, written: &Digest) -> Digest {
-        let Self { kernel, kernel_checksum, ramdisk, ramdisk_checksum, kernel_args } = self;
-        let mut hash = Sha256::new();
-        let mut parts = Parts(&mut hash);
-        parts.put("hostler network boot 1");
-        parts.put(&written.to_string());
-        for (path, checksum) in [(kernel, kernel_checksum), (ramdisk, ramdisk_checksum)] {
-            match checksum {
-                Some(checksum) => parts.put(&format!("checksum {checksum}")),
-                None => parts.put(&format!("path {path}")),
-            }
-        }
-        for word in kernel_args {
-            parts.put(word);
-        }
-        Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize())
-            .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
-    }
 }
 
 impl NetbootFiles {
-    /// The whole command line; `None` if it would not say where the root file system is.
+    /// Returns the whole command line; `None` if it would name no root file system.
     pub fn command_line(&self, root: Option<&str>) -> Option<String> {
         command_line(&self.kernel_args, root)
     }
 
-    /// The kernel, and then the ramdisk.
+    /// The kernel and the ramdisk.
     pub fn files(&self) -> [BootFile; 2] {
         let file = |path: &String, digest: &Option<Digest>| {
             digest.clone().map_or_else(|| BootFile::Path(path.clone()), BootFile::Cached)
@@ -110,12 +85,12 @@ impl NetbootFiles {
         [file(&self.kernel, &self.kernel_digest), file(&self.ramdisk, &self.ramdisk_digest)]
     }
 
-    /// Whether both files were verified.
+    /// Whether both files are verified.
     pub fn is_verified(&self) -> bool {
         self.kernel_digest.is_some() && self.ramdisk_digest.is_some()
     }
 
-    /// Whether these files, verified, are what the spec wants.
+    /// Whether these files are verified and the spec's.
     pub fn are_of(&self, wanted: &Netboot) -> bool {
         let is =
             |path: &str, digest: &Option<Digest>, wanted: &str, checksum: &Option<Digest>| match (
@@ -130,7 +105,7 @@ impl NetbootFiles {
             && self.kernel_args == wanted.kernel_args
     }
 
-    /// Whether these are those other ones, which may not have been verified yet.
+    /// Whether these files are `others`, of which some may be unverified.
     pub fn are_verified_of(&self, others: &Self) -> bool {
         let same =
             |digest: &Option<Digest>, other: &Option<Digest>| other.is_none() || digest == other;
@@ -142,9 +117,8 @@ impl NetbootFiles {
     }
 }
 
-/// How a kernel is told the root file system that hostler has put into a partition: by that
-/// partition, which is on no other disk, or, where an earlier version made it, by the file system,
-/// which is on each disk that the image was ever written to.
+/// Returns the value of `root=`: the partition's UUID, which is unique, or, if an earlier version
+/// made the partition, the file system's UUID, which every disk with this image has.
 pub fn root(partuuid: Option<&str>, uuid: Option<&str>) -> Option<String> {
     match (partuuid, uuid) {
         (Some(partuuid), _) => Some(format!("PARTUUID={partuuid}")),

@@ -1,10 +1,10 @@
 //! Power and boot devices, in the IPMI specification's words.
 //!
-//! Called by the core, which wants them, and by the adapters that drive a BMC.
+//! Used by the core, which decides on them, and by the adapters that drive a BMC.
 
 use serde::{Deserialize, Serialize};
 
-/// Whether a machine is on, as its BMC said.
+/// A machine's power state as its BMC reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PowerState {
@@ -15,7 +15,7 @@ pub enum PowerState {
 }
 
 impl PowerState {
-    /// `on` or `off`.
+    /// Returns `on` or `off`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::On => "on",
@@ -40,7 +40,7 @@ pub enum ChassisControl {
     PowerDown,
     /// Power up.
     PowerUp,
-    /// Off, a pause, on.
+    /// Power down, pause, power up.
     PowerCycle,
     /// Hard reset.
     HardReset,
@@ -58,11 +58,11 @@ pub enum BootDevice {
     Disk,
 }
 
-/// How long a boot device stays chosen.
+/// The time for which a boot device stays set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootPersistence {
     /// For the next boot only.
     NextBoot,
-    /// Until it is chosen again.
+    /// Until it is set again.
     Persistent,
 }

@@ -1,13 +1,12 @@
-//! Texts of others, made fit to be printed.
+//! Escapes untrusted texts for terminals, logs and status files.
 //!
-//! Called by whatever writes to a terminal, a log or a status file. A text that was escaped does
-//! nothing to a terminal, forges no line of a log, and reads in the order in which it is written.
+//! Called by whatever writes to a terminal, a log or a status file. An escaped text must never act
+//! on a terminal, forge a log line, or show in another order than it is written.
 
 use std::fmt::{self, Write};
 
-/// Characters that are printed as their escapes: controls (C0, DEL, C1), and what changes how
-/// others are shown or is not shown itself, the format characters and separators of Unicode (Cf,
-/// Zl, Zp).
+/// Whether a character must be escaped: controls (C0, DEL, C1), and Unicode's invisible format
+/// characters and separators (Cf, Zl, Zp), which can change how other characters show.
 pub fn is_escaped(char: char) -> bool {
     char.is_control() || is_format(char)
 }
@@ -22,8 +21,7 @@ fn is_format(char: char) -> bool {
         | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}')
 }
 
-/// Passes a text on, with an escape for each character that must not be printed: `\n`, `\u{1b}`,
-/// `\u{202e}`.
+/// A writer that escapes unprintable characters: `\n`, `\u{1b}`, `\u{202e}`.
 #[derive(Debug)]
 pub struct Escaping<W>(pub W);
 
@@ -43,7 +41,7 @@ impl<W: Write> Write for Escaping<W> {
     }
 }
 
-/// The text with escapes.
+/// Escapes a text.
 pub fn escaped(text: &str) -> String {
     let mut escaped = Escaping(String::with_capacity(text.len()));
     // Writing to a string does not fail.
@@ -51,7 +49,7 @@ pub fn escaped(text: &str) -> String {
     escaped.0
 }
 
-/// The first so many characters of the text, with escapes.
+/// Escapes the first `chars_max` characters of a text, with `…` for the rest.
 pub fn excerpt(text: &str, chars_max: usize) -> String {
     match text.char_indices().nth(chars_max) {
         Some((end, _)) => escaped(text.get(..end).unwrap_or_default()) + "…",

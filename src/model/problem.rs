@@ -1,4 +1,4 @@
-//! Problems of a file that an administrator wrote, with their places.
+//! Problems of the administrator's files, with their places.
 //!
 //! Made by the spec and config readers; shown by `hostler check` and in status files.
 
@@ -8,19 +8,18 @@ use serde::{Deserialize, Serialize};
 
 use super::printable::excerpt;
 
-/// Longest key and message of a problem in characters: a value quoted in a message may have the
-/// size of the file.
+/// Longest key and message of a problem, in characters: a quoted value may be as large as the file.
 const SHOWN_CHARS_MAX: usize = 300;
 
 /// One problem in one file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Problem {
-    /// The file, as it was named to hostler.
+    /// The file's name, as hostler got it.
     pub file: String,
-    /// Line and column, both from 1; absent when the whole file is meant.
+    /// Line and column, both from 1; `None` for the whole file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<(u32, u32)>,
-    /// The key, dotted (`image.checksum`); empty when no key is to blame.
+    /// The dotted key (`image.checksum`), or empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
     /// The problem, and the right form.
@@ -28,13 +27,13 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem of a whole file.
+    /// Makes a problem of a whole file.
     pub fn of_file(file: impl Into<String>, message: impl Into<String>) -> Self {
         Self { file: file.into(), at: None, key: String::new(), message: message.into() }
     }
 }
 
-/// `nodes/edge-07.toml:12:12: image.checksum: 63 hex digits, sha256 needs 64`
+/// Shows for example `nodes/edge-07.toml:12:12: image.checksum: 63 hex digits, sha256 needs 64`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.file)?;
@@ -48,7 +47,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A text that quotes a file, fit to be printed: escaped, and not too long.
+/// Escapes and truncates a text that may quote a file.
 pub(crate) fn shown(text: &str) -> String {
     excerpt(text, SHOWN_CHARS_MAX)
 }

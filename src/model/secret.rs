@@ -1,7 +1,6 @@
-//! Values that must not be seen: passwords and keys, blank in every log and wiped from memory when
-//! dropped.
+//! Passwords and keys, which logs never show and which are wiped from memory when dropped.
 //!
-//! Called by everybody who holds one. `expose` is the only way to the text, so that a reviewer can
+//! Used wherever a secret is held. `expose` is the only access to the text, so that a reviewer can
 //! search for it.
 
 use std::{fmt, str::FromStr};
@@ -12,18 +11,18 @@ use zeroize::ZeroizeOnDrop;
 
 use super::ids::hex;
 
-/// A password or other secret text. `Debug` prints nothing of it; there is no `Display`.
+/// A password or other secret text. `Debug` hides it; there is no `Display`.
 #[derive(Clone, Serialize, Deserialize, ZeroizeOnDrop)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the text into custody.
+    /// Wraps a secret text.
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// The text itself, for the one place that must send it.
+    /// The text, for the one place that must send it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -43,19 +42,19 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The key of one deploy attempt: 256 random bits, compared in constant time. The ramdisk proves
-/// with it that it was booted by this attempt.
+/// The key of one attempt: 256 random bits, compared in constant time, by which the ramdisk proves
+/// that this attempt booted it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Secret", into = "Secret")]
 pub struct AttemptKey(Secret);
 
 impl AttemptKey {
-    /// A key from 32 random bytes.
+    /// Makes a key of 32 random bytes.
     pub fn from_bytes(random: &[u8; 32]) -> Self {
         Self(Secret::new(hex(random)))
     }
 
-    /// 64 lower-case hex digits, for the boot menu and the `Authorization` header.
+    /// The key as 64 lower-case hex digits, for the boot menu and the `Authorization` header.
     pub fn expose(&self) -> &str {
         self.0.expose()
     }
@@ -69,7 +68,7 @@ impl FromStr for AttemptKey {
     }
 }
 
-/// The text stays where it is, so that no copy of it is left in memory.
+/// Moves the text, so that no copy stays in memory.
 impl TryFrom<Secret> for AttemptKey {
     type Error = &'static str;
 
@@ -96,6 +95,38 @@ impl fmt::Debug for AttemptKey {
     }
 }
 
+/// The token of one installation: 256 random bits, by which its system says that it is up, and
+/// nothing else.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootToken(AttemptKey);
+
+impl BootToken {
+    /// A token from 32 random bytes.
+    pub fn from_bytes(random: &[u8; 32]) -> Self {
+        Self(AttemptKey::from_bytes(random))
+    }
+
+    /// 64 lower-case hex digits, for the URL on the config drive.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+impl FromStr for BootToken {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Debug for BootToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BootToken(..)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,7 +135,8 @@ mod tests {
     fn debug_output_never_shows_a_secret() {
         let secret = Secret::new("hunter2".to_owned());
         let key = AttemptKey::from_bytes(&[0xab; 32]);
-        let shown = format!("{secret:?} {key:?} {:#?}", Some((&secret, &key)));
+        let token = BootToken::from_bytes(&[0xab; 32]);
+        let shown = format!("{secret:?} {key:?} {token:?} {:#?}", Some((&secret, &key)));
         assert!(!shown.contains("hunter2") && !shown.contains("abab"), "{shown}");
     }
 

@@ -1,9 +1,10 @@
-//! Sizes as people write them: `480GB`, `64 MiB`, `1.5TiB`.
+//! Sizes with units: `480GB`, `64 MiB`, `1.5TiB`.
 //!
-//! Called by the spec reader, the disk hints and everything that shows a number of bytes.
+//! Used by the spec reader, the disk hints and everything that shows a number of bytes.
 
-/// `number[unit]` with the units B, kB/MB/GB/TB/PB (powers of 1000) and KiB/MiB/GiB/TiB/PiB (powers
-/// of 1024), in any case, a space allowed between. At most three decimals. The result is in bytes.
+/// Parses `number[unit]` into bytes. Units are B, kB/MB/GB/TB/PB (powers of 1000) and
+/// KiB/MiB/GiB/TiB/PiB (powers of 1024), in any case, perhaps after a space. At most three
+/// decimals.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size; write for example 480GB or 64MiB");
     let trimmed = text.trim();
@@ -29,13 +30,13 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     }
     let whole: u64 = whole.parse().map_err(|_| wrong())?;
     let thousandths: u64 = format!("{fraction:0<3}").parse().map_err(|_| wrong())?;
-    // Below 2^50 × 999 / 1000, which cannot overflow.
+    // At most 2^50 × 999 / 1000, which cannot overflow.
     let part = u128::from(thousandths) * u128::from(scale) / 1000;
     let bytes = u128::from(whole) * u128::from(scale) + part;
     u64::try_from(bytes).map_err(|_| format!("`{text}` is more bytes than 64 bits can count"))
 }
 
-/// A number of bytes for people: `64.0 MiB`, `512 B`.
+/// Formats a number of bytes for a reader: `64.0 MiB`, `512 B`.
 pub fn show_bytes(bytes: u64) -> String {
     const UNITS: [(&str, u64); 5] =
         [("PiB", 1 << 50), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
@@ -48,12 +49,11 @@ pub fn show_bytes(bytes: u64) -> String {
     )
 }
 
-/// Two numbers of bytes that are compared, for people: exactly, too, where they differ by less than
-/// is shown.
+/// Formats two numbers of bytes for comparison, with the exact numbers if they would look alike.
 pub fn show_apart(one: u64, other: u64) -> [String; 2] {
     let larger = one.max(other);
     let scale = (0..=5).rev().map(|power| 1024_u64.pow(power)).find(|scale| larger >= *scale);
-    // A tenth of the unit is shown. Less than a KiB is exact anyway.
+    // One decimal of the unit is shown. Less than a KiB is exact anyway.
     let is_close = scale.is_some_and(|scale| scale > 1 && one.abs_diff(other) <= scale / 10);
     [one, other].map(|bytes| match show_bytes(bytes) {
         shown if is_close => format!("{shown} ({bytes} bytes)"),

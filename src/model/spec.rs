@@ -1,10 +1,9 @@
-//! A node's spec after checking: what one machine should be. `_defaults.toml` and hostler's own
-//! defaults are already in it.
+//! A node's checked spec, with `_defaults.toml` and hostler's own defaults applied.
 //!
-//! Made by the spec reader only; read by the core and the agent. There is no invalid value of these
-//! types. A password is a reference to a file; only what goes onto a config drive is here itself,
-//! so that it is what was checked and what the identity stands for. It can be written to the
-//! agent's durable record, so that the last good spec outlives a restart.
+//! Made by the spec reader only; used by the core and the agent. Values of these types are always
+//! valid. A password is a reference to a file; only attached files are included, so that exactly
+//! the checked content is installed and hashed. A record can hold a spec, so that the last good one
+//! survives a restart.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
@@ -32,32 +31,32 @@ pub struct NodeSpec {
     pub name: NodeName,
     /// The goal for the machine.
     pub goal: Goal,
-    /// The power state wanted once deployed. A change of it is an order, performed once; a later
+    /// The power state after the installation. A change of this value is performed once; a later
     /// difference is drift.
     pub power: WantedPower,
-    /// Start nothing and stop what is under way; keep observing.
+    /// Whether the node is paused: it starts nothing, stops its operation and is only observed.
     pub paused: bool,
-    /// Changing this text is the operator's consent to wipe and reinstall.
+    /// Any text; a change of it is the operator's consent to WIPE and reinstall.
     pub redeploy: Option<String>,
     /// How the machine netboots.
     pub boot: Boot,
-    /// How its power is controlled; `None`: an operator does it.
+    /// The machine's BMC; `None`: an operator switches the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc: Option<Box<Bmc>>,
-    /// Which of its disks is written.
+    /// The hints that choose the disk to write.
     pub root_device: RootDeviceHints,
     /// The image to be installed.
     pub image: Image,
     /// The data for the installed system at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<Box<ConfigDrive>>,
-    /// How its system shows that it is up. Records leave the default out, so that those of an
-    /// earlier version read the same.
+    /// The check of the installed system's first boot. Records omit the default, so that an earlier
+    /// version's records read the same.
     #[serde(default, skip_serializing_if = "BootCheck::is_none")]
     pub boot_check: BootCheck,
-    /// How long each step may take.
+    /// The time limits of the steps.
     pub timeouts: Timeouts,
-    /// How often a failed attempt is repeated.
+    /// The retries of failed attempts.
     pub retry: Retry,
 }
 
@@ -66,7 +65,7 @@ pub struct NodeSpec {
 pub enum Goal {
     /// Install it and keep it installed.
     Deployed,
-    /// Keep it off, serve it nothing, leave its disk as it is.
+    /// Keep it off, serve it nothing, and never touch its disk.
     Available,
     /// Observe only.
     Unmanaged,
@@ -83,27 +82,27 @@ pub enum WantedPower {
     Ignore,
 }
 
-/// `[boot]`
+/// `[boot]`: how the machine netboots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
-    /// The NICs it may netboot from, at least one, no two alike.
+    /// The MAC addresses of the NICs that it may netboot from: at least one, no duplicates.
     pub macs: Vec<MacAddr>,
-    /// Its firmware.
+    /// The machine's firmware.
     pub firmware: Firmware,
-    /// Its processors.
+    /// The machine's processors.
     #[serde(default)]
     pub arch: Arch,
-    /// The boot loader it is given.
+    /// The boot loader that installs it.
     #[serde(default)]
     pub loader: Loader,
-    /// The deploy ramdisk it is given.
+    /// The deploy ramdisk that installs it.
     #[serde(default)]
     pub ramdisk: DeployRamdisk,
-    /// Whether its iSCSI target has to ask for CHAP. One that does not lets everybody on the deploy
-    /// network write the disk.
+    /// Whether its iSCSI target must require CHAP. Without CHAP, everybody on the deploy network
+    /// can write the disk.
     #[serde(default = "yes")]
     pub require_chap: bool,
-    /// Added to the deploy ramdisk's kernel command line.
+    /// Additional words of the deploy ramdisk's kernel command line.
     pub kernel_args: Vec<String>,
 }
 
@@ -111,18 +110,18 @@ const fn yes() -> bool {
     true
 }
 
-/// `boot.loader`: which boot loader takes the machine into an installation.
+/// `boot.loader`: the boot loader for an installation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Loader {
-    /// Whichever asks.
+    /// Any boot loader that the machine requests.
     #[default]
     Auto,
     /// PXELINUX, SYSLINUX's loader for PXE.
     Pxelinux,
     /// GNU GRUB.
     Grub,
-    /// iPXE, which the others hand over to: it fetches kernel and ramdisk over HTTP.
+    /// iPXE, which the other loaders chain to; it fetches kernel and ramdisk over HTTP.
     Ipxe,
 }
 
@@ -135,7 +134,7 @@ impl Loader {
         ("ipxe", Self::Ipxe),
     ];
 
-    /// Whether it boots machines with such firmware.
+    /// Whether it boots machines with this firmware.
     #[must_use]
     pub const fn boots(self, firmware: Firmware) -> bool {
         match self {
@@ -145,70 +144,67 @@ impl Loader {
     }
 }
 
-/// `boot.ramdisk`: whose deploy ramdisk exports the disk.
+/// `boot.ramdisk`: the deploy ramdisk that exports the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeployRamdisk {
-    /// hostler's own.
+    /// hostler's own deploy ramdisk.
     #[default]
     Hostler,
-    /// The shell ramdisk of `OpenStack` Ironic's first years. Its target asks nobody for a name and
-    /// a secret, and its key travels in clear.
+    /// The shell ramdisk of `OpenStack` Ironic's first years. Its target has no authentication, and
+    /// it sends its key unencrypted.
     Ironic,
 }
 
-/// `[bmc]`
+/// `[bmc]`: access to the machine's BMC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bmc {
-    /// Who speaks to it.
+    /// The driver that controls it.
     #[serde(default)]
     pub driver: BmcDriver,
-    /// Where it answers.
+    /// The BMC's address.
     pub address: BmcAddress,
-    /// Its user, at most 16 bytes (IPMI 2.0 §13.28); may be empty.
+    /// The BMC's user, at most 16 bytes (IPMI 2.0 §13.28); may be empty.
     pub username: String,
-    /// Where its user's password is. Only with [`BmcDriver::Program`] there may be none.
+    /// The source of the user's password, which is optional with [`BmcDriver::Program`] only.
     #[serde(flatten)]
     pub password: Option<Password>,
-    /// Where the BMC key (`K_g`) is, if the BMC has one: a plain path relative to the secrets
-    /// directory, of a file whose first line is the key.
+    /// The file whose first line is the BMC key (`K_g`), if the BMC has one: a plain path relative
+    /// to the secrets directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kg_file: Option<String>,
-    /// The privilege level to ask for.
+    /// The privilege level of the session.
     pub privilege: Privilege,
-    /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
+    /// The only cipher suite to use; `None` tries 17, then 3, and remembers the one that worked.
     pub cipher_suite: Option<CipherSuite>,
-    /// Whether a ramdisk is believed only if the machine it runs on has the UUID that this BMC
-    /// reports.
+    /// Whether a ramdisk's machine must have the UUID that this BMC reports.
     #[serde(default)]
     pub match_system_uuid: bool,
-    /// Whether what the machine prints on its serial line during an attempt is kept if that fails.
-    /// Only with [`BmcDriver::Ipmi`].
+    /// Whether a failed attempt's serial console is kept. Only with [`BmcDriver::Ipmi`].
     #[serde(default)]
     pub console: bool,
 }
 
-/// Where a BMC's password is: the first line of a file.
+/// The source of a BMC's password: the first line of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Password {
     /// A plain path relative to the secrets directory.
     PasswordFile(String),
-    /// The name of a credential that the service manager gives the agent (systemd.exec,
-    /// `LoadCredential=`).
+    /// The name of a credential of the agent's service (systemd.exec, `LoadCredential=`).
     PasswordCredential(String),
 }
 
-/// `bmc.driver`, where there is a BMC.
+/// `bmc.driver`, except `none`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BmcDriver {
-    /// hostler itself.
+    /// hostler's own IPMI client.
     #[default]
     Ipmi,
-    /// The program of that name, for a BMC that only it can talk to.
+    /// The program `ipmitool`, for a BMC that hostler's client cannot use.
     Ipmitool,
-    /// A program of the administrator's, for whatever else can switch a machine.
+    /// A program of the administrator's, for any other power switch.
     Program,
 }
 
@@ -223,24 +219,24 @@ impl BmcDriver {
     }
 }
 
-/// The identity of a machine.
+/// The identity of a machine in records.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum MachineId {
-    /// Its BMC.
+    /// The address of its BMC.
     Bmc(BmcAddress),
-    /// Its NICs, if it has none.
+    /// The MAC addresses of its NICs, if it has no BMC.
     Nics(Vec<MacAddr>),
 }
 
-/// Where a BMC is, and by that which machine it belongs to: two specs with equal addresses name one
+/// The address of a BMC, which identifies its machine: two specs with equal addresses name one
 /// machine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum BmcAddress {
-    /// A host and a port: a BMC that speaks a protocol of its own.
+    /// The host and port of a BMC on the network.
     Host(HostPort),
-    /// A URL, by whose scheme its driver knows it: `program:/PATH#ADDRESS`.
+    /// A URL whose scheme names the driver: `program:/PATH#ADDRESS`.
     Url(String),
 }
 
@@ -253,24 +249,24 @@ pub struct HostPort {
     pub port: u16,
 }
 
-/// The scheme of a BMC that a program speaks for.
+/// The scheme of a BMC that a program controls.
 const PROGRAM_SCHEME: &str = "program:";
-/// The character between a program's path and the address it is given. No program's path has it.
+/// Separates a program's path, which never has this character, from the address.
 pub const PROGRAM_SEPARATOR: char = '#';
 
 impl BmcAddress {
-    /// The address of a BMC at a host.
+    /// Makes the address of a BMC at a host.
     pub fn at(host: impl Into<String>, port: u16) -> Self {
         Self::Host(HostPort { host: host.into(), port })
     }
 
-    /// The address of a BMC that a program speaks for. Which device that is, program and `address`
-    /// say together.
+    /// Makes the address of a BMC that a program controls. Program and `address` together identify
+    /// it.
     pub fn by_program(program: &str, address: &str) -> Self {
         Self::Url(format!("{PROGRAM_SCHEME}{program}{PROGRAM_SEPARATOR}{address}"))
     }
 
-    /// Host and port, if that is what it is.
+    /// Returns host and port of a BMC on the network.
     pub const fn host(&self) -> Option<&HostPort> {
         match self {
             Self::Host(host) => Some(host),
@@ -278,7 +274,7 @@ impl BmcAddress {
         }
     }
 
-    /// The program's path and the address it is given, if a program speaks for the BMC.
+    /// Returns the path of the program that controls the BMC and the address for it.
     pub fn program(&self) -> Option<(&str, &str)> {
         match self {
             Self::Host(_) => None,
@@ -290,7 +286,7 @@ impl BmcAddress {
 impl FromStr for BmcAddress {
     type Err = String;
 
-    /// Reads an address as it is displayed, and nothing else.
+    /// Parses an address in exactly its displayed form.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let url = Self::Url(text.to_owned());
         if url.program().is_some_and(|(program, _)| program.starts_with('/')) {
@@ -336,7 +332,7 @@ pub enum Privilege {
     Administrator,
 }
 
-/// An RMCP+ cipher suite hostler speaks (IPMI 2.0 table 22-20).
+/// An RMCP+ cipher suite that hostler supports (IPMI 2.0 table 22-20).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub enum CipherSuite {
@@ -367,41 +363,41 @@ impl From<CipherSuite> for u8 {
     }
 }
 
-/// `[image]`, and `[partitions]` where that means something.
+/// `[image]`, with `[partitions]` for a partition image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// A path, absolute or relative to the images directory, or an http or https URL.
     pub source: String,
-    /// The digest of the file as published, or where it is listed.
+    /// The digest of the published file, or the place of a list with it.
     pub checksum: Checksum,
-    /// The format that the file is said to have.
+    /// The declared format of the file.
     pub format: ImageFormat,
     /// The kind of image.
     #[serde(default)]
     pub kind: ImageKind,
-    /// How the disk is checked after it was written.
+    /// How the written disk is verified.
     #[serde(default)]
     pub verify: Verify,
-    /// The files that the installed machine boots over the network; `None`: it boots from its disk.
+    /// The boot files of an installed machine that boots over the network; `None`: it boots from
+    /// its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<Box<Netboot>>,
 }
 
-/// `image.checksum`
+/// `image.checksum`: the expected digest of the published image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Checksum {
-    /// It is here.
+    /// The digest itself.
     Inline(Digest),
-    /// It is in a file like `SHA256SUMS`: a path like that of an image, or a URL. It is looked up
-    /// when an attempt is prepared.
+    /// The path or URL of a list like `SHA256SUMS`, which is read when an attempt is prepared.
     Listed(String),
 }
 
 impl FromStr for Checksum {
     type Err = String;
 
-    /// A digest is told from a place by its algorithm's name, or by consisting of hex digits only.
+    /// A text with an algorithm's name, or of hex digits only, is a digest; any other is a place.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_place = text.contains('/')
             || !(text.contains(':') || text.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -432,43 +428,43 @@ impl fmt::Display for Checksum {
     }
 }
 
-/// `image.format`: inspected, never trusted.
+/// `image.format`: the declared format, which is checked and never trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageFormat {
-    /// Found by looking into the file.
+    /// Detected from the file's content.
     Auto,
-    /// The disk's bytes as they are. The file may still be compressed as a whole.
+    /// The disk's bytes. The file may be compressed as a whole.
     Raw,
-    /// QEMU's format.
+    /// QEMU's qcow2.
     Qcow2,
 }
 
-/// `image.kind`
+/// `image.kind`: a disk or a file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageKind {
     /// A whole disk.
     #[default]
     Disk,
-    /// One file system: hostler makes the partitions around it.
+    /// One file system, for which hostler makes partitions.
     Partition(Partitions),
 }
 
-/// `[partitions]`: sizes in bytes. On the disk they lie in the order ESP (where the machine boots
-/// from it by UEFI), swap, ephemeral, config drive, root.
+/// `[partitions]`: sizes in bytes. The order on the disk is ESP (if the machine boots from it by
+/// UEFI), swap, ephemeral, config drive, root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partitions {
-    /// The kind of table.
+    /// The type of the partition table.
     pub table: PartitionTable,
     /// Swap space, if any.
     pub swap_bytes: Option<u64>,
     /// A file system for data that may be lost, if any.
     pub ephemeral_bytes: Option<u64>,
-    /// The root partition; `None`: all that is left.
+    /// The size of the root partition; `None`: the rest of the disk.
     pub root_bytes: Option<u64>,
 }
 
-/// `partitions.table`
+/// `partitions.table`: the type of the partition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartitionTable {
@@ -478,38 +474,38 @@ pub enum PartitionTable {
     Msdos,
 }
 
-/// `image.verify`
+/// `image.verify`: how the written disk is verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
-    /// hostler reads everything back over iSCSI and compares it.
+    /// hostler reads the disk back over iSCSI and compares it.
     #[default]
     Full,
-    /// The ramdisk hashes its own disk, after its target has stopped.
+    /// The ramdisk hashes the disk after its target has stopped.
     Node,
-    /// Not at all: what a target acknowledges is believed.
+    /// No verification: hostler trusts the target's acknowledgements.
     None,
 }
 
-/// `[config_drive]`: cloud-init's data, as a small file system of its own.
+/// `[config_drive]`: data for cloud-init in a small file system of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigDrive {
-    /// Its label, and so cloud-init's data source.
+    /// The file system's label, which selects cloud-init's data source.
     pub label: DriveLabel,
-    /// Its file system.
+    /// The type of the file system.
     pub filesystem: DriveFilesystem,
     /// The user data.
     pub user_data: Option<Attachment>,
     /// The network configuration.
     pub network_config: Option<Attachment>,
-    /// The vendor data: what user data is merged onto.
+    /// The vendor data, which cloud-init merges user data onto.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendor_data: Option<Attachment>,
-    /// Metadata of the administrator's own, over what hostler says by itself.
+    /// The administrator's metadata, which overrides hostler's own.
     pub meta_data: BTreeMap<String, MetaData>,
 }
 
-/// `config_drive.label`
+/// `config_drive.label`: the file system's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DriveLabel {
     /// `config-2`: `OpenStack`'s config drive.
@@ -520,7 +516,7 @@ pub enum DriveLabel {
     Cidata,
 }
 
-/// `config_drive.filesystem`
+/// `config_drive.filesystem`: the type of the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DriveFilesystem {
@@ -530,11 +526,11 @@ pub enum DriveFilesystem {
     Iso9660,
 }
 
-/// A file that lies with the specs and was read with them. Its content may hold secrets, so it is
-/// never shown.
+/// A file in the spec directory that a spec attaches. Its content may be secret: `Debug` shows only
+/// its size.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Its path, relative to the spec directory.
+    /// The file's path, relative to the spec directory.
     pub path: String,
     /// The file's content.
     pub content: AttachedContent,
@@ -547,23 +543,23 @@ impl fmt::Debug for Attachment {
     }
 }
 
-/// `[retry]`
+/// `[retry]`: the retries of failed attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
-    /// Attempts before the node is `failed`, at least 1.
+    /// Attempts until the node is `failed`, at least 1.
     pub attempts: u32,
-    /// The pause before the second attempt; it doubles from there.
+    /// The pause before the second attempt, which doubles with each further one.
     pub backoff: Duration,
 }
 
 impl NodeSpec {
-    /// The machine's identity.
+    /// The identity of the spec's machine.
     pub fn machine(&self) -> MachineId {
         let nics = || MachineId::Nics(self.boot.macs.clone());
         self.bmc.as_ref().map_or_else(nics, |bmc| MachineId::Bmc(bmc.address.clone()))
     }
 
-    /// Where its BMC answers, if it has one.
+    /// The address of the machine's BMC, if it has one.
     pub fn bmc_address(&self) -> Option<&BmcAddress> {
         self.bmc.as_ref().map(|bmc| &bmc.address)
     }

@@ -1,7 +1,7 @@
-//! The state of one node for its administrator: the content of `<name>.status.toml`.
+//! A node's status for its administrator: the content of `<name>.status.toml`.
 //!
-//! Made by the core from its state, written by the status file subsystem, read by the CLI and by
-//! scripts. It holds no secret. Flat keys come first so that a one-line `grep` works.
+//! The core makes it, the status file subsystem writes it, the CLI and scripts read it. It must
+//! never hold a secret. Flat keys come first, so that a one-line `grep` works.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -19,19 +19,19 @@ use super::{
     problem::Problem,
 };
 
-/// The version of the status format; it changes only when a reader would have to. In version 1 an
-/// entry of the history had its phase as `phase`, and there was no checksum.
+/// The version of the status format. It changes only with a change that breaks readers. Version 1
+/// had the key `phase` in entries of the history, and no checksum.
 pub const STATUS_VERSION: u32 = 2;
 
-/// Where a node stands. A closed set.
+/// The phase of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// The spec cannot be used and nothing was ever started under this name, or two specs clash.
+    /// The spec is invalid and nothing was ever started under this name, or two specs clash.
     Invalid,
     /// Waiting for an operator's consent.
     Held,
-    /// Waiting to start, or to start again.
+    /// Waiting for the next attempt.
     Pending,
     /// Verifying the image.
     Preparing,
@@ -41,17 +41,17 @@ pub enum Phase {
     WaitingRamdisk,
     /// Writing the disk.
     Imaging,
-    /// Boot files to the local disk; the ramdisk is told to let go.
+    /// Setting the local disk as boot device, and telling the ramdisk to release its target.
     Switching,
     /// Waiting for the ramdisk's Completed notice.
     WaitingCompleted,
     /// The BMC restarts the machine into its own system.
     Restarting,
-    /// Its own system boots, and has yet to show that it is up.
+    /// The installed system boots and must show that it is up.
     Booting,
     /// The machine is installed.
     Deployed,
-    /// Given up until the spec changes or an operator says retry.
+    /// Failed until the spec changes or an operator retries.
     Failed,
     /// Kept powered off.
     Available,
@@ -82,7 +82,7 @@ impl Phase {
         Self::Paused,
     ];
 
-    /// Whether the phase is a part of an attempt, and so of interest for how long attempts take.
+    /// Whether the phase is a part of an attempt, for the durations of attempts.
     pub const fn is_busy(self) -> bool {
         match self {
             Self::Preparing
@@ -104,7 +104,7 @@ impl Phase {
         }
     }
 
-    /// The phase as it stands in files.
+    /// The phase's name in files.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
@@ -130,58 +130,58 @@ impl Phase {
 /// One node's status.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// [`STATUS_VERSION`].
+    /// The format's version, [`STATUS_VERSION`].
     pub version: u32,
     /// The node.
     pub node: NodeName,
-    /// Where it stands.
+    /// The node's phase.
     pub phase: Phase,
-    /// Installed as the spec wants and nothing left to do.
+    /// Whether the machine is installed as its spec wants and nothing is left to do.
     pub ready: bool,
-    /// One sentence: what is going on, or what somebody should do.
+    /// One sentence: the node's activity, or the operator's next step.
     pub message: String,
-    /// Whether the spec file is usable as it is now.
+    /// Whether the present spec file is valid.
     pub spec_valid: bool,
-    /// Identity of what the spec in force wants installed.
+    /// The identity of the effective spec's installation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec_digest: Option<Digest>,
-    /// Identity of what is installed.
+    /// The identity of the present installation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installed_digest: Option<Digest>,
     /// When this phase began.
     pub since: Timestamp,
-    /// When this phase will be given up.
+    /// The deadline of this phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
-    /// The step that the deadline ends.
+    /// The wait that the deadline ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_reason: Option<String>,
-    /// The attempt under way or last made, from 1; 0 before the first.
+    /// The number of the present or last attempt, from 1; 0 before the first.
     pub attempt: u32,
     /// When the next attempt starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<Timestamp>,
-    /// When this file was written.
+    /// The time of the last write of this file.
     pub updated: Timestamp,
-    /// The write under way.
+    /// The progress of the present fetch, write or comparison.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     /// The machine that the effective spec names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
-    /// Power, as wanted and as seen.
+    /// The last observed power state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<Power>,
     /// The installation on the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installed: Option<Installed>,
-    /// The last failure; it stays until a success.
+    /// The last failure, until a success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<LastError>,
-    /// The last things the machine was seen to do.
+    /// The last evidence of the machine's boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<LastSeen>,
-    /// Milliseconds each phase of this attempt took: `imaging_ms = 9871`.
+    /// The duration of each phase of this attempt, in milliseconds: `imaging_ms = 9871`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub durations: BTreeMap<String, u64>,
     /// The problems of the spec file.
@@ -195,7 +195,7 @@ pub struct Status {
     pub history: Vec<HistoryEntry>,
 }
 
-/// `[progress]`
+/// `[progress]`: the progress of one stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// The present stage.
@@ -206,7 +206,7 @@ pub struct Progress {
     pub total_bytes: u64,
     /// Mean rate since the stage began, in bytes a second.
     pub rate_bytes: u64,
-    /// How long the rest takes at this rate, in seconds.
+    /// The remaining time at this rate, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remaining_s: Option<u64>,
 }
@@ -224,11 +224,11 @@ impl Progress {
     }
 }
 
-/// The stages that have progress.
+/// The stages of an attempt that have progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImagingStage {
-    /// Getting the image as published, and hashing it.
+    /// Fetching and hashing the published image.
     Fetch,
     /// Unpacking it into the cache.
     Decode,
@@ -239,7 +239,7 @@ pub enum ImagingStage {
 }
 
 impl ImagingStage {
-    /// The stage as it stands in files.
+    /// The stage's name in files.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fetch => "fetch",
@@ -250,7 +250,7 @@ impl ImagingStage {
     }
 }
 
-/// `[power]`
+/// `[power]`: the observed power state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Power {
     /// The BMC's last answer.
@@ -259,50 +259,50 @@ pub struct Power {
     pub observed_at: Timestamp,
 }
 
-/// `[installed]`
+/// `[installed]`: the installation on the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installed {
-    /// Identity of what was installed.
+    /// The identity of the installation.
     pub digest: Digest,
     /// Digest of the image.
     pub image: Digest,
-    /// The disk it was written to.
+    /// The written disk.
     pub disk: Disk,
-    /// When the machine was restarted into it.
+    /// When the machine restarted into the installed system.
     pub at: Timestamp,
-    /// Whether its system has shown that it is up. `None`, of a version that did not ask: it was
-    /// not checked.
+    /// Whether the installed system has shown that it is up. `None`: an earlier version installed
+    /// it without a check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub booted: Option<Booted>,
-    /// When it did.
+    /// When the installed system showed that it is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub booted_at: Option<Timestamp>,
-    /// The address that the deploy ramdisk had, where its system may answer, too.
+    /// The deploy ramdisk's address, which the installed system may have, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// Identity of what was written to the disk: `digest` without what it boots over the network.
-    /// `None`: a version of hostler installed it that had another identity, and its spec has not
-    /// been seen since.
+    /// The identity of the disk's content: `digest` without the network boot files. `None`: an
+    /// earlier version of hostler, with another identity, installed the machine, and its spec has
+    /// not been read since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_digest: Option<Digest>,
-    /// UUID of its root file system, where hostler made the partitions.
+    /// The UUID of the root file system, if hostler made the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_uuid: Option<String>,
-    /// The same for the partition it is in, as `PARTUUID=` has it. `None`: a version of hostler
-    /// made it that did not write that down.
+    /// The UUID of the root partition, for `PARTUUID=`. `None`: an earlier version of hostler,
+    /// which did not record it, made the partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_partuuid: Option<String>,
-    /// The kernel and ramdisk that it is served, if it boots over the network.
+    /// The kernel and ramdisk of a machine that boots over the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netboot: Option<NetbootFiles>,
-    /// The `redeploy` value it was installed under.
+    /// The spec's `redeploy` at the installation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<String>,
-    /// The machine as its spec named it when it was installed. `None`: hostler did not write that
-    /// down yet.
+    /// The spec's machine at the installation. `None`: an earlier version of hostler did not record
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
-    /// The system as it showed itself when it was up.
+    /// The first sign of the installed system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<InstalledSystem>,
 }
@@ -311,40 +311,49 @@ pub struct Installed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Booted {
-    /// Nobody asked: its spec has no `[boot_check]`, or wants the machine off.
+    /// No check: the spec has no `[boot_check]`, or wants the machine off.
     Unchecked,
-    /// It has time to do so.
+    /// The first boot is under way.
     Waiting,
-    /// It has not done so in time.
+    /// The first boot missed its deadline.
     Missed,
-    /// It has.
+    /// The installed system is up.
     Up,
 }
 
-/// `[installed.system]`: what an installed system showed of itself. Untrusted.
+/// `[installed.system]`: the untrusted answer of an installed system.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstalledSystem {
-    /// Where it answered.
+    /// The answering address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// The banner of its SSH server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_banner: Option<String>,
+    /// Its host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// cloud-init's id of the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// Its SSH host keys, each as its kind and its fingerprint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_host_keys: Vec<String>,
 }
 
 impl Installed {
-    /// Where its root file system is, for a kernel's command line.
+    /// Returns the value of `root=` for the kernel command line.
     pub fn root(&self) -> Option<String> {
         netboot::root(self.root_partuuid.as_deref(), self.root_uuid.as_deref())
     }
 }
 
-/// `[last_error]`
+/// `[last_error]`: the last failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
     /// The time of the failure.
     pub at: Timestamp,
-    /// In which attempt.
+    /// The failed attempt's number.
     pub attempt: u32,
     /// The fault.
     #[serde(flatten)]
@@ -356,28 +365,28 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// `[last_seen]`
+/// `[last_seen]`: evidence of the machine's boot in this attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastSeen {
-    /// The furthest boot file fetched in this attempt.
+    /// The latest stage of the boot files fetched in this attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched: Option<BootStage>,
-    /// Its TFTP name.
+    /// The name of that file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_path: Option<String>,
     /// The time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_at: Option<Timestamp>,
-    /// A boot file that a machine asked for instead, and that is not among the loaders.
+    /// A boot file that a machine requested instead and that the loaders do not include.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing_loader: Option<String>,
-    /// How often it did.
+    /// How often the machine requested that file.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub missing_loader_times: u32,
-    /// From where.
+    /// The address of that machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing_loader_from: Option<IpAddr>,
-    /// Network interfaces that asked for a boot menu instead, and that no spec names, at most four.
+    /// Network interfaces of no spec that requested a boot menu instead, at most four.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown_macs: Vec<MacAddr>,
     /// The machine's last address.
@@ -389,28 +398,28 @@ pub struct LastSeen {
     /// The time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_at: Option<Timestamp>,
-    /// When the machine netbooted after it was restarted into its own system, at first.
+    /// The machine's first netboot after its restart into the installed system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netbooted_at: Option<Timestamp>,
     /// Callbacks refused in this attempt.
     #[serde(default)]
     pub refused: u32,
-    /// Why the last one was.
+    /// The reason for the last refusal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_reason: Option<String>,
 }
 
-/// The reason of a condition in every phase: nobody knows what is on the machine's disk.
+/// The reason of conditions while the content of the machine's disk is unknown.
 pub const RECORD_LOST: &str = "RecordLost";
 
 impl Status {
-    /// Whether nobody knew what is on the machine's disk when this was written.
+    /// Whether the content of the machine's disk was unknown when this was written.
     pub fn is_record_lost(&self) -> bool {
         self.conditions.iter().any(|one| one.reason == RECORD_LOST)
     }
 }
 
-/// One of `[[conditions]]`.
+/// One entry of `[[conditions]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     /// `Ready`, `SpecValid`, `Drifted`, `PowerAsWanted` …
@@ -425,14 +434,15 @@ pub struct Condition {
     pub message: String,
 }
 
-/// One of `[[history]]`.
+/// One entry of `[[history]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
     /// The time.
     pub at: Timestamp,
-    /// The phase entered. `grep '^phase'` is to find the present one only.
+    /// The entered phase. The key is not `phase`, so that `grep '^phase'` finds the present phase
+    /// only.
     #[serde(rename = "entered")]
     pub phase: Phase,
-    /// The reason, for a person.
+    /// The reason, for a reader.
     pub message: String,
 }

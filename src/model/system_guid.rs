@@ -1,7 +1,7 @@
-//! The UUID of a system, as its BMC says it: sixteen bytes in an order that only its maker knows.
+//! A system's UUID as its BMC reports it: sixteen bytes in an order that depends on the vendor.
 //!
-//! Asked for by the IPMI subsystem, compared by the core with what the ramdisk read from the
-//! machine's own firmware (SMBIOS, DSP0134 §7.2.1).
+//! The IPMI subsystem requests it; the core compares it with the UUID that the ramdisk read from
+//! the machine's firmware (SMBIOS, DSP0134 §7.2.1).
 
 use std::fmt;
 
@@ -9,34 +9,35 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::hex;
 
-/// The answer to Get System GUID (IPMI 2.0 §22.14), as it was sent.
+/// The bytes of the response to Get System GUID (IPMI 2.0 §22.14).
 ///
-/// IPMI calls the bytes opaque, and BMCs send the machine's UUID in one of three orders; `ipmitool
-/// mc guid` knows the same three. A machine is the one that is meant if its UUID is what any of
-/// them reads, and no other way of reading counts:
+/// IPMI calls the bytes opaque, and BMCs send the machine's UUID in one of three orders, which
+/// `ipmitool mc guid` knows, too. A machine matches if its UUID is one of these three readings of
+/// the bytes:
 ///
-/// | order | the UUID 00112233-4455-6677-8899-aabbccddeeff is sent as | who |
+/// | order | 00112233-4455-6677-8899-aabbccddeeff is sent as | difference |
 /// |---|---|---|
-/// | IPMI 2.0 §20.8 | `ffeeddccbbaa99887766554433221100` | who follows the specification: all of it reversed |
-/// | SMBIOS 2.6, §7.2.1 | `33221100554477668899aabbccddeeff` | who passes on the bytes of the SMBIOS table: the first three fields reversed each |
-/// | RFC 4122 §4.1.2 | `00112233445566778899aabbccddeeff` | who stores it as it is written |
+/// | IPMI 2.0 §20.8 | `ffeeddccbbaa99887766554433221100` | all bytes reversed |
+/// | SMBIOS 2.6, §7.2.1 | `33221100554477668899aabbccddeeff` | three fields reversed |
+/// | RFC 4122 §4.1.2 | `00112233445566778899aabbccddeeff` | none |
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SystemGuid([u8; 16]);
 
 impl SystemGuid {
-    /// `None` for all bytes 00 or FF: the system has no UUID (DSP0134 §7.2.1).
+    /// Wraps the bytes; `None` if all are 00 or FF, because the system has no UUID (DSP0134
+    /// §7.2.1).
     pub fn new(sent: [u8; 16]) -> Option<Self> {
         let blank = [0, 0xff].contains(&sent[0]) && sent.iter().all(|byte| *byte == sent[0]);
         (!blank).then_some(Self(sent))
     }
 
-    /// Whether this is the UUID `text`, as Linux writes it, in upper or lower case.
+    /// Whether a reading is the UUID `text` in Linux's notation, in upper or lower case.
     pub fn is(&self, text: &str) -> bool {
         self.readings().contains(&text.to_ascii_lowercase())
     }
 
-    /// The UUIDs it may mean, in the order of the table.
+    /// The three readings, in the order of the table.
     pub fn readings(&self) -> [String; 3] {
         let mut reversed = self.0;
         reversed.reverse();
@@ -54,7 +55,7 @@ fn hyphenated(uuid: [u8; 16]) -> String {
     [field(0..8), field(8..12), field(12..16), field(16..20), field(20..32)].join("-")
 }
 
-/// As it was sent, in hex.
+/// Shows the bytes in hexadecimal, in the order of the response.
 impl fmt::Display for SystemGuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex(&self.0))
@@ -132,7 +133,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_survives_its_text_form_and_means_at_most_three_uuids(bytes: [u8; 16], other: [u8; 16]) {
+        fn it_survives_its_text_form_and_means_at_most_three_uuids(
+            bytes: [u8; 16], other: [u8; 16],
+        ) {
             let guid = SystemGuid::new(bytes).unwrap();
             prop_assert_eq!(SystemGuid::try_from(guid.to_string()), Ok(guid));
             let readings = guid.readings();

@@ -1,10 +1,10 @@
-//! Reading TOML that people wrote: every problem at once, each with its file, line, column and
-//! dotted key.
+//! Reads the administrator's TOML and reports every problem at once, each with its file, line,
+//! column and dotted key.
 //!
-//! Called by the spec and config subsystems. serde stops at the first wrong value, so this walks
-//! the parsed tree instead: a [`Section`] is one table, seen through all the files that may fill it
-//! (a spec over its defaults); a [`Field`] is one key of it. A key that no reader asked for is
-//! unknown. It must never do I/O and never panic, whatever the bytes.
+//! Called by the spec and config subsystems. serde stops at the first wrong value; this module
+//! walks the parsed tree instead. A [`Section`] is one table, merged from all the files that may
+//! fill it (a spec over its defaults); a [`Field`] is one key of it. A key that the caller never
+//! requests is unknown. It must never do I/O and never panic, whatever the bytes.
 
 use std::{cell::RefCell, collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
@@ -22,39 +22,39 @@ pub use setting::{Origin, Setting};
 /// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on
 /// memory.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
-/// Most problems kept of one reading: nobody reads more at once, and status files stay small.
+/// Most problems kept of one reading, so that status files stay small.
 const PROBLEMS_MAX: usize = 100;
-/// Longest key of the administrator's own, in bytes.
+/// Longest key in a table of the administrator's own keys, in bytes.
 const KEY_BYTES_MAX: usize = 64;
 /// Most elements of a list.
 const LIST_MAX: usize = 64;
-/// Bounds of a duration: a shorter wait is always a mistake, and after a week somebody has come to
-/// look.
+/// The range of a duration: a shorter wait is always a mistake, and after a week an operator has
+/// noticed.
 const DURATION_RANGE: RangeInclusive<SignedDuration> =
     SignedDuration::from_secs(1)..=SignedDuration::from_hours(7 * 24);
 
-/// The findings of a reading so far.
+/// The results of a reading so far.
 #[derive(Debug, Default)]
 struct Findings {
     problems: Vec<Problem>,
-    /// The values in force; `None` when nobody asked for them.
+    /// The effective values; `None` if the caller does not want them.
     settings: Option<Vec<Setting>>,
 }
 
 /// Whether required keys must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Yes: this is all there is.
+    /// Yes: the documents are complete.
     Whole,
-    /// No: this is a part, such as defaults, that something else completes.
+    /// No: the document is a part, such as defaults, that another one completes.
     Part,
 }
 
-/// One table, seen through the files that fill it, the most specific first.
+/// One table, merged from the files that fill it, the most specific first.
 #[derive(Debug)]
 pub struct Section<'a> {
-    /// The most specific file, which is to blame for what is missing, and where this table begins
-    /// in it.
+    /// The most specific file, for which missing keys are reported, and the offset of the table in
+    /// it.
     home: (&'a Document, Option<usize>),
     layers: Vec<(&'a Document, &'a Table)>,
     path: String,
@@ -78,7 +78,7 @@ pub struct Field<'a> {
 }
 
 /// Reads `top` over the documents `below` it, the most specific first, with `body`. The result is
-/// good only if no problem comes with it.
+/// valid only without problems.
 pub fn read<T>(
     top: &Document,
     below: &[&Document],
@@ -91,8 +91,8 @@ pub fn read<T>(
     (value, problems)
 }
 
-/// The values in force, in the order in which `body` asks for them: each with where it was said. It
-/// means something only of what [`read`] finds no problem in.
+/// Returns the effective values with their origins, in the order in which `body` requests them.
+/// Only for documents in which [`read`] finds no problem.
 pub fn settings<T>(
     top: &Document,
     below: &[&Document],
@@ -127,7 +127,7 @@ fn walk<T>(
 }
 
 impl<'a> Section<'a> {
-    /// One key. Asking for it makes it known.
+    /// Returns one key, which becomes known.
     pub fn key(&mut self, key: &'static str) -> Field<'a> {
         self.known.push(key);
         let value =
@@ -143,18 +143,18 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Whether the key is there. It does not make it known.
+    /// Whether the key is present. This does not make it known.
     pub fn has(&self, key: &str) -> bool {
         self.layers.iter().any(|(_, table)| table.contains_key(key))
     }
 
-    /// From here on nothing is missing: something already refused decides what is required.
+    /// Stops reporting missing keys, because the key that decides which are required was refused.
     pub fn excuse_missing(&mut self) {
         self.extent = Extent::Part;
     }
 
-    /// Refuses a key for a reason that lies in other keys, wherever it is said. A part is not
-    /// judged: what completes it may agree.
+    /// Refuses a key because of other keys, in whichever file it is. Does nothing for a part, which
+    /// other documents complete.
     pub fn refuse(&self, key: &str, message: &str) {
         if self.extent == Extent::Whole {
             let said = |(document, table): &(&'a Document, &Table)| {
@@ -165,8 +165,8 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Every key there is, each read by `read`: a table whose keys are the administrator's own.
-    /// Keys are of letters, digits, `_` and `-`, at most 64 of them.
+    /// Reads every key by `read`, in a table of the administrator's own keys: 1 to 64 letters,
+    /// digits, `_` or `-`.
     pub fn each<T>(&mut self, read: impl Fn(&str, Field<'_>) -> Option<T>) -> BTreeMap<String, T> {
         let mut nodes: BTreeMap<&String, (&'a Document, &'a Node)> = BTreeMap::new();
         for (document, table) in std::mem::take(&mut self.layers) {
@@ -222,15 +222,15 @@ impl Field<'_> {
         self
     }
 
-    /// The value of a key that nobody set: a string, an integer or a flag.
+    /// Sets the key's default: a string, an integer or a flag.
     pub fn or(mut self, fallback: impl Into<toml::Value>) -> Self {
         self.fallback = Value::plain(fallback.into());
         self
     }
 
-    /// Says that other keys leave this one without a meaning, and `why`. It is checked all the
-    /// same, but is no value in force; and it is refused where the most specific file says it
-    /// itself: only a default may lie idle.
+    /// Marks the key as unused because of other keys. Its value is still checked, but is not
+    /// effective. In the most specific file, it is refused with the reason `why`: only a default
+    /// may be unused.
     pub fn idle(mut self, why: &str) -> Self {
         self.idle = true;
         if let Some((document, node)) = self.values.first()
@@ -242,12 +242,12 @@ impl Field<'_> {
         self
     }
 
-    /// A string, read by `parse`.
+    /// Reads a string by `parse`.
     pub fn text<T>(self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         self.scalar("a string", |value| value.as_str().map(parse))
     }
 
-    /// One of a closed set of words.
+    /// Reads one word of a closed set.
     pub fn choice<T: Copy>(self, words: &[(&str, T)]) -> Option<T> {
         self.text(|text| {
             let found = words.iter().find(|(word, _)| *word == text);
@@ -258,18 +258,18 @@ impl Field<'_> {
         })
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub fn flag(self) -> Option<bool> {
         self.scalar("true or false", |value| {
             if let Value::Boolean(flag) = value { Some(Ok(*flag)) } else { None }
         })
     }
 
-    /// An integer, checked by `parse`.
+    /// Reads an integer by `parse`.
     pub fn integer<T>(self, parse: impl FnOnce(i64) -> Result<T, String>) -> Option<T> {
         self.scalar("an integer", |value| match value {
             Value::Integer(number) => Some(parse(*number)),
-            // Judged by the nearest number, told by its own name.
+            // Checked as the nearest number, and reported as written.
             Value::HugeInteger(text) => {
                 let nearest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
                 Some(Err(match parse(nearest) {
@@ -281,7 +281,7 @@ impl Field<'_> {
         })
     }
 
-    /// A list of strings, each read by `parse`.
+    /// Reads a list of strings, each by `parse`.
     pub fn list<T>(self, mut parse: impl FnMut(&str) -> Result<T, String>) -> Option<Vec<T>> {
         let (document, list) = *self.values.first()?;
         let Value::List(array) = &list.value else {
@@ -305,7 +305,7 @@ impl Field<'_> {
         (values.len() == array.len()).then(|| self.accept(list, values))
     }
 
-    /// One string or a list of any number.
+    /// Reads one string or a list of any length.
     pub fn text_or_list<T, U>(
         self,
         mut parse: impl FnMut(&str) -> Result<U, String>,
@@ -319,7 +319,7 @@ impl Field<'_> {
         }
     }
 
-    /// One string or a list of at least one.
+    /// Reads one string or a list of at least one.
     pub fn one_or_list<T>(
         self,
         mut parse: impl FnMut(&str) -> Result<T, String>,
@@ -335,7 +335,7 @@ impl Field<'_> {
         self.list(parse)
     }
 
-    /// A table, read by `body` even if it is absent: so its own required keys are missed and its
+    /// Reads a table by `body`, even an absent one, so that its missing keys are reported and its
     /// defaults apply.
     pub fn table<T>(self, body: impl FnOnce(&mut Section<'_>) -> T) -> T {
         let mut layers = Vec::with_capacity(self.values.len());
@@ -367,8 +367,7 @@ impl Field<'_> {
         value
     }
 
-    /// The table as a document of its own, to be read by somebody else. Its problems still point
-    /// into the file.
+    /// Returns the table as a document for another reader. Its problems still point into the file.
     pub fn document(self) -> Option<Document> {
         let (document, value) = *self.values.first()?;
         let Value::Table(table) = &value.value else {
@@ -401,7 +400,7 @@ impl Field<'_> {
         }
     }
 
-    /// Notes a good value as the one in force.
+    /// Notes a valid value as the effective one.
     fn accept<T>(&self, node: &Node, value: T) -> T {
         if let Some((document, _)) = self.values.first() {
             self.note(&node.value, || document.origin(node.offset));
@@ -428,7 +427,7 @@ impl Field<'_> {
     }
 }
 
-/// A duration as people write it (`20m`, `1h 30m`), from one second to seven days.
+/// Parses a duration (`20m`, `1h 30m`) from one second to seven days.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let duration: SignedDuration = text
         .parse()
@@ -463,10 +462,10 @@ fn join(path: &str, key: &str) -> String {
     format!("{path}{dot}{key}")
 }
 
-/// A mistyped key is rarely more than two strokes away from the right one.
+/// Finds the known key nearest to a mistyped one, at most two keystrokes away.
 fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     const STROKES_MAX: usize = 2;
-    // The distance costs the product of both lengths.
+    // The distance takes time proportional to the product of both lengths.
     if key.len() > 64 {
         return None;
     }

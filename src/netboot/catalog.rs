@@ -1,7 +1,6 @@
-//! The catalog of boot files: the file that a name means to a machine, and the evidence in its
-//! fetch.
+//! The boot file catalog: the file behind a name for a machine, and the evidence of its fetch.
 //!
-//! Shared by the TFTP and the HTTP server: a machine that fetches its menu over one and its kernel
+//! The TFTP and the HTTP server share it: a machine that fetches its menu over one and its kernel
 //! over the other is still one machine. It must never serve a name that is not in the table, among
 //! the fixed files or in the loader directory.
 
@@ -28,14 +27,15 @@ use crate::model::{
 use super::{
     evidence::{Ended, Evidence, FetchKind},
     files::{self, Opened},
+    menu::Abilities,
     refusal::Refusal,
     table::{BootTable, Named},
 };
 
-/// Most nodes that a missing boot file is reported to: with more it would not help to find the one.
+/// Most nodes that get a report of a missing boot file: with more, the report would not help.
 const AWAITED_MAX: usize = 32;
 
-/// Every boot file, and the evidence of who fetched it.
+/// All boot files, and the evidence of their fetches.
 #[derive(Debug)]
 pub struct BootFileCatalog {
     loaders: Option<PathBuf>,
@@ -52,21 +52,21 @@ pub struct BootFileCatalog {
 pub(super) struct Served {
     pub(super) file: Opened,
     pub(super) kind: FetchKind,
-    /// The name it has here.
+    /// The file's name in the catalog.
     pub(super) name: String,
-    /// Limit on its transfer, if it is a node's.
+    /// The time limit of the transfer, if the file is a node's.
     pub(super) limit: Option<Duration>,
 }
 
-/// Opens the file with a digest in the cache for the machine of a node, if it is there and whole.
-/// This takes a while: the file is read first.
+/// Opens the file with a digest in the cache for a node's machine, if it is there and complete.
+/// Takes a while, because the file is read first.
 #[derive(Clone)]
 pub struct Cached(Arc<OpenCached>);
 
 type OpenCached = dyn Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync;
 
 impl Cached {
-    /// Opens files by `open`.
+    /// Makes a function that opens files by `open`.
     pub fn new(
         open: impl Fn(&NodeName, &Digest) -> io::Result<File> + Send + Sync + 'static,
     ) -> Self {
@@ -92,15 +92,15 @@ impl BootFileCatalog {
         Self { loaders, files, images, cached, table, evidence: Mutex::default(), fetched }
     }
 
-    /// Whether opening the file under this name takes longer than a server's loop may wait.
+    /// Whether the opening of this file takes longer than a server's loop may wait.
     pub(super) fn takes_a_while(&self, name: &OsStr) -> bool {
         let named = text_of(name).map(|text| self.table.find(text));
         matches!(named, Some(Named::Own(_, BootFile::Cached(_))))
     }
 
-    /// The file under a clean name, for the machine at this address.
+    /// Opens the file with a clean name for the machine at this address.
     pub(super) fn open(&self, name: &OsStr, peer: IpAddr, now: Instant) -> Result<Served, Refusal> {
-        // A name that is no text can only be a loader's, and comes before what it may mean.
+        // A name that is no text can only be a loader's, and precedes its reading as text.
         if let (None, Some(root)) = (name.to_str(), &self.loaders) {
             match files::open_beneath(root, name) {
                 Ok(file) => {
@@ -120,17 +120,16 @@ impl BootFileCatalog {
         Ok(Served { file, kind, name: text.to_owned(), limit })
     }
 
-    /// Opens the file under a name; tells its part in the machine's boot, and the node that has it.
+    /// Opens the file with a name; returns its part in the machine's boot, and its node.
     fn open_text(
         &self,
         name: &str,
         peer: IpAddr,
         now: Instant,
     ) -> Result<(Opened, FetchKind, Option<NodeName>), Refusal> {
-        let lpxelinux = self.evidence().runs_lpxelinux(peer, now);
-        match self.table.find_for(name, lpxelinux) {
-            Named::Menu(Some(node), text) => {
-                self.evidence().menu_requested(peer, node.clone(), now);
+        match self.table.find_for(name, || self.abilities(peer, now)) {
+            Named::Menu(Some((node, reader)), text) => {
+                self.evidence().menu_requested(peer, node.clone(), reader, now);
                 Ok((files::in_memory(text.expose())?, FetchKind::Menu(node.clone()), Some(node)))
             }
             Named::Menu(None, text) => {
@@ -143,7 +142,7 @@ impl BootFileCatalog {
                 }
                 Err(Refusal::NotFound)
             }
-            // An installed machine that boots is no evidence of an installation.
+            // The boot of an installed machine is no evidence of an installation.
             Named::Own(node, file) => {
                 Ok((self.open_own(&node, &file)?, FetchKind::Other, Some(node)))
             }
@@ -172,6 +171,7 @@ impl BootFileCatalog {
                 };
                 Ok(match deploy {
                     Some((node, stage)) => {
+                        self.evidence().deploy_requested(peer, &node);
                         (file, FetchKind::Deploy(node.clone(), stage), Some(node))
                     }
                     None if fixed.is_some() => (file, FetchKind::Other, None),
@@ -182,6 +182,23 @@ impl BootFileCatalog {
                 })
             }
         }
+    }
+
+    /// How the machine at this address may fetch a kernel: by iPXE, or by its own loader.
+    fn abilities(&self, peer: IpAddr, now: Instant) -> Abilities {
+        let (lpxelinux, ipxe_failed) = {
+            let evidence = self.evidence();
+            (evidence.runs_lpxelinux(peer, now), evidence.ipxe_failed(peer, now))
+        };
+        let ipxe = !ipxe_failed && self.loaders.as_deref().is_some_and(files::has_ipxe);
+        if ipxe_failed {
+            tracing::info!(
+                %peer,
+                "iPXE was started there and did not fetch the deploy kernel; this time another \
+                 boot loader fetches it"
+            );
+        }
+        Abilities { lpxelinux, ipxe }
     }
 
     fn open_own(&self, node: &NodeName, file: &BootFile) -> Result<Opened, Refusal> {
@@ -197,7 +214,7 @@ impl BootFileCatalog {
             match error.kind() {
                 io::ErrorKind::NotFound => Refusal::NotFound,
                 _ if files::exhausted(&error) => Refusal::Busy,
-                // A decayed file is thrown away.
+                // A decayed file counts as missing.
                 _ if matches!(file, BootFile::Cached(_)) => Refusal::NotFound,
                 _ => Refusal::NotAllowed,
             }
@@ -215,7 +232,7 @@ impl BootFileCatalog {
         self.report_to_awaited(peer, name, BootStage::Loader, times, None);
     }
 
-    /// Reports to every awaited node: whose machine it is shows only when it requests a node's
+    /// Reports to every awaited node, because the machine's node is unknown until its request for a
     /// menu.
     fn report_to_awaited(
         &self,
@@ -247,7 +264,7 @@ impl BootFileCatalog {
         }
     }
 
-    /// Notes that a transfer requested at `began` has ended.
+    /// Records the end of a transfer that was requested at `began`.
     pub(super) fn ended(&self, peer: IpAddr, kind: FetchKind, ended: Ended, began: Instant) {
         let fetches = self.evidence().ended(peer, kind, ended, began, Instant::now());
         for fetch in fetches {
@@ -255,14 +272,14 @@ impl BootFileCatalog {
         }
     }
 
-    /// Nothing panics between two changes of what is behind this lock.
+    /// No panic can occur between two changes of the locked data.
     fn evidence(&self) -> MutexGuard<'_, Evidence> {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A name as text: without the end mark of DHCP's options (RFC 2132 §3.2), which old network
-/// interfaces take for a part of a boot file's name that is the last option.
+/// A name as text, without the end mark of DHCP's options (RFC 2132 §3.2), which old network
+/// interfaces append to a boot file's name.
 fn text_of(name: &OsStr) -> Option<&str> {
     let mut bytes = name.as_encoded_bytes();
     while let Some(rest) = bytes.strip_suffix(b"\xff") {
@@ -273,9 +290,56 @@ fn text_of(name: &OsStr) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tokio::sync::mpsc::channel;
 
     use super::*;
+    use crate::model::{
+        boot::{BootMenu, Firmware},
+        secret::Secret,
+    };
+
+    /// Invariant (netboot): A machine on which iPXE did not come up is installed without it.
+    #[test]
+    fn a_machine_that_was_handed_to_ipxe_and_comes_again_is_not_handed_over_again() {
+        let (root, now) = (tempfile::tempdir().unwrap(), Instant::now());
+        let table = BootTable::with_http("192.0.2.1:8069".parse().unwrap());
+        let menu = BootMenu::Deploy {
+            kernel: "k".to_owned(),
+            initramfs: "i".to_owned(),
+            command_line: Secret::new("hostler.key=5ec2e7".to_owned()),
+            with_addresses: false,
+        };
+        let macs = ["52:54:00:00:00:01".parse().unwrap()];
+        table.set(&"a".parse().unwrap(), &macs, Firmware::Bios, &menu).unwrap();
+        let files = BTreeMap::from([("k".to_owned(), root.path().join("ipxe.lkrn"))]);
+        let loaders = Some(root.path().to_owned());
+        let catalog = BootFileCatalog::new(loaders, files, Vec::new(), None, table, channel(1).0);
+        let open = |name: &str| {
+            let served = catalog.open(name.as_ref(), [192, 0, 2, 11].into(), now).unwrap();
+            fs::read_to_string(served.file.path()).unwrap()
+        };
+        let (pxelinux, ipxe) =
+            ("pxelinux.cfg/01-52-54-00-00-00-01", "ipxe/01-52-54-00-00-00-01.ipxe");
+        let hands_over = || {
+            let menu = open(pxelinux);
+            assert!(menu.contains("hostler.key=5ec2e7"), "its own way stays: {menu}");
+            menu.contains("ipxe")
+        };
+
+        assert!(!hands_over(), "there is no iPXE");
+        fs::write(root.path().join("ipxe.lkrn"), "iPXE").unwrap();
+        assert!(hands_over() && hands_over());
+        open("ipxe.lkrn");
+        open(ipxe);
+        assert!(!hands_over());
+        open("k");
+        assert!(!hands_over(), "pxelinux came for the kernel");
+        open(ipxe);
+        open("k");
+        assert!(hands_over(), "iPXE came for the kernel");
+    }
 
     #[test]
     fn a_transfer_ends_whether_or_not_anybody_reads_what_was_fetched() {

@@ -1,8 +1,8 @@
 //! Attributes fetches to nodes.
 //!
-//! A loader is fetched from an address that is not known yet; the menu fetched next tells whose it
-//! is. Called by the catalog when a transfer begins and when it ends. Pure: time is an argument. It
-//! never guesses: a fetch that cannot be attributed is not reported.
+//! A loader is fetched from an unknown address; the menu fetched next identifies the node. The
+//! catalog calls this module at the beginning and the end of each transfer. Pure: time is an
+//! argument. It never guesses: a fetch without a known node is not reported.
 
 use std::{
     collections::BTreeMap,
@@ -10,32 +10,37 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::menu::IPXE_PROGRAM;
 use crate::model::{
     boot::{BootStage, Fetch},
     ids::{MacAddr, NodeName},
+    spec::Loader,
 };
 
-/// Most addresses remembered. Anybody can make one up, so that the one silent for longest is
+/// Most remembered addresses. Addresses can be forged, so that the one silent for longest is
 /// forgotten.
 const ADDRESSES_MAX: usize = 1024;
-/// Most loader files remembered for an address before it asks for a menu: pxelinux needs two, GRUB
-/// as `grub-mknetdir` installs it some forty, of which the first is the one that matters.
+/// Most remembered loader files of an address before its menu: pxelinux needs two, GRUB as
+/// `grub-mknetdir` installs it some forty, of which the first one matters.
 const LOADERS_MAX: usize = 64;
-/// Most refusals of one boot file reported of an address.
+/// Most reported refusals of one boot file for an address.
 const REFUSALS_OF_ADDRESS_MAX: u32 = 10;
-/// Most refusals reported in a minute, of all addresses: each is recorded for every awaited node.
+/// Most reported refusals in a minute, of all addresses: each is recorded for every awaited node.
 const REFUSALS_MAX: u32 = 30;
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
-/// Time for which a network interface that no node has is not reported again: a boot loader asks
-/// several times.
+/// Pause between two reports of a network interface without a node: a boot loader makes several
+/// requests.
 const UNKNOWN_MAC_PAUSE: Duration = Duration::from_secs(10);
 /// Longest time between a loader and a menu of the same boot.
 const LOADER_LIFE: Duration = Duration::from_secs(5 * 60);
-/// The pxelinux that knows URLs, and how the names of what any pxelinux loads next end.
+/// Time without another hand-over after an iPXE that did not start. The machine's next attempt
+/// begins after it.
+const IPXE_FAILED_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// The pxelinux that knows URLs, and the endings of the files that any pxelinux loads next.
 const LPXELINUX: &str = "lpxelinux.0";
 const PXELINUX_MODULE: &str = ".c32";
 
-/// The addresses that fetched something lately.
+/// The recent fetches, by address.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     addresses: BTreeMap<IpAddr, Address>,
@@ -51,7 +56,7 @@ struct ReportBudget {
 }
 
 impl ReportBudget {
-    /// Whether one more is to be reported.
+    /// Whether another report is allowed.
     fn admits(&mut self, now: Instant) -> bool {
         let (since, reported) = self.reported.get_or_insert((now, 0));
         if now.duration_since(*since) >= REFUSALS_WINDOW {
@@ -65,21 +70,26 @@ impl ReportBudget {
 #[derive(Debug)]
 struct Address {
     touched: Instant,
-    /// The node whose menu it requested last, and when.
+    /// The node of the last requested menu, and the time.
     node: Option<(NodeName, Instant)>,
-    /// Loaders fetched that no menu has explained yet, with the time of their request.
+    /// The boot loader that requested the menu.
+    reader: Loader,
+    /// Time of the request for iPXE's program by a node's menu, unless iPXE has fetched the node's
+    /// deploy kernel since.
+    handed_over: Option<Instant>,
+    /// Fetched loaders before their menu, with the time of the request.
     loaders: Vec<(Instant, Ended)>,
-    /// When it last requested `lpxelinux.0`, unless it has requested another boot loader's first
-    /// file since.
+    /// The time of the last request for `lpxelinux.0`, unless it requested another boot loader's
+    /// first file since.
     lpxelinux: Option<Instant>,
-    /// The boot file that it was refused last, and how often.
+    /// The last refused boot file, and the number of refusals.
     refused: Option<(String, u32)>,
-    /// The network interface without a node that requested its menu from there, and when it was
-    /// reported.
+    /// The network interface without a node that requested its menu from this address, and the time
+    /// of the report.
     unknown_mac: Option<(MacAddr, Instant)>,
 }
 
-/// The part that a requested file plays in a boot.
+/// The part of a requested file in a boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FetchKind {
     /// A node's own menu.
@@ -88,7 +98,7 @@ pub(super) enum FetchKind {
     Loader,
     /// The kernel or ramdisk that the menu of this address's node names.
     Deploy(NodeName, BootStage),
-    /// Anything else: never reported.
+    /// Another file, which is never reported.
     Other,
 }
 
@@ -99,14 +109,13 @@ pub(super) struct Ended {
     pub(super) path: String,
     /// Bytes sent, each counted once.
     pub(super) sent_bytes: u64,
-    /// Whether the last of them was acknowledged.
+    /// Whether the last byte was acknowledged.
     pub(super) complete: bool,
 }
 
 impl Evidence {
-    /// Returns the node that has the address, as far as a menu fetched lately tells. `life` is the
-    /// time after its menu for which an address is still the node's: a large ramdisk waits for its
-    /// kernel on a slow network.
+    /// The node with this address, by a recent menu. `life` is the time after its menu for which an
+    /// address is still the node's: a large ramdisk follows its kernel late on a slow network.
     pub(super) fn node(
         &self,
         peer: IpAddr,
@@ -117,33 +126,63 @@ impl Evidence {
         (now.duration_since(*since) <= life(node)).then_some(node)
     }
 
-    /// Notes that a node's own menu is requested: from now on the address is that node's.
-    pub(super) fn menu_requested(&mut self, peer: IpAddr, node: NodeName, now: Instant) {
-        self.address(peer, now).node = Some((node, now));
+    /// Records a request for a node's own menu: from now on the address is that node's.
+    pub(super) fn menu_requested(
+        &mut self,
+        peer: IpAddr,
+        node: NodeName,
+        reader: Loader,
+        now: Instant,
+    ) {
+        let address = self.address(peer, now);
+        (address.node, address.reader) = (Some((node, now)), reader);
     }
 
-    /// Notes that a file of the loader directory is sent to this address.
-    pub(super) fn loader_requested(&mut self, peer: IpAddr, path: &str, now: Instant) {
-        let file = path.rsplit('/').next().unwrap_or(path);
-        if file == LPXELINUX {
-            self.address(peer, now).lpxelinux = Some(now);
-        } else if !file.ends_with(PXELINUX_MODULE) {
-            self.address(peer, now).lpxelinux = None;
+    /// Records a request for a node's deploy kernel or ramdisk. One by iPXE proves that the
+    /// hand-over works, even if iPXE has another address than the loader before it.
+    pub(super) fn deploy_requested(&mut self, peer: IpAddr, node: &NodeName) {
+        if !self.addresses.get(&peer).is_some_and(|address| address.reader == Loader::Ipxe) {
+            return;
+        }
+        for address in self.addresses.values_mut() {
+            if address.node.as_ref().is_some_and(|(its, _)| its == node) {
+                address.handed_over = None;
+            }
         }
     }
 
-    /// Whether it is pxelinux with HTTP that runs at this address.
+    /// Whether iPXE was sent to this address and did not fetch the deploy kernel.
+    pub(super) fn ipxe_failed(&self, peer: IpAddr, now: Instant) -> bool {
+        let since = self.addresses.get(&peer).and_then(|address| address.handed_over);
+        since.is_some_and(|since| now.duration_since(since) <= IPXE_FAILED_LIFE)
+    }
+
+    /// Records a request for a file of the loader directory.
+    pub(super) fn loader_requested(&mut self, peer: IpAddr, path: &str, now: Instant) {
+        let file = path.rsplit('/').next().unwrap_or(path);
+        let address = self.address(peer, now);
+        if file == IPXE_PROGRAM && address.node.is_some() {
+            address.handed_over = Some(now);
+        }
+        if file == LPXELINUX {
+            address.lpxelinux = Some(now);
+        } else if !file.ends_with(PXELINUX_MODULE) {
+            address.lpxelinux = None;
+        }
+    }
+
+    /// Whether this address runs the pxelinux with HTTP.
     pub(super) fn runs_lpxelinux(&self, peer: IpAddr, now: Instant) -> bool {
         let since = self.addresses.get(&peer).and_then(|address| address.lpxelinux);
         since.is_some_and(|since| now.duration_since(since) <= LOADER_LIFE)
     }
 
-    /// Notes that a requested boot file is not among the loaders. If the machine could be at the
-    /// beginning of its boot, its firmware was given this name: then the result is how often it has
-    /// requested it. Anybody can send requests, so that few are reported.
+    /// Records a request for a missing boot file. If the machine may be at the beginning of its
+    /// boot, its firmware was given this name: then the result is the number of requests. Only few
+    /// are reported, because anybody can send requests.
     pub(super) fn refused(&mut self, peer: IpAddr, path: &str, now: Instant) -> Option<u32> {
         let address = self.address(peer, now);
-        // Who has a boot loader tries many files that need not be there.
+        // A boot loader tries many optional files.
         if address.node.is_some() || !address.loaders.is_empty() {
             return None;
         }
@@ -160,8 +199,8 @@ impl Evidence {
         (self.refusals.admits(now) && times <= REFUSALS_OF_ADDRESS_MAX).then_some(times)
     }
 
-    /// Notes that a network interface that no node has requests its menu. Returns whether to report
-    /// it: it may be an awaited machine, under another address than its spec says.
+    /// Records a menu request of a network interface without a node. Returns whether to report it:
+    /// it may be an awaited machine whose spec has another address.
     pub(super) fn unknown_mac(&mut self, peer: IpAddr, mac: MacAddr, now: Instant) -> bool {
         let last = &mut self.address(peer, now).unknown_mac;
         if last
@@ -173,8 +212,8 @@ impl Evidence {
         self.unknown_macs.admits(now)
     }
 
-    /// Notes that a transfer requested at `began` has ended, and returns what can be reported now,
-    /// in the order it happened.
+    /// Records the end of a transfer that was requested at `began`, and returns the fetches that
+    /// can be reported now, in their order.
     pub(super) fn ended(
         &mut self,
         peer: IpAddr,
@@ -200,7 +239,8 @@ impl Evidence {
         }
     }
 
-    /// The last acknowledgement of a loader may be read only after the menu has been requested.
+    /// Records the end of a loader's transfer, whose last acknowledgement may arrive after the
+    /// menu's request.
     fn loader_ended(
         &mut self,
         peer: IpAddr,
@@ -214,7 +254,7 @@ impl Evidence {
                 vec![fetch(node.clone(), BootStage::Loader, peer, ended)]
             }
             Some(_) | None => {
-                // Asking for the size first, then for the file, is one fetch.
+                // A request for the size and one for the file count as one fetch.
                 address.loaders.retain(|(_, earlier)| earlier.path != ended.path);
                 if address.loaders.len() == LOADERS_MAX {
                     address.loaders.remove(0);
@@ -233,6 +273,8 @@ impl Evidence {
         let address = self.addresses.entry(peer).or_insert_with(|| Address {
             touched: now,
             node: None,
+            reader: Loader::Auto,
+            handed_over: None,
             loaders: Vec::new(),
             refused: None,
             unknown_mac: None,
@@ -282,7 +324,7 @@ mod tests {
         for path in ["pxelinux.0", "ldlinux.c32", "pxelinux.0"] {
             assert_eq!(evidence.ended(ip(1), FetchKind::Loader, ended(path), at(1), at(2)), []);
         }
-        evidence.menu_requested(ip(1), node("a"), at(3));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(3));
         let fetches =
             evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("menu"), at(3), at(4));
         let loader = |path: &str| ("a".to_owned(), BootStage::Loader, path.to_owned());
@@ -313,13 +355,41 @@ mod tests {
         assert!(!evidence.runs_lpxelinux(ip(1), at(2 + 300)));
     }
 
+    /// Invariant (netboot): A machine on which iPXE did not come up is installed without it.
+    #[test]
+    fn ipxe_is_taken_for_failed_until_it_fetches_the_kernel_from_whichever_address() {
+        let (at, mut evidence) = (clock(), Evidence::default());
+        evidence.loader_requested(ip(1), "ipxe.lkrn", at(0));
+        assert!(!evidence.ipxe_failed(ip(1), at(0)), "the firmware itself asks for it");
+        evidence.menu_requested(ip(1), node("a"), Loader::Pxelinux, at(1));
+        assert!(!evidence.ipxe_failed(ip(1), at(1)));
+        evidence.loader_requested(ip(1), "bios/ipxe.lkrn", at(2));
+        // pxelinux fetches iPXE's script for it.
+        evidence.menu_requested(ip(1), node("a"), Loader::Ipxe, at(2));
+        assert!(evidence.ipxe_failed(ip(1), at(3)) && !evidence.ipxe_failed(ip(2), at(3)));
+
+        evidence.menu_requested(ip(1), node("a"), Loader::Pxelinux, at(1300));
+        evidence.deploy_requested(ip(1), &node("a"));
+        assert!(evidence.ipxe_failed(ip(1), at(1301)), "pxelinux fetched the kernel itself");
+        evidence.menu_requested(ip(2), node("b"), Loader::Ipxe, at(1302));
+        evidence.deploy_requested(ip(2), &node("b"));
+        assert!(evidence.ipxe_failed(ip(1), at(1303)), "that was another machine");
+        evidence.menu_requested(ip(3), node("a"), Loader::Ipxe, at(1304));
+        evidence.deploy_requested(ip(3), &node("a"));
+        assert!(!evidence.ipxe_failed(ip(1), at(1305)));
+
+        evidence.loader_requested(ip(1), "ipxe.lkrn", at(2000));
+        assert!(evidence.ipxe_failed(ip(1), at(2000 + 24 * 3600)));
+        assert!(!evidence.ipxe_failed(ip(1), at(2001 + 24 * 3600)), "it is tried again");
+    }
+
     #[test]
     fn a_loader_is_not_forgotten_over_all_its_modules() {
         let (at, mut evidence) = (clock(), Evidence::default());
         for number in 0..50 {
             evidence.ended(ip(1), FetchKind::Loader, ended(&format!("{number}.mod")), at(1), at(2));
         }
-        evidence.menu_requested(ip(1), node("a"), at(3));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(3));
         let fetches =
             evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("menu"), at(3), at(4));
         assert_eq!((fetches.len(), fetches[0].path.as_str()), (51, "0.mod"));
@@ -328,7 +398,7 @@ mod tests {
     #[test]
     fn a_loader_that_ends_after_its_menu_was_asked_for_is_not_lost() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_requested(ip(1), node("a"), at(3));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(3));
         let fetches = evidence.ended(ip(1), FetchKind::Loader, ended("pxelinux.0"), at(2), at(4));
         assert_eq!(
             reported(fetches),
@@ -339,9 +409,9 @@ mod tests {
     #[test]
     fn an_address_handed_to_another_machine_is_that_machines_from_its_menu_on() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_requested(ip(1), node("a"), at(0));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(0));
         assert_eq!(evidence.ended(ip(1), FetchKind::Loader, ended("x"), at(60), at(61)), []);
-        evidence.menu_requested(ip(1), node("b"), at(62));
+        evidence.menu_requested(ip(1), node("b"), Loader::Grub, at(62));
         let fetches = evidence.ended(ip(1), FetchKind::Menu(node("b")), ended("m"), at(62), at(63));
         assert!(fetches.iter().all(|f| f.node == node("b")) && fetches.len() == 2, "{fetches:?}");
         assert_eq!(evidence.node(ip(1), at(64), |_| LIFE), Some(&node("b")));
@@ -352,8 +422,8 @@ mod tests {
         let (at, mut evidence) = (clock(), Evidence::default());
         evidence.ended(ip(1), FetchKind::Loader, ended("one"), at(0), at(1));
         evidence.ended(ip(2), FetchKind::Loader, ended("two"), at(0), at(1));
-        evidence.menu_requested(ip(2), node("b"), at(2));
-        evidence.menu_requested(ip(1), node("a"), at(2));
+        evidence.menu_requested(ip(2), node("b"), Loader::Grub, at(2));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(2));
         for (peer, name, path) in [(1, "a", "one"), (2, "b", "two")] {
             let kind = FetchKind::Menu(node(name));
             let fetches = reported(evidence.ended(ip(peer), kind, ended("m"), at(2), at(3)));
@@ -365,7 +435,7 @@ mod tests {
     fn old_traces_are_not_taken_for_this_boot() {
         let (at, mut evidence) = (clock(), Evidence::default());
         evidence.ended(ip(1), FetchKind::Loader, ended("yesterday"), at(0), at(1));
-        evidence.menu_requested(ip(1), node("a"), at(301));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(301));
         let fetches =
             evidence.ended(ip(1), FetchKind::Menu(node("a")), ended("m"), at(301), at(302));
         assert_eq!(fetches.len(), 1);
@@ -387,7 +457,7 @@ mod tests {
         assert_eq!(evidence.refused(ip(1), "bootx64.efi", at(2)), Some(1));
         evidence.ended(ip(1), FetchKind::Loader, ended("pxelinux.0"), at(3), at(3));
         assert_eq!(evidence.refused(ip(1), "optional.c32", at(4)), None);
-        evidence.menu_requested(ip(2), node("a"), at(4));
+        evidence.menu_requested(ip(2), node("a"), Loader::Grub, at(4));
         assert_eq!(evidence.refused(ip(2), "grub/optional.lst", at(5)), None);
     }
 
@@ -421,7 +491,7 @@ mod tests {
     #[test]
     fn strangers_cannot_fill_the_memory() {
         let (at, mut evidence) = (clock(), Evidence::default());
-        evidence.menu_requested(ip(1), node("a"), at(1));
+        evidence.menu_requested(ip(1), node("a"), Loader::Grub, at(1));
         for number in 2..1200 {
             for file in 0..2 * LOADERS_MAX {
                 let path = ended(&file.to_string());
@@ -433,7 +503,7 @@ mod tests {
                 Some(&node("a")),
                 "a busy address is kept"
             );
-            evidence.menu_requested(ip(1), node("a"), now);
+            evidence.menu_requested(ip(1), node("a"), Loader::Grub, now);
         }
         assert_eq!(evidence.addresses.len(), ADDRESSES_MAX);
         let strangers = evidence.addresses.values().filter(|a| a.node.is_none());

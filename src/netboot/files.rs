@@ -1,8 +1,8 @@
 //! Opens boot files: those beneath the loader directory, those at fixed paths, kernels and ramdisks
 //! that specs name, and texts held in memory.
 //!
-//! Called by the catalog for each request. It never follows a link out of the loader directory,
-//! never blocks on a device or a FIFO, and never tells a client anything of the server's paths.
+//! The catalog calls it for each request. It never follows a link out of the loader directory,
+//! never blocks on a device or a FIFO, and never shows a client the server's paths.
 
 use std::{
     ffi::OsStr,
@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::refusal::Refusal;
+use super::{menu::IPXE_PROGRAM, refusal::Refusal};
 use crate::regular_file::{
     self, NotRegular,
     beneath::{self, Links},
@@ -27,30 +27,30 @@ use crate::regular_file::{
 #[derive(Debug)]
 pub(super) struct Opened {
     file: File,
-    /// Its size in bytes when it was opened.
+    /// The size in bytes at opening.
     pub(super) bytes: u64,
 }
 
 impl Opened {
-    /// A path for the worker, which insists on opening its file itself: the very file that was
-    /// checked, whatever has become of its name. It leads there as long as this value lives.
+    /// A path of the checked file for the worker, which opens its file itself; independent of the
+    /// file's name, and valid as long as this value lives.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
-    /// The file itself, to be read from its beginning.
+    /// The file itself, at its beginning.
     pub(super) fn into_file(self) -> File {
         self.file
     }
 }
 
-/// Opens the loader directory, following links to it: it is looked up for each request, so that it
-/// may be replaced as a whole.
+/// Opens the loader directory, following links to it. Each request opens it anew, so that the whole
+/// directory may be replaced.
 pub(super) fn open_root(root: &Path) -> io::Result<OwnedFd> {
     beneath::open_dir(root)
 }
 
-/// Opens a clean name beneath the loader directory; a link anywhere in it is refused.
+/// Opens a file with a clean name beneath the loader directory; refuses any link on the way.
 pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal> {
     let root_fd = open_root(root).map_err(|error| {
         tracing::warn!(root = %root.display(), %error, "the loader directory cannot be opened");
@@ -66,7 +66,13 @@ pub(super) fn open_beneath(root: &Path, name: &OsStr) -> Result<Opened, Refusal>
     })
 }
 
-/// Opens a file the administrator named; links in its path are the administrator's own.
+/// Whether the loader directory has the iPXE to which other boot loaders hand over. Each request
+/// looks for it again.
+pub fn has_ipxe(root: &Path) -> bool {
+    open_beneath(root, IPXE_PROGRAM.as_ref()).is_ok()
+}
+
+/// Opens a file of the configuration; links in its path are the administrator's own.
 pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
     regular_file::open(path).and_then(regular).map_err(|error| {
         tracing::warn!(path = %path.display(), %error, "a boot file cannot be opened");
@@ -78,9 +84,8 @@ pub(super) fn open_fixed(path: &Path) -> Result<Opened, Refusal> {
     })
 }
 
-/// Opens a kernel or ramdisk that a spec names: a relative path beneath the first of these
-/// directories, an absolute one beneath the one it lies in. Links are followed as long as they stay
-/// there.
+/// Opens a kernel or ramdisk of a spec: a relative path beneath the first of these directories, an
+/// absolute one beneath any. Links must stay there.
 pub(super) fn open_own(dirs: &[PathBuf], path: &str) -> io::Result<Opened> {
     let refused = |reason: String| io::Error::new(io::ErrorKind::PermissionDenied, reason);
     let path = Path::new(path);
@@ -108,7 +113,7 @@ pub(super) fn open_own(dirs: &[PathBuf], path: &str) -> io::Result<Opened> {
     Ok(opened)
 }
 
-/// Makes a text a file that exists only in memory, and only as long as it is open.
+/// Makes a file of a text, in memory, which exists as long as it is open.
 pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
     let make = || -> io::Result<Opened> {
         let mut file = File::from(memfd_create("hostler-menu", MemfdFlags::CLOEXEC)?);
@@ -122,13 +127,13 @@ pub(super) fn in_memory(text: &str) -> Result<Opened, Refusal> {
     })
 }
 
-/// Whether the system has no descriptors or no memory left, so that nothing is wrong with the file.
+/// Whether the error is a lack of descriptors or memory, and not the file's fault.
 pub(super) fn exhausted(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-/// Wraps a file that is known to be a regular one.
+/// Wraps a known regular file.
 pub(super) fn regular(file: File) -> io::Result<Opened> {
     let bytes = file.metadata()?.len();
     Ok(Opened { file, bytes })

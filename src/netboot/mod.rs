@@ -1,13 +1,13 @@
-//! Serves boot files to firmware and boot loaders. Read-only.
+//! Serves boot files, read-only, to firmware and boot loaders.
 //!
 //! The agent binds a TFTP [`Server`] and an [HTTP server](http::Server) beside it, keeps the
 //! [`BootTable`] in step with its nodes, and reads from a channel what each machine has fetched
 //! ([`Fetch`](crate::model::boot::Fetch)). It must never write a file, block the agent, or serve
 //! anything that is not in the table, in the loader directory or among the fixed files.
 //!
-//! `menu` renders what each boot loader reads, `table` keeps it, `files` opens what it names,
-//! `evidence` knows whose fetch it was, and `catalog` is all of it together; `tftp` and `http`
-//! serve it.
+//! `menu` renders the boot loaders' menus, `table` keeps them, `files` opens the named files,
+//! `evidence` attributes fetches to nodes, and `catalog` combines these; `tftp` and `http` serve
+//! the catalog.
 
 mod catalog;
 mod evidence;
@@ -20,6 +20,7 @@ mod table;
 mod tftp;
 
 pub use catalog::{BootFileCatalog, Cached};
+pub use files::has_ipxe;
 pub use menu::MenuError;
 pub use table::{BootSettings, BootTable};
 #[cfg(fuzzing)]

@@ -1,18 +1,18 @@
 //! The names of boot files, as firmware and boot loaders spell them.
 //!
-//! Called by the servers for each request, and for the names that the site configures. Pure. A
-//! clean name never leads out of the directory it is looked for in.
+//! The servers use it for each request, and for the names in the configuration. Pure. A clean name
+//! never leads out of its directory.
 
 use super::refusal::Refusal;
 
 /// Longest file name accepted, in bytes: the longest real ones (`grub/x86_64-efi/…`) have about 60.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Returns a file's name as the tables know it: `x` for each of `x`, `/x`, `\x`, `/tftpboot/x` and
+/// Normalizes a file's name for the tables: `x` for each of `x`, `/x`, `\x`, `/tftpboot/x` and
 /// `./x`, with `/` between the parts.
 pub(super) fn clean_name(name: &str) -> Result<String, Refusal> {
     let clean = clean_bytes(name.as_bytes())?;
-    // Cut between characters only.
+    // Cuts are between characters only.
     String::from_utf8(clean).map_err(|_| Refusal::NotFound)
 }
 

@@ -1,8 +1,8 @@
-//! Why a request for a boot file is refused, whichever protocol it came by.
+//! Refusals of requests for boot files, for every protocol.
 //!
-//! Answered by the catalog and by what opens files; each server says it in its protocol's way.
+//! The catalog and the opening of files return them; each server translates them for its protocol.
 
-/// The reason, as the client's console shows it: nothing in it is about the server's own files.
+/// The reason, for the client's console. It must not mention the server's own files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("this server is read-only")]

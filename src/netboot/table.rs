@@ -1,8 +1,8 @@
 //! The boot table: the menu of each network interface, and the part its files play in the boot.
 //!
-//! Written by the agent, read by the servers for every request. A node's menus change all at once:
-//! no client ever sees the old menu under one name and the new one under another. It never touches
-//! a file or a socket.
+//! The agent writes it, and the servers read it for every request. A node's menus change all at
+//! once: no client ever sees the old menu under one name and the new one under another. It never
+//! touches a file or a socket.
 
 use std::{
     collections::BTreeMap,
@@ -22,41 +22,41 @@ use crate::model::{
 };
 
 use super::menu::{
-    self, BootLoader, BootOptions, MenuClient, MenuError, MenuName, OWN_DIR, menu_name, own_kernel,
-    own_ramdisk,
+    self, Abilities, BootLoader, BootOptions, MenuClient, MenuError, MenuName, OWN_DIR, menu_name,
+    own_kernel, own_ramdisk,
 };
 
-/// Least limit on a machine's fetch. Its node may have a longer one.
+/// Least time limit of a machine's fetch; its node may have a longer one.
 pub(super) const FETCH_LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// A node's settings that its boot depends on.
+/// A node's settings for its boot.
 #[derive(Clone, Copy, Debug)]
 pub struct BootSettings {
-    /// For diagnostics: every boot loader's menu is served whatever the firmware.
+    /// The firmware, for diagnostics: every boot loader's menu is served to any firmware.
     pub firmware: Firmware,
     /// The boot loader whose menu leads into an installation.
     pub loader: Loader,
-    /// For its deploy ramdisk to come up (`timeouts.ramdisk`), and for each fetch.
+    /// Time limit of the deploy ramdisk's start (`timeouts.ramdisk`), and of each fetch.
     pub ramdisk_limit: Duration,
 }
 
 /// The boot menus of all nodes, shared between the agent and the servers. A clone is the same
 /// table.
 ///
-/// By default it knows no HTTP server, and iPXE is sent to TFTP for everything.
+/// By default there is no HTTP server, and iPXE uses TFTP.
 #[derive(Clone, Default)]
 pub struct BootTable(Arc<RwLock<Tables>>);
 
 #[derive(Default)]
 struct Tables {
     nodes: BTreeMap<NodeName, Node>,
-    /// Each NIC's owner: the node that named it last.
+    /// Each NIC's node: the last one that named it.
     nics: BTreeMap<MacAddr, NodeName>,
     /// The HTTP server's address, as machines reach it.
     http: Option<SocketAddr>,
 }
 
-/// A node's menu, which is rendered for each request: of ten thousand machines few boot at once.
+/// A node's menu, rendered for each request, because few of ten thousand machines boot at once.
 struct Node {
     settings: BootSettings,
     macs: Vec<MacAddr>,
@@ -77,24 +77,23 @@ impl Node {
     }
 }
 
-/// The meaning of a name to the table.
+/// The table's meaning of a name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Named {
-    /// A menu, and whose it is; `None`: everybody's.
-    Menu(Option<NodeName>, Secret),
-    /// The menu of a NIC that no node has.
+    /// A menu, with its node and the boot loader that reads it; `None` for a common menu.
+    Menu(Option<(NodeName, Loader)>, Secret),
+    /// The menu of a NIC without a node.
     Unclaimed(MacAddr),
     /// A node's own kernel or ramdisk.
     Own(NodeName, BootFile),
-    /// A name among the menus' or nodes' names that belongs to no NIC and no node: never looked for
-    /// among files.
+    /// A menu's or node's name without a NIC or node, which is never looked up among files.
     Nothing,
-    /// Not a name of the table.
+    /// A name that is not in the table.
     Other,
 }
 
 impl BootTable {
-    /// A table without nodes. iPXE fetches kernels and ramdisks from this address.
+    /// Makes a table without nodes. iPXE fetches kernels and ramdisks from this address.
     pub fn with_http(address: SocketAddr) -> Self {
         let tables = Tables { http: Some(address), ..Tables::default() };
         Self(Arc::new(RwLock::new(tables)))
@@ -112,9 +111,9 @@ impl BootTable {
         self.set_for(settings, node, macs, menu)
     }
 
-    /// Sets the menus of all the node's NICs at once and forgets the ones it had.
+    /// Sets the menus of all the node's NICs at once, and removes its earlier ones.
     ///
-    /// A NIC that another node had is the last caller's. On an error nothing has changed.
+    /// A NIC of two nodes belongs to the last caller's. On an error nothing changes.
     pub fn set_for(
         &self,
         settings: BootSettings,
@@ -134,17 +133,18 @@ impl BootTable {
         Ok(())
     }
 
-    /// Stops serving the node.
+    /// Removes the node's menus.
     pub fn remove(&self, node: &NodeName) {
         self.write(|tables| tables.forget(node));
     }
 
-    /// Renders the menus a NIC gets now, for diagnostics. They hold the attempt's key.
-    pub fn show(&self, mac: MacAddr) -> Option<(NodeName, Vec<ServedMenu>)> {
+    /// Renders the current menus of a NIC, for diagnostics; they hold the attempt's key. `ipxe`:
+    /// whether boot loaders can hand over to iPXE.
+    pub fn show(&self, mac: MacAddr, ipxe: bool) -> Option<(NodeName, Vec<ServedMenu>)> {
         self.read(|tables| {
             let (name, node) = tables.owner(mac)?;
             let options = node.options(tables.http);
-            Some((name.clone(), menu::render_all(name, mac, options, &node.menu).ok()?))
+            Some((name.clone(), menu::render_all(name, mac, ipxe, options, &node.menu).ok()?))
         })
     }
 
@@ -157,22 +157,27 @@ impl BootTable {
         })
     }
 
-    /// Returns the limit on a fetch of the node's machine, and on the time after its menu.
+    /// The limit of a fetch of the node's machine, and of the time after its menu.
     pub(super) fn limit(&self, node: &NodeName) -> Duration {
         let limit = |tables: &Tables| Some(tables.nodes.get(node)?.settings.ramdisk_limit);
         self.read(limit).unwrap_or_default().max(FETCH_LIMIT)
     }
 
-    /// Looks up a clean name for a client of which no more is known.
+    /// Looks up a clean name for an unknown client.
     pub(super) fn find(&self, name: &str) -> Named {
-        self.find_for(name, false)
+        self.find_for(name, Abilities::default)
     }
 
-    /// Looks up a clean name. `lpxelinux`: the pxelinux that asks can do HTTP.
-    pub(super) fn find_for(&self, name: &str, lpxelinux: bool) -> Named {
+    /// Looks up a clean name. `abilities` are the client's, if it requests a NIC's menu and is not
+    /// iPXE.
+    pub(super) fn find_for(&self, name: &str, abilities: impl FnOnce() -> Abilities) -> Named {
         match menu_name(name) {
             MenuName::Common(reader) => Named::Menu(None, reader.common_menu()),
-            MenuName::Nic(reader, mac) => self.nic_menu(reader, MenuClient { mac, lpxelinux }),
+            MenuName::Nic(reader, mac) => {
+                let is_ipxe = reader.loader() == Loader::Ipxe;
+                let abilities = if is_ipxe { Abilities::default() } else { abilities() };
+                self.nic_menu(reader, MenuClient { mac, abilities })
+            }
             MenuName::Unknown => Named::Nothing,
             MenuName::None if name.starts_with(OWN_DIR) => self.find_own(name),
             MenuName::None => Named::Other,
@@ -183,9 +188,9 @@ impl BootTable {
         self.read(|tables| {
             let menu = tables.owner(client.mac).and_then(|(name, node)| {
                 let options = node.options(tables.http);
-                // It was checked when it was set.
+                // `set_for` has checked the menu.
                 let text = menu::render(reader, name, client, options, &node.menu).ok()?;
-                Some(Named::Menu(Some(name.clone()), text))
+                Some(Named::Menu(Some((name.clone(), reader.loader())), text))
             });
             menu.unwrap_or(Named::Unclaimed(client.mac))
         })
@@ -215,8 +220,8 @@ impl BootTable {
         })
     }
 
-    /// The tables are whole between any two statements: a panic elsewhere while they were locked
-    /// has spoilt nothing.
+    /// Reads the tables, which are consistent between any two statements, so that a panic elsewhere
+    /// does no harm.
     fn read<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
         read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -230,20 +235,20 @@ impl Tables {
     fn forget(&mut self, node: &NodeName) {
         let Some(old) = self.nodes.remove(node) else { return };
         for mac in &old.macs {
-            // Another node may have it by now.
+            // Another node may have this NIC by now.
             if self.nics.get(mac) == Some(node) {
                 self.nics.remove(mac);
             }
         }
     }
 
-    /// The node that has the NIC.
+    /// The node with this NIC.
     fn owner(&self, mac: MacAddr) -> Option<(&NodeName, &Node)> {
         self.nodes.get_key_value(self.nics.get(&mac)?)
     }
 }
 
-/// Shows which nodes there are, never a menu.
+/// Shows the names of the nodes, never a menu.
 impl fmt::Debug for BootTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.read(|tables| {
@@ -408,35 +413,38 @@ mod tests {
     #[test]
     fn a_switch_replaces_everything_and_a_removal_leaves_nothing() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("a"), &[mac(1), mac(2)], Firmware::Bios, &deploy("k")).unwrap();
         assert_eq!(table.stage(&node("a"), "k"), Some(BootStage::Kernel));
         assert_eq!(table.stage(&node("a"), "deploy/initramfs"), Some(BootStage::Ramdisk));
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
         assert_eq!(table.stage(&node("a"), "k"), None);
-        assert!(table.show(mac(1)).unwrap().1[0].text.expose().contains("LOCALBOOT"));
-        assert_eq!(table.show(mac(2)), None);
+        assert!(show(1).unwrap().1[0].text.expose().contains("LOCALBOOT"));
+        assert_eq!(show(2), None);
         table.remove(&node("a"));
-        assert_eq!(table.show(mac(1)), None);
+        assert_eq!(show(1), None);
         table.read(|tables| assert!(tables.nodes.is_empty() && tables.nics.is_empty()));
     }
 
     #[test]
     fn a_nic_that_moved_to_another_node_stays_there_when_the_first_goes() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("a"), &[mac(1), mac(2)], Firmware::Bios, &deploy("a")).unwrap();
         table.set(&node("b"), &[mac(2)], Firmware::Bios, &deploy("b")).unwrap();
         table.remove(&node("a"));
-        assert_eq!(table.show(mac(1)), None);
-        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
+        assert_eq!(show(1), None);
+        assert_eq!(show(2).unwrap().0, node("b"));
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("a")).unwrap();
         table.set(&node("a"), &[mac(3)], Firmware::Bios, &deploy("a")).unwrap();
-        assert_eq!(table.show(mac(1)), None);
-        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
+        assert_eq!(show(1), None);
+        assert_eq!(show(2).unwrap().0, node("b"));
     }
 
     #[test]
     fn a_nodes_own_files_are_there_while_its_menu_names_them_and_are_no_evidence() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         let own = |name: &str| table.find(name);
         let menu = BootMenu::Network {
             kernel: BootFile::Path("vmlinuz".to_owned()),
@@ -453,8 +461,8 @@ mod tests {
         {
             assert_eq!(own(nothing), Named::Nothing, "{nothing}");
         }
-        assert_eq!(table.show(mac(2)).unwrap().0, node("b"));
-        assert_eq!(table.show(mac(3)), None);
+        assert_eq!(show(2).unwrap().0, node("b"));
+        assert_eq!(show(3), None);
         for name in ["node/a/kernel", "vmlinuz", "k"] {
             assert_eq!(table.stage(&node("a"), name), None, "{name}");
         }
@@ -465,19 +473,21 @@ mod tests {
     #[test]
     fn a_nic_belongs_to_the_node_that_named_it_last() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("old"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
         table.set(&node("new"), &[mac(1)], Firmware::Bios, &BootMenu::LocalDisk).unwrap();
         table.remove(&node("old"));
-        assert_eq!(table.show(mac(1)).unwrap().0, node("new"));
+        assert_eq!(show(1).unwrap().0, node("new"));
     }
 
     #[test]
     fn a_refused_menu_changes_nothing() {
         let table = BootTable::default();
+        let show = |last| table.show(mac(last), false);
         table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k")).unwrap();
-        let before = table.show(mac(1));
+        let before = show(1);
         assert!(table.set(&node("a"), &[mac(1)], Firmware::Bios, &deploy("k\nk")).is_err());
-        assert_eq!(table.show(mac(1)), before);
+        assert_eq!(show(1), before);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! The agent, as the ramdisk sees it: four questions over HTTPS, and the log of this machine.
+//! The ramdisk's client of the agent: four requests over HTTPS, and this machine's log.
 //!
-//! Called by the boot sequence. Every question is repeated until it is answered or the attempt is
-//! over; the agent, not the ramdisk, holds the deadline. But it never asks for ever: a disk is on
-//! offer while it does. It must never print the key.
+//! The boot sequence uses it. It repeats every request until the agent answers or the attempt is
+//! over; the agent, not the ramdisk, holds the deadline. But it never asks for ever, because a disk
+//! is exported in the meantime. It must never print the key.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,27 +25,27 @@ use tracing::{info, warn};
 
 use super::{log::Log, pin};
 use crate::model::{
+    backoff::Backoff,
     boot::RamdiskArgs,
     callback::{Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply},
 };
 
-/// Reaching the agent, with the TLS handshake.
+/// Time limit of a connection, with the TLS handshake.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// One question: the agent may hold `deploy_state` for 30 s.
+/// Time limit of one request: the agent may hold `deploy_state` for 30 s.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
-/// Sending the log, with all that belongs to it. Nobody waits longer for that.
+/// Time limit of sending the log.
 const LOG_LIMIT: Duration = Duration::from_secs(3);
-/// How long the agent is asked for.
+/// The limits of repeated requests.
 const PATIENCE: Patience = Patience {
-    pause_first: Duration::from_millis(500),
-    pause_longest: Duration::from_secs(15),
+    pauses: Backoff::doubling(Duration::from_millis(500), Duration::from_secs(15)),
     unknown: Duration::from_secs(60),
     silence: Duration::from_secs(3600),
 };
-/// The longest answer is a lookup's with an error text.
+/// Largest answer: a lookup's with an error text.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// Why a question has no answer.
+/// A request without a useful answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AgentError {
     #[error("the agent refuses: {0}")]
@@ -58,21 +58,19 @@ pub(super) enum AgentError {
     Silent(Duration),
 }
 
-/// When to ask again, and when no more.
+/// The pauses and limits of repeated requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// After a first failure; it doubles up to the longest.
-    pub(super) pause_first: Duration,
-    pub(super) pause_longest: Duration,
-    /// How long "no such attempt" is heard before it is believed. The agent has read its records
-    /// before it listens, so it means what it says.
+    /// The pauses between two tries.
+    pub(super) pauses: Backoff,
+    /// How long the agent may answer "no such attempt" before that is final. The agent has read its
+    /// records before it listens, so that the answer is reliable.
     pub(super) unknown: Duration,
-    /// How long no other answer is waited for: longer than any restart of the agent, or of its
-    /// machine.
+    /// How long the agent may not answer: longer than any restart of the agent or of its machine.
     pub(super) silence: Duration,
 }
 
-/// A connection that failed before there was an answer.
+/// A request that failed before its answer.
 #[derive(Debug, thiserror::Error)]
 enum CallError {
     #[error("no answer within {} s", .0.as_secs())]
@@ -97,7 +95,7 @@ enum CallError {
 #[derive(Debug, Deserialize)]
 struct Refusal {
     error: String,
-    /// In answer to a lookup: when to say again which disks there are, in seconds.
+    /// In the answer to a lookup: the seconds until the next inventory of disks.
     #[serde(default)]
     look_again_after: Option<u32>,
 }
@@ -111,7 +109,7 @@ impl From<Refusal> for AgentError {
     }
 }
 
-/// The agent.
+/// The agent, at its address and with the attempt's key.
 pub(super) struct Agent {
     args: RamdiskArgs,
     tls: TlsConnector,
@@ -133,17 +131,18 @@ impl Agent {
         Ok(Self { args, tls, patience, log })
     }
 
-    /// Which disk to export, and as what.
+    /// Reports the machine; the agent chooses the disk to export and its target name.
     pub(super) async fn lookup(&self, machine: &Lookup) -> Result<LookupReply, AgentError> {
         self.post("lookup", machine).await
     }
 
-    /// Where the target is, or why there is none.
+    /// Reports the target's address, or the reason for its failure.
     pub(super) async fn pass_deploy_info(&self, info: &DeployInfo) -> Result<(), AgentError> {
         self.post::<Ignored>("pass_deploy_info", info).await.map(drop)
     }
 
-    /// Waits until the target is no longer wanted. `pause`: between two questions.
+    /// Waits until the agent does not need the target any more. `pause` is the time between two
+    /// requests.
     pub(super) async fn wait_until_done(
         &self,
         pause: Duration,
@@ -158,7 +157,8 @@ impl Agent {
         }
     }
 
-    /// The target is stopped. An attempt the agent no longer knows has been completed.
+    /// Reports that the target is stopped. If the agent does not know the attempt any more, an
+    /// earlier report has arrived.
     pub(super) async fn completed(&self, notice: &Completed) -> Result<(), AgentError> {
         self.post::<Ignored>("completed", notice).await.map(drop)
     }
@@ -188,7 +188,7 @@ impl Agent {
         self.ask(Method::POST, method, body.into()).await
     }
 
-    /// Asks until there is an answer, or no use in asking.
+    /// Repeats a request until the agent answers or repetition is useless.
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -196,7 +196,7 @@ impl Agent {
         body: Bytes,
     ) -> Result<T, AgentError> {
         let (began, mut unknown_since) = (Instant::now(), None);
-        let mut pause = self.patience.pause_first;
+        let mut pauses = self.patience.pauses;
         loop {
             let error = match self.call(method.clone(), name, body.clone()).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -214,9 +214,10 @@ impl Agent {
             if began.elapsed() >= self.patience.silence {
                 return Err(AgentError::Silent(self.patience.silence));
             }
-            warn!(agent = %self.args.api, question = name, %error, again_in_s = pause.as_secs_f32());
+            let pause = pauses.next_pause();
+            let again_in_s = pause.as_secs_f32();
+            warn!(agent = %self.args.api, question = name, %error, again_in_s);
             sleep(pause).await;
-            pause = (pause * 2).min(self.patience.pause_longest);
         }
     }
 
@@ -239,8 +240,8 @@ impl Agent {
         read_answer(status, &body)
     }
 
-    /// One request on one connection: there are few, and a fresh one survives whatever happened to
-    /// the last.
+    /// Sends one request on a new connection, so that the loss of an earlier connection does not
+    /// matter; requests are few.
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
@@ -250,7 +251,7 @@ impl Agent {
             .map_err(|_| CallError::TimedOut(CONNECT_LIMIT))??;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // It ends when the sender is dropped; its errors are seen through the sender.
+        // The task ends when the sender is dropped; its errors show in the sender.
         tokio::spawn(connection);
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -268,7 +269,7 @@ impl Agent {
     }
 }
 
-/// The meaning of an answer: the value that was asked for, or the agent's reason for a refusal.
+/// Decodes an answer: the requested value, or the agent's reason for a refusal.
 fn read_answer<T: DeserializeOwned>(
     status: StatusCode,
     body: &[u8],
@@ -283,7 +284,7 @@ fn read_answer<T: DeserializeOwned>(
     }
 }
 
-/// An answer of which only the status counts.
+/// An answer whose body is ignored.
 #[derive(Deserialize)]
 #[serde(from = "serde::de::IgnoredAny")]
 struct Ignored;

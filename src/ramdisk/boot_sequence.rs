@@ -1,7 +1,7 @@
-//! The deploy ramdisk's work, top to bottom.
+//! The steps of the deploy ramdisk, in order.
 //!
-//! Called by [`super::init`]. Each step is a module of its own; this one knows the order, and whom
-//! to tell when a step fails.
+//! [`super::init`] runs it. Each step is a separate module; this one knows their order, and reports
+//! a failed step to the agent.
 
 use std::{
     fs,
@@ -33,18 +33,18 @@ use crate::model::{
     disk::Disk,
 };
 
-/// Between two questions for the deploy state, when the agent has not said.
+/// The pause between two requests for the deploy state, if the agent has set none.
 const PAUSE_DEFAULT: Duration = Duration::from_secs(5);
-/// The same, and between two lookups, whatever it has said.
+/// The least pause between two requests for the deploy state, and between two lookups.
 const PAUSE_SHORTEST: Duration = Duration::from_secs(1);
 const PAUSE_LONGEST: Duration = Duration::from_secs(30);
-/// Making or stopping the target waits for commands the disk still has; a disk that keeps them
-/// longer is broken.
+/// Time limit of starting or stopping the target, which waits for the disk's pending commands; a
+/// disk that keeps them longer is broken.
 const TARGET_LIMIT: Duration = Duration::from_secs(120);
-/// Writing out the disk's cache.
+/// Time limit of a flush of the disk's cache.
 const FLUSH_LIMIT: Duration = Duration::from_secs(300);
 
-/// Why the boot sequence ended where the agent could not be told.
+/// A failure that the boot sequence could not report to the agent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     #[error(transparent)]
@@ -63,9 +63,9 @@ pub(super) enum Trouble {
     Agent(#[from] AgentError),
 }
 
-/// From the first mount to the last word. `Ok`: the agent knows all, and has said how to leave the
-/// machine.
-pub(super) async fn tell(log: &Log) -> Result<Then, Trouble> {
+/// Runs the boot sequence. On success the agent knows the result, and has decided how the machine
+/// ends.
+pub(super) async fn run(log: &Log) -> Result<Then, Trouble> {
     mounts::basic()?;
     let command_line = command_line()?;
     let args = RamdiskArgs::from_command_line(&command_line).map_err(Trouble::CommandLine)?;
@@ -80,14 +80,15 @@ pub(super) async fn tell(log: &Log) -> Result<Then, Trouble> {
     let sys = Path::new("/sys");
     let (address, disks) = tokio::join!(network::up(boot_nic), disks::settled(sys, drivers));
     let address = address?;
-    // The network may have taken a minute.
+    // The network setup may have taken a minute.
     let mut disks = disks::changed(sys, &disks, Duration::ZERO).await;
     for disk in &disks {
         info!(%disk, "found");
     }
 
     let agent = Agent::new(args, log.clone())?;
-    // A machine that is switched off at the next answer, or hangs, has told of its boot.
+    // Before the lookup: the agent may switch the machine off at its response, or the machine may
+    // hang.
     agent.send_log().await;
     let look = async |known: &[Disk], pause| disks::changed(sys, known, pause).await;
     match look_up(&agent, &mut disks, look).await {
@@ -101,7 +102,7 @@ pub(super) async fn tell(log: &Log) -> Result<Then, Trouble> {
     }
 }
 
-/// The boot sequence has ended where it does not go on: tells the agent why, if it can be reached.
+/// Sends the log with the reason of the boot sequence's end to the agent, if the agent answers.
 pub(super) async fn send_last_log(log: &Log) {
     let args = command_line().map(|line| RamdiskArgs::from_command_line(&line));
     if let Ok(Ok(args)) = args
@@ -115,8 +116,8 @@ fn command_line() -> Result<String, Trouble> {
     fs::read_to_string("/proc/cmdline").map_err(|error| Trouble::CommandLine(error.to_string()))
 }
 
-/// Has the agent choose a disk. While the root device is not there, says again which disks are,
-/// when they have changed and now and then; it is the agent that gives up.
+/// Requests the agent's choice of a disk. While the root device is missing, reports the disks again
+/// when they change, and at intervals; the agent ends the wait.
 async fn look_up(
     agent: &Agent,
     disks: &mut Vec<Disk>,
@@ -138,7 +139,7 @@ async fn look_up(
     }
 }
 
-/// Exports the chosen disk for as long as the agent wants it.
+/// Exports the chosen disk for as long as the agent needs it.
 async fn serve(
     agent: &Agent,
     address: IpAddr,
@@ -164,8 +165,8 @@ async fn serve(
     Ok(answer.then)
 }
 
-/// Offers the target until the agent wants it no more, does not know this attempt or is not to be
-/// heard. Then it is stopped in any case: from there on nobody may write to the disk.
+/// Keeps the target until the agent does not need it any more, does not know this attempt, or does
+/// not answer. Then stops it in any case, so that no initiator can write to the disk from there on.
 async fn offer<E: ToString + Send + 'static>(
     agent: &Agent,
     info: &DeployInfo,
@@ -180,7 +181,7 @@ async fn offer<E: ToString + Send + 'static>(
     let last_words = async {
         if is_over {
             info!(over = ?answer.as_ref().map(|reply| reply.state), "the target is wanted no more");
-            // Its machine may be switched off before the target is stopped.
+            // Before the target stops: the agent may switch the machine off by then.
             agent.send_log().await;
         }
     };
@@ -193,7 +194,7 @@ async fn offer<E: ToString + Send + 'static>(
     (answer, stopped)
 }
 
-/// Makes the target and what the agent must know to use it.
+/// Starts the target, and returns its properties for the agent.
 async fn export(
     address: IpAddr,
     disks: &[Disk],
@@ -230,7 +231,7 @@ fn deploy_info(
     }
 }
 
-/// The last act: everything on the platter, and the agent told so.
+/// Flushes the disk, and reports the end to the agent.
 async fn complete(
     agent: &Agent,
     stopped: Result<(), String>,
@@ -256,7 +257,7 @@ async fn complete(
     leave(then, &notice.error, accepted(agent.completed(&notice).await))
 }
 
-/// How to leave the machine after the completed notice.
+/// Decides how the machine ends after the completed notice.
 fn leave(then: Then, error: &str, reported: Result<(), AgentError>) -> Result<Then, Trouble> {
     match (then, reported) {
         (Then::Wait, reported) => {
@@ -264,9 +265,10 @@ fn leave(then: Then, error: &str, reported: Result<(), AgentError>) -> Result<Th
             info!("completed; the agent restarts this machine");
             Ok(Then::Wait)
         }
-        // The disk's content must not be booted, and no BMC will see to that.
+        // The machine must not boot from this disk, and has no BMC to prevent it.
         (Then::Reboot | Then::PowerOff, _) if !error.is_empty() => Ok(Then::PowerOff),
-        // An agent that knows no such attempt has heard it before: its answer was lost.
+        // An agent that does not know the attempt has received the notice before: its answer was
+        // lost.
         (then @ (Then::Reboot | Then::PowerOff), _) => {
             info!(?then, "completed");
             Ok(then)
@@ -274,7 +276,7 @@ fn leave(then: Then, error: &str, reported: Result<(), AgentError>) -> Result<Th
     }
 }
 
-/// Whether the disk holds what the agent has written, to be told to the agent.
+/// Compares the disk with the agent's digests, and returns the notice for the agent.
 async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
     let began = Instant::now();
     info!(%disk, ranges = ranges.len(), "comparing");
@@ -292,15 +294,15 @@ async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
     }
 }
 
-/// After a failure the agent knows of: it ends the attempt, and switches the machine off or says
-/// that this is our part.
+/// Waits after a reported failure: the agent ends the attempt, and switches the machine off or
+/// tells the ramdisk to do it.
 async fn wait_for_the_end(agent: &Agent, pause: Duration) -> Result<Then, Trouble> {
     let DeployStateReply { state, then, .. } = agent.wait_until_done(pause).await?;
     info!(?state, "the agent has ended this attempt");
     Ok(then)
 }
 
-/// A refusal of what was only told changes nothing here; the deploy state says what is next.
+/// Ignores the agent's refusal of a report; the deploy state decides about the next step.
 fn accepted(reported: Result<(), AgentError>) -> Result<(), AgentError> {
     match reported {
         Err(AgentError::Refused(reason)) => {
@@ -311,8 +313,8 @@ fn accepted(reported: Result<(), AgentError>) -> Result<(), AgentError> {
     }
 }
 
-/// Runs what may hang in the kernel on a thread of its own, for a limited time. The error is for
-/// the agent's ears.
+/// Runs work that may hang in the kernel on a separate thread, for a limited time. The error is a
+/// text for the agent.
 async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
     limit: Duration,
     doing: &'static str,
@@ -346,8 +348,8 @@ mod tests {
         deploy_info([127, 0, 0, 1].into(), &reply, None, String::new())
     }
 
-    /// Offers a target to an agent that answers like this; how the offer ends, and whether the
-    /// target is stopped by then.
+    /// Runs `offer` against an agent with these answers; returns its result, and whether the target
+    /// is stopped by then.
     async fn offered(
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
     ) -> (Result<DeployState, AgentError>, bool) {
@@ -386,7 +388,7 @@ mod tests {
         assert!(began.elapsed() < PATIENCE.silence, "a late ramdisk is told, not left alone");
         let (ended, stopped) = offered(after(None)).await;
         assert!(stopped && matches!(ended, Err(AgentError::Silent(_))), "{ended:?}");
-        // It does not like the target, and says so to whoever asks.
+        // An agent that refuses the target.
         let refused = |name: &str, _: usize| match name {
             "pass_deploy_info" => Some((409, r#"{"error":"no"}"#)),
             _ => Some((200, ABORT)),
@@ -413,7 +415,7 @@ mod tests {
         ] {
             let agent = Pretended::start(answer(last)).await;
             let (ramdisk, info) = (agent.seen_by_a_ramdisk(), info());
-            // A disk that does not let go of its target keeps no log back.
+            // The ramdisk sends its log although the target does not stop.
             let (sent, waits) = std::sync::mpsc::channel::<()>();
             let stop = move || waits.recv().map_err(|error| error.to_string());
             let offered = offer(&ramdisk, &info, Duration::ZERO, stop);
@@ -422,6 +424,7 @@ mod tests {
                 while agent.requested() != requested && Instant::now() < until {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
+                assert_eq!(agent.requested(), requested, "while the target is being stopped");
                 sent.send(()).unwrap();
             };
             let ((ended, stopped), ()) = tokio::join!(offered, logged);

@@ -1,15 +1,15 @@
-//! Where a disk is attached, in the words of `/dev/disk/by-path` (systemd's
+//! The place of a disk in the hardware, as in `/dev/disk/by-path` (systemd's
 //! `udev-builtin-path_id`): `pci-0000:00:17.0-ata-1.0`.
 //!
-//! Called by the inventory. The ramdisk has no udev, so that the same is read from sysfs: the way
-//! from the disk up to its bus, with what identifies a device on each. Where a part of it has no
-//! stable name, the disk has none: nothing is made up.
+//! The inventory uses it. The ramdisk has no udev, so that this module reads the same from sysfs:
+//! the devices from the disk up to its bus, and their identifiers. A disk behind a device without
+//! stable name gets no path.
 
 use std::path::Path;
 
 use super::sysfs;
 
-/// The path of the disk with this directory in sysfs.
+/// Finds the path of the disk with this directory in sysfs.
 pub(super) fn by_path(dir: &Path) -> Option<String> {
     let disk = dir.canonicalize().ok()?;
     let mut parts = Vec::new();
@@ -29,12 +29,12 @@ pub(super) fn by_path(dir: &Path) -> Option<String> {
                 has_transport = true;
             }
             Some("nvme-subsystem") => {
-                // The disk of several controllers: the one whose number it has.
+                // A disk with several controllers belongs to the one with its number.
                 let (controller, _) = file_name(&disk).rsplit_once('n')?;
                 next = Some(at.join(controller).canonicalize().ok()?);
             }
             Some("usb") => {
-                // An interface, or the device that it is of, as `2-1:1.0` and `2-1`.
+                // A USB interface, or its device, as `2-1:1.0` and `2-1`.
                 let interface = at.ancestors().take_while(|up| is_in(up, "usb"));
                 let port = interface.map(file_name).find_map(|name| {
                     name.contains(':').then(|| name.split_once('-').map(|(_, port)| port))?
@@ -57,7 +57,7 @@ pub(super) fn by_path(dir: &Path) -> Option<String> {
     (has_parent && has_transport).then(|| parts.join("-"))
 }
 
-/// The identity of a SCSI device at its host, and the place to go on from above that.
+/// The identifier of a SCSI device at its host, and the device above the host.
 fn scsi(device: &Path, name: &str) -> Option<(String, std::path::PathBuf)> {
     let named = |start: &'static str| {
         move |up: &&Path| {
@@ -78,21 +78,21 @@ fn scsi(device: &Path, name: &str) -> Option<(String, std::path::PathBuf)> {
     }
     if let Some(port) = device.ancestors().find(named("ata")) {
         let number = sysfs::text(&port.join("ata_port").join(file_name(port)).join("port_no"))?;
-        // Behind a port multiplier the bus tells its ports apart.
+        // Behind a port multiplier the SCSI bus is its port.
         let part = match bus {
             "0" => format!("ata-{number}.{target}"),
             bus => format!("ata-{number}.{bus}.0"),
         };
         return Some((part, up.to_owned()));
     }
-    // Hosts are numbered as they come up; the first of this controller is its number 0.
+    // Host numbers follow the order of detection; the first host of a controller counts as 0.
     let number = |name: &str| name.strip_prefix("host")?.parse::<u32>().ok();
     let first = sysfs::names(up).iter().filter_map(|name| number(name)).min()?;
     let host = number(file_name(host))?.checked_sub(first)?;
     Some((format!("scsi-{host}:{bus}:{target}:{lun}"), up.to_owned()))
 }
 
-/// A disk of its own at a SAS controller's phy, or at one of an expander's.
+/// The identifier of a single disk at a phy of a SAS controller or expander.
 fn sas(end_device: &Path, lun: &str) -> Option<String> {
     let attribute = |at: &Path, class: &str, name: &str| {
         sysfs::text(&at.join(class).join(file_name(at)).join(name))
@@ -112,7 +112,7 @@ fn nsid(disk: &Path) -> Option<u64> {
     sysfs::number(&disk.join("nsid"))
 }
 
-/// The first directory above `at` that is no device of this bus: bridges and hubs have no part.
+/// The first directory above `at` that is no device of this bus: bridges and hubs are skipped.
 fn above(at: &Path, bus: &str) -> Option<std::path::PathBuf> {
     at.ancestors().find(|up| !is_in(up, bus)).map(Path::to_path_buf)
 }
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// A disk at `way`, of which each device is said to be of the bus behind its `=`.
+    /// The path of a simulated disk; `way` lists its devices, each with its bus after a `=`.
     fn path_of(way: &str, attributes: &[(&str, &str)]) -> Option<String> {
         let sys = tempfile::tempdir().unwrap();
         let mut at = sys.path().join("devices");

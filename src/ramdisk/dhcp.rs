@@ -1,10 +1,10 @@
-//! DHCP for IPv4 as a client needs it (RFC 2131, options of RFC 2132 and 3442): the messages to
-//! send, what a reply means, when to ask again.
+//! A DHCP client for IPv4 without I/O (RFC 2131, options of RFC 2132 and 3442): encodes messages,
+//! decodes replies, and computes the waits.
 //!
-//! Called by [`super::network`], which owns the socket and the clock. It must never do I/O, and
-//! never trust a byte: the segment a machine netboots on is not its own. An option that makes no
-//! sense must not hide those after it, which is why this is not left to a crate (`dhcproto` 0.15
-//! stops reading at a host name that is not UTF-8, and cuts overloaded fields at their first zero).
+//! [`super::network`] drives it, and owns the socket and the clock. It must never do I/O, nor trust
+//! a byte: the network segment may be shared. An invalid option must not hide those after it;
+//! therefore the code is hostler's own (`dhcproto` 0.15 stops at a host name that is not UTF-8, and
+//! cuts overloaded fields at their first zero).
 
 use std::{net::Ipv4Addr, ops::Range, time::Duration};
 
@@ -15,13 +15,12 @@ const MESSAGE_BYTES_MIN: usize = 300;
 /// Fixed part, in bytes, up to and with the magic cookie (RFC 2131 §2).
 const HEADER_BYTES: usize = 240;
 const MAGIC_COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// Asks servers to answer to 255.255.255.255: without an address the kernel drops what is sent to
-/// one (RFC 2131 §4.1).
+/// Asks servers to answer to 255.255.255.255: a kernel without an address drops unicast packets
+/// (RFC 2131 §4.1).
 const FLAG_BROADCAST: [u8; 2] = [0x80, 0];
 /// The lease time that means "for ever" (RFC 2131 §3.3).
 const FOREVER: u32 = u32::MAX;
-/// The server is not asked for more time sooner than this: one that lends for no time would be
-/// asked without a pause.
+/// Least time to a renewal: with a lease of no time the client would ask without pause.
 const RENEW_MIN: Duration = Duration::from_secs(10);
 
 const OPTION_PAD: u8 = 0;
@@ -29,33 +28,33 @@ const OPTION_SUBNET_MASK: u8 = 1;
 const OPTION_ROUTER: u8 = 3;
 const OPTION_REQUESTED_ADDRESS: u8 = 50;
 const OPTION_LEASE_SECONDS: u8 = 51;
-/// Options go on in the fields `file` (1), `sname` (2) or both (3).
+/// The option that says that options continue in the fields `file` (1), `sname` (2) or both (3).
 const OPTION_OVERLOAD: u8 = 52;
 const OPTION_MESSAGE_TYPE: u8 = 53;
 const OPTION_SERVER: u8 = 54;
 const OPTION_PARAMETERS: u8 = 55;
 const OPTION_RENEW_SECONDS: u8 = 58;
 const OPTION_REBIND_SECONDS: u8 = 59;
-/// Routes that stand in for the router (RFC 3442).
+/// The option of classless routes, which replace the router (RFC 3442).
 const OPTION_ROUTES: u8 = 121;
 const OPTION_END: u8 = 255;
 const SNAME: Range<usize> = 44..108;
 const FILE: Range<usize> = 108..236;
 
-/// An address on loan.
+/// A leased address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The address.
     pub address: Ipv4Addr,
     /// Bits of the subnet mask, 0 to 32.
     pub prefix: u8,
-    /// Where what is not for the subnet goes.
+    /// Routes to other networks.
     pub routes: Vec<Route>,
-    /// The server that lends it.
+    /// The server that leases the address.
     pub server: Ipv4Addr,
-    /// When to ask the server for more time (T1); `None`: never, the lease does not end.
+    /// The time to renewal at the server (T1); `None` if the lease does not end.
     pub renew_after: Option<Duration>,
-    /// When to ask any server (T2).
+    /// The time to renewal at any server (T2).
     pub rebind_after: Option<Duration>,
 }
 
@@ -66,23 +65,23 @@ pub struct Route {
     pub network: Ipv4Addr,
     /// Bits of its mask, 0 to 32.
     pub prefix: u8,
-    /// The router; `None`: the network is on the wire itself.
+    /// The router; `None` for an on-link network.
     pub gateway: Option<Ipv4Addr>,
 }
 
-/// Why an answer to this conversation is of no use.
+/// The reason why an answer is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// It lends nothing, or nothing a machine can have.
+    /// The address is not valid for a machine.
     #[error("{0} is not an address for a machine")]
     Address(Ipv4Addr),
-    /// Without it nobody knows who is on the wire.
+    /// The subnet mask is missing.
     #[error("it has no subnet mask (option 1)")]
     NoMask,
-    /// A mask has its ones on the left.
+    /// The subnet mask is not contiguous.
     #[error("its subnet mask {0} is none")]
     Mask(Ipv4Addr),
-    /// Without it the offer cannot be taken.
+    /// The server's identifier is missing, without which the client cannot accept the offer.
     #[error("it does not say which server it is from (option 54)")]
     NoServer,
 }
@@ -90,41 +89,41 @@ pub enum Unusable {
 /// A server's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It would lend this.
+    /// The server offers a lease.
     Offer(Lease),
-    /// It lends this.
+    /// The server grants a lease.
     Ack(Lease),
-    /// It refuses: start over.
+    /// The server refuses: the client starts over.
     Nak,
 }
 
 /// A message of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Who has an address for me?
+    /// DHCPDISCOVER: asks all servers for an address.
     Discover,
-    /// I take this offer of that server.
+    /// DHCPREQUEST for an offered address.
     Take {
-        /// The address that was offered.
+        /// The offered address.
         address: Ipv4Addr,
-        /// Who offered it.
+        /// The offering server.
         server: Ipv4Addr,
     },
-    /// I have this address and want to keep it.
+    /// DHCPREQUEST for the renewal of this address.
     Renew(Ipv4Addr),
 }
 
-/// One conversation: replies must carry its number and this NIC's address.
+/// A DHCP transaction: replies must carry its id and this NIC's address.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation {
     /// This NIC's address.
     pub mac: MacAddr,
-    /// Transaction id, random for each conversation.
+    /// The transaction id, random for each transaction.
     pub xid: u32,
 }
 
 impl Conversation {
-    /// The message's bytes. `seconds`: how long this conversation has lasted.
+    /// Encodes a message. `seconds` is the transaction's duration so far.
     pub fn message(self, ask: Ask, seconds: u16) -> Vec<u8> {
         let (kind, own_address) = match ask {
             Ask::Discover => (1, Ipv4Addr::UNSPECIFIED),
@@ -148,7 +147,8 @@ impl Conversation {
             bytes.extend([OPTION_SERVER, 4]);
             bytes.extend(server.octets());
         }
-        // Routes before the router, or a server may leave them out (RFC 3442).
+        // The option of routes precedes the router's, because a server may omit it otherwise (RFC
+        // 3442).
         bytes.extend([OPTION_PARAMETERS, 6, OPTION_SUBNET_MASK, OPTION_ROUTES, OPTION_ROUTER]);
         bytes.extend([OPTION_LEASE_SECONDS, OPTION_RENEW_SECONDS, OPTION_REBIND_SECONDS]);
         bytes.push(OPTION_END);
@@ -156,8 +156,8 @@ impl Conversation {
         bytes
     }
 
-    /// The meaning of the bytes to this conversation, or the reason why they are of no use to it;
-    /// `None`: they are somebody else's, or damaged.
+    /// Decodes a reply to this transaction, or the reason why it is unusable; `None` if it is
+    /// damaged or belongs to another transaction.
     pub fn reply(self, bytes: &[u8]) -> Option<Result<Reply, Unusable>> {
         let header = bytes.get(..HEADER_BYTES)?;
         let ours = header.starts_with(&[2, 1, 6])
@@ -176,9 +176,9 @@ impl Conversation {
     }
 }
 
-/// How long to wait for the answer to the given try (0, 1, 2 …): 1, 2, 4, then 8 seconds, each up
-/// to a quarter longer by `random`, so that machines switched on together do not stay in step (RFC
-/// 2131 §4.1). Shorter than the RFC's 4 to 64 seconds: an operator waits.
+/// The wait for the answer to the given try (0, 1, 2 …): 1, 2, 4, then 8 seconds, each up to a
+/// quarter longer by `random`, so that machines switched on together do not send together (RFC 2131
+/// §4.1). Shorter than the RFC's 4 to 64 seconds, because an operator waits.
 pub(super) fn patience(tries: u32, random: u8) -> Duration {
     let base = Duration::from_secs(1 << tries.min(3));
     base + base * u32::from(random) / 1024
@@ -187,7 +187,7 @@ pub(super) fn patience(tries: u32, random: u8) -> Duration {
 fn lease(address: Ipv4Addr, options: &Options<'_>) -> Result<Lease, Unusable> {
     let usable = !address.is_unspecified()
         && !address.is_loopback()
-        // A BMC lends such addresses at the USB network interface that it shows to its machine.
+        // A BMC leases link-local addresses at the USB network interface of its machine.
         && !address.is_link_local()
         && !address.is_multicast()
         && !address.is_broadcast();
@@ -216,11 +216,11 @@ fn lease(address: Ipv4Addr, options: &Options<'_>) -> Result<Lease, Unusable> {
 
 fn prefix_of(mask: u32) -> Option<u8> {
     let ones = mask.leading_ones();
-    // Without a one everybody would be on the wire.
+    // A mask without ones would make every address on-link.
     (ones > 0 && mask.count_ones() == ones).then(|| u8::try_from(ones).ok())?
 }
 
-/// The routes, or without any the router; a client that gets both ignores the router (RFC 3442).
+/// The classless routes, or else the router; with both, a client ignores the router (RFC 3442).
 fn routes(options: &Options<'_>) -> Vec<Route> {
     let given = classless(&options.joined(OPTION_ROUTES)).unwrap_or_default();
     if !given.is_empty() {
@@ -233,8 +233,8 @@ fn routes(options: &Options<'_>) -> Vec<Route> {
     gateway.map(|_| default).into_iter().collect()
 }
 
-/// Routes as RFC 3442 writes them: the width of the prefix, as many octets of the network as it
-/// covers, the router. `None`: one of them is cut short, or makes no sense.
+/// Decodes classless routes (RFC 3442): prefix length, the octets of the network that it covers,
+/// router. `None` if one is cut short or invalid.
 fn classless(mut bytes: &[u8]) -> Option<Vec<Route>> {
     let mut routes = Vec::new();
     while let [prefix @ 0..=32, rest @ ..] = bytes {
@@ -255,9 +255,9 @@ fn field(bytes: &[u8], range: Range<usize>) -> Option<[u8; 4]> {
     bytes.get(range)?.try_into().ok()
 }
 
-/// The options of a message: code, length, value; padding between them; the first of a code counts.
+/// The options of a message: code, length, value, with padding; the first option of a code counts.
 struct Options<'a> {
-    /// Where they are, in the order in which they count (RFC 2131 §4.1).
+    /// The fields with options, in the order of precedence (RFC 2131 §4.1).
     places: [&'a [u8]; 3],
 }
 
@@ -293,7 +293,7 @@ impl<'a> Options<'a> {
         self.all().find(|(code, _)| *code == wanted).map(|(_, value)| value)
     }
 
-    /// An option that may be longer than 255 octets, and is then in several pieces (RFC 3396).
+    /// Joins the pieces of an option that may be longer than 255 octets (RFC 3396).
     fn joined(&self, wanted: u8) -> Vec<u8> {
         self.all()
             .filter(|(code, _)| *code == wanted)
@@ -316,8 +316,8 @@ mod tests {
     const TALK: Conversation =
         Conversation { mac: MacAddr::new([0x52, 0x54, 0, 0, 0, 1]), xid: 0x1234_5678 };
 
-    /// An answer as dnsmasq lays it out: type, server, times, mask, router, with padding where
-    /// relays put it.
+    /// Makes an answer with dnsmasq's layout: type, server, times, mask, router, with padding as
+    /// from relays.
     fn answer(kind: u8, extra: &[u8]) -> Vec<u8> {
         let mut bytes = TALK.message(Ask::Discover, 0)[..HEADER_BYTES].to_vec();
         bytes[0] = 2;
@@ -406,7 +406,7 @@ mod tests {
         let several = [&several.concat()[..], &[0, 192, 0, 2, 9]].concat();
         let all = ["10.0.0.0/8 by 192.0.2.7", "198.51.100.1/32 by the wire"];
         assert_eq!(routes_of(&several), [&all[..], &["0.0.0.0/0 by 192.0.2.9"]].concat());
-        // A prefix that is narrower than its octets; and one option in two pieces (RFC 3396).
+        // A prefix narrower than its octets, and an option in two pieces (RFC 3396).
         assert_eq!(routes_of(&[121, 6, 7, 0xff, 192, 0, 2, 7]), ["254.0.0.0/7 by 192.0.2.7"]);
         let pieces = [121, 2, 0, 192, 121, 3, 0, 2, 9];
         assert_eq!(routes_of(&pieces), ["0.0.0.0/0 by 192.0.2.9"]);
@@ -422,7 +422,7 @@ mod tests {
         bytes[SNAME][..6].copy_from_slice(&[3, 4, 192, 0, 2, 1]);
         let Some(Ok(Reply::Offer(lease))) = TALK.reply(&bytes) else { panic!() };
         assert_eq!((lease.prefix, lease.routes.len()), (24, 1));
-        // Where the option does not say so, they are names.
+        // Without the overload option, the fields hold names.
         let mut names = answer(2, &[]);
         names[FILE][..7].copy_from_slice(&[1, 4, 255, 255, 255, 0, 255]);
         assert_eq!(TALK.reply(&names), Some(Err(Unusable::NoMask)));

@@ -1,7 +1,7 @@
 //! The inventory of disks, from sysfs.
 //!
-//! Called by the boot sequence, which sends it to the agent: the agent chooses. It must never open
-//! a disk, only look at what the kernel knows.
+//! The boot sequence sends it to the agent, which chooses. It must never open a disk, only read the
+//! kernel's properties of it.
 
 use std::{ops::Range, path::Path, time::Duration};
 
@@ -13,32 +13,30 @@ use tokio::{
 use super::{by_path::by_path, sysfs};
 use crate::model::disk::Disk;
 
-/// How long drivers may probe before the disks found so far must do: large controllers start up in
-/// half a minute.
+/// Longest wait for the drivers' probes: large controllers start up in half a minute.
 const DRIVERS_WAIT: Duration = Duration::from_secs(120);
-/// The inventory is complete when nothing was added for so long: disks of one controller appear
-/// within it of each other.
+/// The inventory is complete without a new disk for this time: the disks of one controller appear
+/// faster.
 const SETTLED_AFTER: Duration = Duration::from_millis(1500);
 const POLL_EVERY: Duration = Duration::from_millis(100);
-/// Devices that are not a machine's own disk although they look like one: optical drives, floppies,
-/// network block devices.
+/// Devices that resemble a machine's own disk: optical drives, floppies, network block devices.
 const NOT_A_DISK: [&str; 3] = ["sr", "fd", "nbd"];
-/// sysfs counts sectors of 512 bytes whatever the disk's block size.
+/// sysfs counts sectors of 512 bytes for every block size of a disk.
 const SYSFS_SECTOR_BYTES: u64 = 512;
-/// A SCSI page of VPD has its text after four bytes of header (SPC-4 §7.8.13).
+/// The length of a VPD page's header (SPC-4 §7.8.13).
 const VPD_HEADER_BYTES: usize = 4;
 /// The model in VPD page 0x89.
 const ATA_MODEL_BYTES: Range<usize> = 60 + 54..60 + 94;
 
-/// Waits until the drivers have probed and no more disks appear. Which disks have to be there the
-/// agent knows, and [`changed`] waits for them.
+/// Waits until the drivers have probed and no more disks appear. The agent knows which disks must
+/// exist, and [`changed`] waits for those.
 pub(super) async fn settled(sys: &Path, drivers: oneshot::Receiver<()>) -> Vec<Disk> {
-    // Late or dead, what there is of disks is still worth telling.
+    // After a timeout or a panic of the drivers' thread, the found disks are still useful.
     timeout(DRIVERS_WAIT, drivers).await.map(drop).unwrap_or_default();
     settle(sys).await
 }
 
-/// Waits, but no longer than `limit`, until other disks are there than `known`, and no more appear.
+/// Waits until the disks differ from `known` and no more appear, for at most `limit`.
 pub(super) async fn changed(sys: &Path, known: &[Disk], limit: Duration) -> Vec<Disk> {
     let deadline = Instant::now() + limit;
     while inventory(sys) == known {
@@ -69,7 +67,7 @@ pub(super) fn inventory(sys: &Path) -> Vec<Disk> {
 }
 
 fn disk(dir: &Path, name: String) -> Option<Disk> {
-    // Loop, RAM, zram, device mapper and md devices have no device behind them.
+    // Loop, RAM, zram, device mapper and md devices have no `device` link.
     let physical = dir.join("device").exists() && !sysfs::flag(&dir.join("hidden"));
     let size = sysfs::number(&dir.join("size"))?.checked_mul(SYSFS_SECTOR_BYTES)?;
     let kind = name.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -103,9 +101,9 @@ fn vpd_serial(dir: &Path) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// The model that a SATA disk itself tells, of which SCSI's standard data have the first 16
-/// characters: VPD page 0x89 holds its IDENTIFY DEVICE data from byte 60 on (SAT-4 §12.4.2), and
-/// these the model in words 27 to 46, two characters in each, the second first (ACS-3 §7.12.7.10).
+/// The full model of a SATA disk, of which SCSI's standard data have the first 16 characters: VPD
+/// page 0x89 holds the disk's IDENTIFY DEVICE data from byte 60 on (SAT-4 §12.4.2), with the model
+/// in words 27 to 46, two characters in each, the second first (ACS-3 §7.12.7.10).
 fn ata_model(dir: &Path) -> Option<String> {
     let page = sysfs::bytes(&dir.join("device/vpd_pg89"))?;
     let words = page.get(ATA_MODEL_BYTES)?.chunks_exact(2);
@@ -116,13 +114,13 @@ fn ata_model(dir: &Path) -> Option<String> {
     is_text.then(|| text.to_owned())
 }
 
-/// A `t10.` identifier is vendor, model and serial run together, not a name that is unique in the
-/// world.
+/// Whether an identifier is a world-wide name; a `t10.` identifier only concatenates vendor, model
+/// and serial.
 fn is_wwn(wwid: &str) -> bool {
     ["naa.", "eui.", "nvme.", "uuid."].iter().any(|prefix| wwid.starts_with(prefix))
 }
 
-/// `device` of a SCSI disk links to a directory named host:channel:target:lun.
+/// The address of a SCSI disk: `device` links to a directory host:channel:target:lun.
 fn hctl(dir: &Path) -> Option<String> {
     let device = dir.join("device").canonicalize().ok()?;
     let name = device.file_name()?.to_str()?;
@@ -230,7 +228,7 @@ mod tests {
         block(sys, "dm-0", &[("size", "2048")]);
         block(sys, "sr0", &[("size", "2048"), ("device/model", "DVD")]);
         block(sys, "fd0", &[("size", "8"), ("device/model", "x")]);
-        block(sys, "sdb", &[("size", "0"), ("device/model", "empty card reader")]);
+        block(sys, "sdb", &[("size", "0"), ("device/model", "empty SD reader")]);
         block(sys, "nvme0c0n1", &[("size", "2048"), ("hidden", "1"), ("device/model", "x")]);
         assert_eq!(inventory(sys), []);
     }

@@ -1,7 +1,7 @@
-//! Being PID 1: a console, a runtime, and an end that is always the same, because the kernel panics
-//! when PID 1 returns.
+//! PID 1 of the ramdisk: sets up console and runtime, and ends the machine in every case, because
+//! the kernel panics when PID 1 returns.
 //!
-//! Called by the binary's `main`.
+//! The binary's `main` calls it.
 
 use std::{
     fmt, io,
@@ -22,12 +22,11 @@ use super::{
 };
 use crate::model::callback::Then;
 
-/// How long the machine stays on for whoever reads its console, when the agent's BMC does not
-/// switch it off.
+/// How long the machine stays on for a reader of its console, if no BMC switches it off.
 const LINGER: Duration = Duration::from_secs(600);
 
-/// Runs the deploy ramdisk. Returns only when this is not PID 1: on an administrator's machine it
-/// does nothing.
+/// Runs the deploy ramdisk. Returns only if this process is not PID 1: on an administrator's
+/// machine it does nothing.
 pub fn init() -> ExitCode {
     let log = Log::default();
     let kept = log.clone();
@@ -44,22 +43,22 @@ pub fn init() -> ExitCode {
         return ExitCode::from(2);
     }
     panic::set_hook(Box::new(|panicked| error!("{panicked}")));
-    // Kept to the end: the lease is renewed for as long as the machine is on.
+    // Kept to the end, because a task renews the lease for as long as the machine is on.
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let mut then = Then::Wait;
     match &runtime {
         Ok(runtime) => {
-            match catch_unwind(AssertUnwindSafe(|| runtime.block_on(boot_sequence::tell(&log)))) {
+            match catch_unwind(AssertUnwindSafe(|| runtime.block_on(boot_sequence::run(&log)))) {
                 Ok(Ok(reported)) => then = reported,
                 Ok(Err(trouble)) => {
                     error!("{trouble}");
                     runtime.block_on(boot_sequence::send_last_log(&log));
-                    // The agent has been asked for long enough.
+                    // The requests to the agent have already lasted long enough.
                     if matches!(trouble, Trouble::Agent(_)) {
                         then = Then::PowerOff;
                     }
                 }
-                // The panic hook has logged where.
+                // The panic hook has logged the location.
                 Err(_) => {
                     error!("the deploy ramdisk has a defect; see the message above");
                     runtime.block_on(boot_sequence::send_last_log(&log));
@@ -71,7 +70,7 @@ pub fn init() -> ExitCode {
     end(then)
 }
 
-/// Leaves the machine. Whatever the kernel refuses, it does not stay on for ever.
+/// Ends the machine. It does not stay on for ever, even if the kernel refuses an action.
 fn end(then: Then) -> ! {
     let (mut command, mut linger) = match then {
         Then::Wait => (RebootCommand::PowerOff, LINGER),
@@ -94,7 +93,7 @@ fn end(then: Then) -> ! {
     }
 }
 
-/// `[  3.12]`: seconds since the ramdisk started, as the kernel writes them.
+/// Formats log times as the kernel does: `[ 3.12]`, seconds since the ramdisk started.
 struct SinceStart(Instant);
 
 impl FormatTime for SinceStart {

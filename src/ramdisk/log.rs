@@ -1,8 +1,7 @@
-//! The logs of this machine: the ramdisk's own, and the kernel's, which has been kept since before
-//! there was a network.
+//! The logs of this machine: the ramdisk's own, and the kernel's since its start.
 //!
-//! Filled by [`super::init`], and read when the boot sequence sends both to the agent. It must
-//! never wait: whatever the kernel does not say at once is not in it.
+//! [`super::init`] fills the ramdisk's log; the boot sequence sends both to the agent. A read must
+//! never wait: what the kernel does not return at once is left out.
 
 use std::{
     collections::VecDeque,
@@ -16,18 +15,19 @@ use rustix::fs::OFlags;
 
 use crate::model::callback::{BODY_BYTES_MAX, LOG_BYTES_MAX, RamdiskLog};
 
-/// The kernel's log, a record for each read (Documentation/ABI/testing/dev-kmsg).
+/// The kernel's log device: each read returns a record (Documentation/ABI/testing/dev-kmsg).
 const KERNEL_LOG: &str = "/dev/kmsg";
-/// Longest record (`PRINTK_MESSAGE_MAX`), in bytes.
+/// Size of the longest record (`PRINTK_MESSAGE_MAX`).
 const RECORD_BYTES_MAX: usize = 8 << 10;
-/// More than the kernel keeps: one that logs as quickly as it is read does not hold up a boot.
+/// Most records read. The kernel keeps fewer; a kernel that logs as quickly as this machine reads
+/// must not hold up the boot.
 const RECORDS_MAX: usize = 100_000;
 
-/// The ramdisk's own log: a writer, of which every clone writes to the same.
+/// The ramdisk's own log, as a writer. All clones write to the same log.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Mutex<Tail>>);
 
-/// The last [`LOG_BYTES_MAX`] bytes.
+/// The last [`LOG_BYTES_MAX`] bytes of a log.
 #[derive(Debug, Default)]
 struct Tail {
     bytes: VecDeque<u8>,
@@ -47,7 +47,7 @@ impl Log {
     }
 
     fn lock(&self) -> MutexGuard<'_, Tail> {
-        // Bytes are whole whenever the lock is let go.
+        // No panic can occur between two changes of the locked bytes.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -71,7 +71,7 @@ impl Tail {
         self.is_cut |= surplus > 0;
     }
 
-    /// Whole lines.
+    /// The text, without an incomplete first line.
     fn text(&self) -> String {
         let (head, tail) = self.bytes.as_slices();
         let text = String::from_utf8_lossy(&[head, tail].concat()).into_owned();
@@ -82,8 +82,8 @@ impl Tail {
     }
 }
 
-/// The kernel's log as `dmesg` prints it, its end if it is long. `records`: a record for each read,
-/// from the oldest that the kernel has.
+/// The end of the kernel's log, as `dmesg` prints it. `records` returns a record for each read,
+/// from the kernel's oldest one.
 fn kernel_log(mut records: impl Read) -> String {
     let mut tail = Tail::default();
     let mut record = [0; RECORD_BYTES_MAX];
@@ -91,7 +91,8 @@ fn kernel_log(mut records: impl Read) -> String {
         match records.read(&mut record) {
             Ok(0) => break,
             Ok(bytes) => tail.append(line(record.get(..bytes).unwrap_or_default()).as_bytes()),
-            // The kernel has dropped the oldest meanwhile; or it was a signal.
+            // The kernel has dropped the oldest record meanwhile, or a signal has interrupted the
+            // read.
             Err(error)
                 if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::Interrupted) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -104,8 +105,8 @@ fn kernel_log(mut records: impl Read) -> String {
     tail.text()
 }
 
-/// A record, `PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,…];MESSAGE` and lines that begin with a blank,
-/// as a line. Its message has no other line break, because the kernel escapes them.
+/// Formats a record as a line. A record is `PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,…];MESSAGE` and
+/// lines that begin with a blank. The kernel escapes line breaks within the message.
 fn line(record: &[u8]) -> String {
     let record = String::from_utf8_lossy(record);
     let first = record.lines().next().unwrap_or_default();
@@ -116,7 +117,7 @@ fn line(record: &[u8]) -> String {
     }
 }
 
-/// The call's body. Escaped characters make it longer: then less is sent of each log.
+/// The body of the call. Escaped characters lengthen it: both logs are shortened until it fits.
 fn body(mut log: RamdiskLog) -> Vec<u8> {
     loop {
         let body = serde_json::to_vec(&log).unwrap_or_default();
@@ -137,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// `/dev/kmsg`: a record for each read, and then an error.
+    /// A double of `/dev/kmsg`: returns a record for each read, and then an error.
     struct Records<'a>(slice::Iter<'a, Result<&'a str, ErrorKind>>);
 
     impl Read for Records<'_> {

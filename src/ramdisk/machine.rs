@@ -1,14 +1,14 @@
-//! Who this machine is: network interfaces, SMBIOS, memory, processors.
+//! The identity of this machine: network interfaces, SMBIOS, memory, processors.
 //!
-//! Called by the boot sequence for the lookup. Reading only; what the firmware does not say is
-//! absent.
+//! The boot sequence sends it in the lookup. The module only reads; properties that the firmware
+//! does not report are absent.
 
 use std::{collections::BTreeSet, path::Path};
 
 use super::{network, sysfs};
 use crate::model::{callback::Lookup, disk::Disk};
 
-/// Texts that board makers leave in a field they did not fill in.
+/// Placeholder texts of board makers in unused fields.
 const PLACEHOLDERS: [&str; 5] =
     ["to be filled by o.e.m.", "default string", "not specified", "none", "system serial number"];
 
@@ -38,7 +38,7 @@ pub(super) fn describe(disks: Vec<Disk>) -> Lookup {
     }
 }
 
-/// Bytes of memory, from /proc/meminfo; 0 when it does not say.
+/// Bytes of memory by /proc/meminfo; 0 if unknown.
 fn memory(meminfo: &str) -> u64 {
     meminfo
         .lines()

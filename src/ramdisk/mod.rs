@@ -1,13 +1,13 @@
-//! The deploy ramdisk: PID 1 of a netbooted machine whose disk the agent is to write, and the
-//! builder of its initramfs.
+//! The deploy ramdisk: PID 1 of a netbooted machine whose disk the agent writes, and the builder of
+//! its initramfs.
 //!
-//! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`]. The part in
-//! between is [`boot_sequence`]: mounts, modules, network, disks, lookup, target, deploy state,
-//! flush, verify, completed. The log is sent at three of these: before the lookup, before the
-//! ramdisk says that something failed or completed, and when the agent has ended the attempt.
+//! `hostler-ramdisk` calls [`init`]; `hostler ramdisk build` calls [`build::build`].
+//! [`boot_sequence`] holds the steps: mounts, modules, network, disks, lookup, target, deploy
+//! state, flush, verify, completed. The ramdisk sends its log three times: before the lookup,
+//! before it reports a failure or the completion, and when the agent has ended the attempt.
 //!
-//! It must never write to a disk itself, export a disk the agent did not choose, or leave the
-//! console without a reason.
+//! It must never write to a disk itself, export a disk that the agent did not choose, or end
+//! without a reason on the console.
 
 use crate::model::boot::RamdiskArgs;
 
@@ -39,7 +39,7 @@ pub async fn send_log(args: RamdiskArgs, log: Log) -> Result<(), rustls::Error> 
     Ok(())
 }
 
-/// The way in for the fuzz target: whatever a DHCP server answers.
+/// Entry point of the fuzz target: any reply of a DHCP server.
 #[cfg(fuzzing)]
 pub fn fuzz(datagram: &[u8]) {
     let mac = crate::model::ids::MacAddr::new([0x52, 0x54, 0, 0, 0, 1]);
@@ -51,7 +51,7 @@ pub fn fuzz(datagram: &[u8]) {
     }
 }
 
-/// A directory on a real file system, which can be read past the cache: beside the test's own
+/// A directory on a real file system, which supports reads without the cache: beside the test
 /// program.
 #[cfg(test)]
 fn dir_on_disk() -> tempfile::TempDir {

@@ -1,25 +1,25 @@
-//! `modules.list`: which kernel modules the initramfs holds, in which order they load, and which
-//! hardware asks for them.
+//! `modules.list`: the kernel modules of the initramfs, their load order, and the hardware that
+//! they drive.
 //!
-//! Written by the builder, read by [`super::modules`]. One plain text file instead of depmod's
-//! dozen: a module per line with all it needs in load order, then aliases (`pci:v00008086d*`) as
-//! the drivers state them.
+//! The builder writes it, and [`super::modules`] reads it. It is one text file instead of depmod's
+//! dozen: lines of modules with their dependencies in load order, then aliases (`pci:v00008086d*`)
+//! as the drivers state them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The list.
+/// The content of `modules.list`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ModuleList {
-    /// Every module, with what must be loaded before it, directly or not, in load order.
+    /// Every module, with its direct and indirect dependencies in load order.
     pub(super) needs: BTreeMap<String, Vec<String>>,
-    /// Loaded whether or not hardware asks.
+    /// Modules that are always loaded.
     pub(super) always: Vec<String>,
-    /// Alias pattern and the module it names.
+    /// Alias patterns and their modules.
     pub(super) aliases: BTreeSet<(String, String)>,
 }
 
 impl ModuleList {
-    /// As text: `module NAME NEED…`, `always NAME`, `alias NAME PATTERN`.
+    /// Encodes the list: `module NAME NEED…`, `always NAME`, `alias NAME PATTERN`.
     pub(super) fn to_text(&self) -> String {
         let modules = self.needs.iter().map(|(name, needs)| {
             [&["module".to_owned(), name.clone()], needs.as_slice()].concat().join(" ")
@@ -31,7 +31,7 @@ impl ModuleList {
         text
     }
 
-    /// Reads it back. A line that is none of the three is skipped.
+    /// Parses a list. Skips unknown lines.
     pub(super) fn parse(text: &str) -> Self {
         let mut list = Self::default();
         for line in text.lines() {
@@ -53,7 +53,7 @@ impl ModuleList {
         list
     }
 
-    /// The modules a device with this modalias asks for.
+    /// The modules for a device with this modalias.
     pub(super) fn wanted_by<'a>(&'a self, modalias: &'a str) -> impl Iterator<Item = &'a str> {
         self.aliases
             .iter()
@@ -62,9 +62,8 @@ impl ModuleList {
     }
 }
 
-/// Whether an alias pattern fits: `*`, `?` and `[…]` as in `fnmatch(3)`, which is what the kernel's
-/// `MODULE_DEVICE_TABLE` means. Time is at most pattern × text: only the last `*` is ever tried
-/// again.
+/// Whether an alias pattern matches: `*`, `?` and `[…]` as in `fnmatch(3)`, as in the kernel's
+/// `MODULE_DEVICE_TABLE`. Time is at most pattern × text: only the last `*` is retried.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (pattern, text);
     let mut retry: Option<(&[u8], &[u8])> = None;
@@ -85,7 +84,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
         };
         (p, t) = match (step, retry) {
             (Some(next), _) => next,
-            // Let the last `*` take one byte more.
+            // The last `*` matches one byte more.
             (None, Some((after, [_, tail @ ..]))) => {
                 retry = Some((after, tail));
                 (after, tail)
@@ -95,7 +94,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// Whether `c` is in the class whose text follows the `[`, and the pattern after its `]`.
+/// Whether `c` is in the class after a `[`, and the pattern after its `]`.
 fn in_class(class: &[u8], c: u8) -> Option<(bool, &[u8])> {
     let end = class.iter().position(|b| *b == b']')?;
     let (mut members, rest) = (class.get(..end)?, class.get(end + 1..)?);
@@ -196,7 +195,10 @@ mod tests {
         }
 
         #[test]
-        fn text_without_special_characters_matches_itself_and_with_a_star(text in "[a-z0-9:]{0,20}", more in "[a-z]{0,5}") {
+        fn text_without_special_characters_matches_itself_and_with_a_star(
+            text in "[a-z0-9:]{0,20}",
+            more in "[a-z]{0,5}",
+        ) {
             prop_assert!(matches(text.as_bytes(), text.as_bytes()));
             let (pattern, longer) = (format!("{text}*"), format!("{text}{more}"));
             prop_assert!(matches(pattern.as_bytes(), longer.as_bytes()));

@@ -1,8 +1,8 @@
-//! Kernel modules: LIO always, drivers as hardware asks for them.
+//! Loads kernel modules: LIO always, and drivers for the found hardware.
 //!
-//! Called by the boot sequence. There is no udev: the devices on every bus are asked for their
-//! modalias, again and again, because a loaded driver brings up new devices (a virtio bus, SCSI
-//! disks). A module that does not load is reported, never fatal.
+//! The boot sequence uses it. The ramdisk has no udev: the module polls the devices of every bus
+//! for their modalias, because a loaded driver brings up new devices (a virtio bus, SCSI disks). It
+//! reports a module that does not load; that is never fatal.
 
 use std::{
     collections::BTreeSet,
@@ -19,10 +19,10 @@ use tracing::{info, warn};
 
 use super::{module_list::ModuleList, sysfs};
 
-/// How often new devices are looked for, for as long as the ramdisk runs.
+/// Interval of the polls for new devices, for as long as the ramdisk runs.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
-/// The modules of the running kernel and which of them have been tried.
+/// The modules of the running kernel, and those already tried.
 #[derive(Debug)]
 pub(super) struct Modules {
     dir: PathBuf,
@@ -54,20 +54,20 @@ impl Modules {
         Ok(Self { dir, list, tried: BTreeSet::new(), seen: BTreeSet::new() })
     }
 
-    /// Loads what is needed whatever the hardware.
+    /// Loads the modules that every machine needs.
     pub(super) fn load_always(&mut self) {
         let always = self.list.always.clone();
         self.load(always);
     }
 
-    /// Loads drivers for what is there, and goes on for what appears later, on a thread of its own:
-    /// a driver may probe for half a minute. The receiver hears when the devices there at first
-    /// have their drivers.
+    /// Loads drivers for present and later devices on a separate thread, because a driver may probe
+    /// for half a minute. Notifies the receiver once the devices of the first poll have their
+    /// drivers.
     pub(super) fn load_drivers(mut self) -> io::Result<oneshot::Receiver<()>> {
         let (ready, done) = oneshot::channel();
         thread::Builder::new().name("drivers".to_owned()).spawn(move || {
             while self.load_for_new_devices() > 0 {}
-            // Nobody listens when the boot sequence has ended already.
+            // The receiver is gone if the boot sequence has ended.
             ready.send(()).unwrap_or_default();
             loop {
                 thread::sleep(POLL_EVERY);
@@ -77,7 +77,7 @@ impl Modules {
         Ok(done)
     }
 
-    /// One look at every bus; how many modaliases were new.
+    /// Polls every bus; returns the number of new modaliases.
     fn load_for_new_devices(&mut self) -> usize {
         let new: Vec<String> =
             modaliases(Path::new("/sys")).into_iter().filter(|m| !self.seen.contains(m)).collect();
@@ -115,10 +115,11 @@ fn modaliases(sys: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// Loads one module, with its devices probed when it returns; whether it is new in the kernel.
+/// Loads one module, and returns after the probe of its devices; `true` if the kernel did not have
+/// it before.
 fn insert(dir: &Path, name: &str) -> bool {
-    // Otherwise disks are looked for in the background, and nobody could say when all have been
-    // found.
+    // With `scan=sync` the SCSI scan ends before the load returns; otherwise its end would be
+    // unknown.
     let parameters = if name == "scsi_mod" { c"scan=sync" } else { c"" };
     let path = dir.join(format!("{name}.ko"));
     let result = File::open(path)
@@ -126,13 +127,13 @@ fn insert(dir: &Path, name: &str) -> bool {
     match result {
         Ok(()) => true,
         Err(error) => {
-            // There already; or the processor lacks what an accelerated checksum needs, which is no
-            // fault.
+            // The module is already loaded, or the processor lacks the instructions of an
+            // accelerated checksum, which is no error.
             if ![Errno::EXIST, Errno::NODEV]
                 .iter()
                 .any(|e| Errno::from_io_error(&error) == Some(*e))
             {
-                warn!(module = name, %error, "did not load");
+                warn!(module = name, %error, "a kernel module did not load");
             }
             false
         }

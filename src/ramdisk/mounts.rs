@@ -1,6 +1,6 @@
-//! The kernel's own file systems, which the ramdisk needs mounted before it can see anything.
+//! Mounts the kernel's virtual file systems, which the ramdisk reads.
 //!
-//! Called first by the boot sequence. It mounts nothing that lives on a disk.
+//! The boot sequence calls it first. It mounts no disk.
 
 use std::{fs, io, path::Path};
 

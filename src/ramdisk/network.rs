@@ -1,7 +1,7 @@
-//! The network: find the NIC the machine booted from, bring it up, borrow an address and keep it.
+//! The network: finds the NIC that the machine booted from, brings it up, and leases an address.
 //!
-//! Called by the boot sequence. It never configures a NIC that got no lease, and never gives an
-//! address up once the target may use it.
+//! The boot sequence uses it. It never configures a NIC without a lease, and never gives an address
+//! up once the target may use it.
 
 use std::{
     collections::BTreeSet,
@@ -26,31 +26,37 @@ use super::{
 };
 use crate::model::ids::MacAddr;
 
-/// How long a NIC may take to appear. Drivers of big NICs need 20 s and more for their firmware.
+/// Longest wait for a NIC: drivers of large NICs need 20 s and more for their firmware.
 const NIC_WAIT: Duration = Duration::from_secs(90);
-/// How long the first lease may take, with all tries: a switch's spanning tree holds a port back
-/// for up to 50 s.
+/// Longest wait for the first lease, with all tries: a switch's spanning tree blocks a port for up
+/// to 50 s.
 const LEASE_WAIT: Duration = Duration::from_secs(600);
-/// How often sysfs is looked at.
+/// Interval of the polls of sysfs.
 const POLL_EVERY: Duration = Duration::from_millis(100);
-/// Pause before a renewal is tried again: RFC 2131 §4.4.5 asks for 60 s at least.
+/// Pause before a repeated renewal: at least 60 s by RFC 2131 §4.4.5.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
-/// Larger than any Ethernet frame without jumbo frames; a longer message is cut and then refused.
+/// Largest datagram: more than an Ethernet frame without jumbo frames. A longer message is cut, and
+/// then refused.
 const DATAGRAM_BYTES_MAX: usize = 2048;
-/// After so many tries without an offer the console says so: some 20 s, then each half minute.
+/// Tries without an offer before a message on the console: some 20 s, then each half minute.
 const SILENCE_TRIES: u32 = 4;
-/// How many different complaints about answers the console is told: whoever is on the wire can make
-/// them.
+/// Most messages about unusable answers: any host on the segment can cause them.
 const COMPLAINTS_MAX: usize = 16;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// Why there is no network.
+/// A failure of the network setup.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NetworkError {
-    #[error("no network interface appeared within {} s: is its driver in the ramdisk?", NIC_WAIT.as_secs())]
+    #[error(
+        "no network interface appeared within {} s: is its driver in the ramdisk?",
+        NIC_WAIT.as_secs()
+    )]
     NoNic,
-    #[error("no DHCP lease within {} s: check the cable and the site's DHCP server", LEASE_WAIT.as_secs())]
+    #[error(
+        "no DHCP lease within {} s: check the cable and the site's DHCP server",
+        LEASE_WAIT.as_secs()
+    )]
     NoLease,
     #[error("setting up {nic}: {source}")]
     Kernel { nic: String, source: rtnetlink::Error },
@@ -66,8 +72,8 @@ pub(super) struct Nic {
     pub(super) mac: MacAddr,
 }
 
-/// The NIC the boot loader used, from `BOOTIF=01-52-54-00-00-00-01` (pxelinux `IPAPPEND 2`, GRUB
-/// with colons).
+/// The boot loader's NIC, from `BOOTIF=01-52-54-00-00-00-01` (pxelinux `IPAPPEND 2`, GRUB with
+/// colons).
 pub(super) fn boot_nic(command_line: &str) -> Option<MacAddr> {
     command_line
         .split_ascii_whitespace()
@@ -75,7 +81,7 @@ pub(super) fn boot_nic(command_line: &str) -> Option<MacAddr> {
         .and_then(|mac| mac.parse().ok())
 }
 
-/// The physical Ethernet NICs under `sys` (`/sys`). Several may have one address.
+/// The physical Ethernet NICs under `sys` (`/sys`). Several may have the same address.
 pub(super) fn nics(sys: &Path) -> Vec<Nic> {
     const ETHERNET: u64 = 1;
     sysfs::names(&sys.join("class/net"))
@@ -91,8 +97,8 @@ pub(super) fn nics(sys: &Path) -> Vec<Nic> {
         .collect()
 }
 
-/// Brings the network up and returns the address; a background task keeps the lease. With
-/// `boot_nic` only that NIC is used, without it the first NIC that gets a lease.
+/// Brings the network up and returns the address; a background task renews the lease. With
+/// `boot_nic` it uses only that NIC, without it the first NIC with a lease.
 pub(super) async fn up(boot_nic: Option<MacAddr>) -> Result<IpAddr, NetworkError> {
     let (connection, netlink, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
@@ -106,7 +112,7 @@ pub(super) async fn up(boot_nic: Option<MacAddr>) -> Result<IpAddr, NetworkError
     Ok(address)
 }
 
-/// Tries every wanted NIC as it appears, all at once, until one has a lease.
+/// Tries every wanted NIC as it appears, all concurrently, until one has a lease.
 async fn first_lease(
     netlink: &Handle,
     boot_nic: Option<MacAddr>,
@@ -116,8 +122,7 @@ async fn first_lease(
     let mut wanted = boot_nic;
     while started.elapsed() < LEASE_WAIT {
         if tried.is_empty() && started.elapsed() >= NIC_WAIT {
-            // Better a NIC that was not asked for than none: the key, not the NIC, proves who the
-            // machine is.
+            // Another NIC is better than none: the key, not the NIC, proves the machine's identity.
             wanted.take().ok_or(NetworkError::NoNic)?;
             warn!(
                 "the network interface the machine booted from did not appear; trying all others"
@@ -130,7 +135,7 @@ async fn first_lease(
                 let up = LinkUnspec::new_with_index(nic.index).up().build();
                 match netlink.link().set(up).execute().await {
                     Ok(()) => drop(tries.spawn(borrow(nic))),
-                    // Often its firmware is missing; another NIC may do.
+                    // Often the NIC's firmware is missing; another NIC may work.
                     Err(error) => {
                         warn!(nic = nic.name, %error, "the network interface does not come up");
                     }
@@ -157,7 +162,7 @@ async fn apply(netlink: &Handle, nic: &Nic, lease: &Lease) -> Result<(), rtnetli
         .await?;
     for route in &lease.routes {
         if let Err(error) = add_route(netlink, nic, *route).await {
-            // The agent may be reached without it.
+            // The agent may be reachable without this route.
             warn!(nic = nic.name, ?route, %error, "the kernel refuses a route");
         }
     }
@@ -173,15 +178,15 @@ async fn add_route(
         .destination_prefix(network, prefix)
         .output_interface(nic.index);
     let route = match gateway {
-        // On-link: with a /32 (some clouds and colocation networks) the router is outside the
-        // subnet.
+        // On-link, because with a /32 (some clouds and colocation networks) the router is outside
+        // the subnet.
         Some(gateway) => route.gateway(gateway).onlink(),
         None => route.scope(RouteScope::Link),
     };
     netlink.route().add(route.build()).replace().execute().await
 }
 
-/// Asks until there is a lease; the caller holds the deadline.
+/// Repeats requests until the NIC has a lease; the caller holds the deadline.
 async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
     let carrier = Path::new("/sys/class/net").join(&nic.name).join("carrier");
     while sysfs::number(&carrier) != Some(1) {
@@ -189,10 +194,10 @@ async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
     }
     let socket = open(&nic)?;
     let started = Instant::now();
-    // One number for all tries: a server that checks the address first answers the first try while
-    // the second is on its way.
+    // One transaction id for all tries: a server that first checks the address answers the first
+    // try after the second was sent.
     let talk = Conversation { mac: nic.mac, xid: random_xid()? };
-    let mut line = Line::new(nic.name.clone(), socket, talk);
+    let mut line = DhcpSocket::new(nic.name.clone(), socket, talk);
     for tries in 0_u32.. {
         if tries % SILENCE_TRIES == SILENCE_TRIES - 1 {
             info!(nic = nic.name, tries, "no usable DHCP offer yet; asking on");
@@ -202,7 +207,8 @@ async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
         let broadcast = Ipv4Addr::BROADCAST;
         let offer = line.exchange(Ask::Discover, seconds, broadcast, wait).await?;
         let Some(Reply::Offer(Lease { address, server, .. })) = offer else { continue };
-        // The server just answered: silence now is loss, so the short wait is the right one.
+        // The server has just answered: silence now means packet loss, so that a short wait is
+        // right.
         let wait = patience(1, random_byte()?);
         let take = Ask::Take { address, server };
         match line.exchange(take, seconds, broadcast, wait).await? {
@@ -216,12 +222,12 @@ async fn borrow(nic: Nic) -> io::Result<(Nic, UdpSocket, Lease)> {
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// Renews at T1 by asking the server, from T2 on by asking everybody. The address stays even when
-/// nobody answers: a disk may be half written through it, and no server lends it to another before
-/// the lease ends.
+/// Renews the lease: from T1 on at the server, from T2 on at any server. The address stays even
+/// without an answer: a disk may be half written through it, and no server leases it to another
+/// machine before the lease ends.
 async fn keep(nic: Nic, socket: UdpSocket, mut lease: Lease) {
     let mut borrowed = Instant::now();
-    let mut line = Line::new(nic.name, socket, Conversation { mac: nic.mac, xid: 0 });
+    let mut line = DhcpSocket::new(nic.name, socket, Conversation { mac: nic.mac, xid: 0 });
     while let (Some(renew), Some(rebind)) = (lease.renew_after, lease.rebind_after) {
         sleep_until(borrowed + renew).await;
         let server = if borrowed.elapsed() < rebind { lease.server } else { Ipv4Addr::BROADCAST };
@@ -239,7 +245,7 @@ async fn keep(nic: Nic, socket: UdpSocket, mut lease: Lease) {
 }
 
 async fn renewed(
-    line: &mut Line,
+    line: &mut DhcpSocket,
     address: Ipv4Addr,
     server: Ipv4Addr,
 ) -> io::Result<Option<Reply>> {
@@ -248,16 +254,16 @@ async fn renewed(
     line.exchange(Ask::Renew(address), 0, server, wait).await
 }
 
-/// One conversation over the socket of one NIC.
-struct Line {
+/// A DHCP transaction over the socket of one NIC.
+struct DhcpSocket {
     nic: String,
     socket: UdpSocket,
     talk: Conversation,
-    /// Reasons given for useless answers: each is logged once, and only so many.
+    /// The reasons of unusable answers so far: each is logged once, up to a limit.
     complaints: BTreeSet<String>,
 }
 
-impl Line {
+impl DhcpSocket {
     fn new(nic: String, socket: UdpSocket, talk: Conversation) -> Self {
         Self { nic, socket, talk, complaints: BTreeSet::new() }
     }
@@ -273,8 +279,8 @@ impl Line {
         let deadline = Instant::now() + wait;
         let message = self.talk.message(ask, seconds);
         if let Err(error) = self.socket.send_to(&message, (server, SERVER_PORT)).await {
-            // The link may have gone for a moment; the next try will tell.
-            warn!(%error, "sending to the DHCP server");
+            // The link may be down for a moment; the next try shows that.
+            warn!(%error, "a message to the DHCP server was not sent");
         }
         let mut buffer = [0; DATAGRAM_BYTES_MAX];
         while let Ok(received) = timeout_at(deadline, self.socket.recv_from(&mut buffer)).await {
@@ -305,7 +311,7 @@ impl Line {
     }
 }
 
-/// A socket that sends and hears on this NIC only, before the NIC has an address.
+/// Opens a socket that sends and receives on this NIC only, before the NIC has an address.
 fn open(nic: &Nic) -> io::Result<UdpSocket> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let fd = rustix::net::socket_with(
@@ -316,7 +322,7 @@ fn open(nic: &Nic) -> io::Result<UdpSocket> {
     )?;
     sockopt::set_socket_broadcast(&fd, true)?;
     let socket = UdpSocket::from_std(fd.into())?;
-    // Before bind: the sockets of all NICs share the port.
+    // Before the bind, because the sockets of all NICs share the port.
     socket.bind_device(Some(nic.name.as_bytes()))?;
     rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT))?;
     Ok(socket)
@@ -363,7 +369,7 @@ mod tests {
         nic("lo", "772\n", "00:00:00:00:00:00\n", false);
         nic("ib0", "32\n", "80:00:02:08:fe:80:00:00:00:00:00:00\n", true);
         nic("br0", "1\n", "52:54:00:00:00:02\n", false);
-        // Two ports of one NIC, or a virtual function and what stands in for it.
+        // Two ports of one NIC, or a virtual function and its stand-by interface.
         nic("eth1", "1\n", "52:54:00:00:00:01\n", true);
         let found = nics(sys.path());
         assert_eq!(found.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["eth0", "eth1"]);

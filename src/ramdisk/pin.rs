@@ -1,8 +1,7 @@
-//! TLS to the agent: the certificate must be the very one whose SHA-256 stood on the kernel command
-//! line.
+//! TLS to the agent: the certificate must have the SHA-256 of the kernel command line.
 //!
-//! Called by [`super::agent`]. There is no certificate authority and the clock may be wrong, so
-//! names and dates are not looked at; that the agent holds the certificate's private key is.
+//! [`super::agent`] uses it. There is no certificate authority and the clock may be wrong, so that
+//! names and dates are ignored; the agent must prove that it has the certificate's private key.
 
 use std::sync::Arc;
 
@@ -17,7 +16,8 @@ use subtle::ConstantTimeEq as _;
 
 use crate::model::ids::hex;
 
-/// A client that speaks only to the owner of the pinned certificate. `pin`: 64 hex digits.
+/// The TLS settings of a client that accepts only the pinned certificate and its key. `pin` has 64
+/// hex digits.
 pub(super) fn client_config(pin: &str) -> Result<ClientConfig, Error> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Pinned { pin: pin.to_ascii_lowercase(), provider: provider.clone() };

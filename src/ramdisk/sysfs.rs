@@ -1,7 +1,7 @@
 //! Reading sysfs: small text files that may vanish at any moment.
 //!
-//! Called by everything in the ramdisk that looks at hardware. An attribute that cannot be read is
-//! absent; nothing here fails.
+//! All hardware detection in the ramdisk uses it. An unreadable attribute counts as absent; no
+//! function fails.
 
 use std::{
     fs::{self, File},
@@ -9,10 +9,10 @@ use std::{
     path::Path,
 };
 
-/// No attribute is longer than a page.
+/// Largest attribute: a page.
 const ATTRIBUTE_BYTES_MAX: u64 = 4096;
 
-/// A directory's entries, sorted; empty when it cannot be read.
+/// A directory's entries, sorted; empty if it cannot be read.
 pub(super) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(dir)
         .into_iter()
@@ -30,7 +30,7 @@ pub(super) fn bytes(path: &Path) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// An attribute's text without surrounding blanks; `None` when there is none.
+/// An attribute's text without surrounding blanks; `None` if it is empty.
 pub(super) fn text(path: &Path) -> Option<String> {
     let bytes = bytes(path)?;
     let text = String::from_utf8_lossy(&bytes);
@@ -43,7 +43,7 @@ pub(super) fn number(path: &Path) -> Option<u64> {
     text(path)?.parse().ok()
 }
 
-/// An attribute that is 0 or 1; absent means no.
+/// An attribute that is 0 or 1; `false` if it is absent.
 pub(super) fn flag(path: &Path) -> bool {
     number(path) == Some(1)
 }

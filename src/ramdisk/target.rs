@@ -1,7 +1,7 @@
 //! The iSCSI target: the kernel's LIO, driven through configfs (Linux `Documentation/target`).
 //!
-//! Called by the boot sequence: `export` once, `stop` once. It exports the one disk it is told and
-//! no other, to whoever knows this attempt's CHAP secret, on the machine's own address only.
+//! The boot sequence calls `export` once and `stop` once. It exports only the given disk, to
+//! initiators with this attempt's CHAP secret, on the machine's own address only.
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,14 +13,14 @@ use std::{
 
 use crate::model::{ids::hex, secret::Secret};
 
-/// The port every initiator expects.
+/// The iSCSI port.
 pub(super) const PORT: u16 = 3260;
 /// The only logical unit.
 pub(super) const LUN: u8 = 0;
 const CONFIGFS: &str = "/sys/kernel/config/target";
 
-/// Limits that the initiator may rely on: one write of 1 MiB with R2Ts of 256 KiB instead of LIO's
-/// 8 KiB PDUs is worth twice the speed. Digests are offered, not demanded.
+/// Negotiated limits: one write of 1 MiB with R2Ts of 256 KiB is twice as fast as LIO's default of
+/// 8 KiB PDUs. Digests are offered, not demanded.
 const PARAMETERS: [(&str, &str); 9] = [
     ("MaxRecvDataSegmentLength", "262144"),
     ("MaxXmitDataSegmentLength", "262144"),
@@ -33,7 +33,7 @@ const PARAMETERS: [(&str, &str); 9] = [
     ("DataDigest", "None,CRC32C"),
 ];
 
-/// Any initiator name may log in (the agent's is not known here), but none without the secret;
+/// Any initiator name may log in, because the agent's is unknown here, but only with the secret;
 /// writes are allowed.
 const ATTRIBUTES: [(&str, &str); 6] = [
     ("authentication", "1"),
@@ -44,7 +44,7 @@ const ATTRIBUTES: [(&str, &str); 6] = [
     ("default_cmdsn_depth", "128"),
 ];
 
-/// The target could not be made or taken down.
+/// The target could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
 #[error("iSCSI target: {action} {}: {source}", path.display())]
 pub(super) struct TargetError {
@@ -53,7 +53,7 @@ pub(super) struct TargetError {
     source: io::Error,
 }
 
-/// CHAP credentials made for this attempt.
+/// CHAP credentials of this attempt.
 #[derive(Debug)]
 pub(super) struct Chap {
     pub(super) username: String,
@@ -61,7 +61,7 @@ pub(super) struct Chap {
 }
 
 impl Chap {
-    /// 64 and 128 random bits.
+    /// A random name of 64 bits, and a random secret of 128 bits.
     pub(super) fn random() -> io::Result<Self> {
         let (mut username, mut password) = ([0; 8], [0; 16]);
         getrandom::fill(&mut username).map_err(io::Error::other)?;
@@ -70,7 +70,7 @@ impl Chap {
     }
 }
 
-/// A disk on offer.
+/// An exported disk.
 #[derive(Debug)]
 pub(super) struct Target {
     backstore: PathBuf,
@@ -79,8 +79,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Exports `/dev/<disk>` as LUN 0 of `iqn`. When a step fails, what was made before it is taken
-    /// down again.
+    /// Exports `/dev/<disk>` as LUN 0 of `iqn`. A failed step undoes the steps before it.
     pub(super) fn export(
         disk: &str,
         iqn: &str,
@@ -95,7 +94,7 @@ impl Target {
         match target.set_up(disk, chap) {
             Ok(()) => Ok(target),
             Err(error) => {
-                // The first error is the one to tell.
+                // The first error is the one to report.
                 target.stop().unwrap_or_default();
                 Err(error)
             }
@@ -123,8 +122,8 @@ impl Target {
         put(&group.join("enable"), "1")
     }
 
-    /// Ends every session and removes the target, so that nobody can write any more and the disk is
-    /// closed. Tries every step and returns the first failure.
+    /// Ends every session and removes the target, so that no initiator can write any more and the
+    /// disk is closed. Tries every step, and returns the first failure.
     pub(super) fn stop(self) -> Result<(), TargetError> {
         let group = self.group();
         let lun = group.join("lun/lun_0");
@@ -146,17 +145,17 @@ impl Target {
     }
 }
 
-/// Makes the disk's own cache write out everything.
+/// Flushes the disk's own cache.
 pub(super) fn flush(disk: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(Path::new("/dev").join(disk))?.sync_all()
 }
 
-/// configfs makes an object when its directory is made, with the objects above it.
+/// Makes a configfs object, and those above it, by making its directory.
 fn make(path: &Path) -> Result<(), TargetError> {
     fs::create_dir_all(path).map_err(failed("making", path))
 }
 
-/// One write call is one value; the file must exist.
+/// Writes a value with one system call; the file must exist.
 fn put(path: &Path, value: &str) -> Result<(), TargetError> {
     OpenOptions::new()
         .write(true)

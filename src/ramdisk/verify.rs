@@ -1,9 +1,8 @@
-//! Comparing the written disk with what it must hold: `image.verify = "node"`.
+//! Compares the written disk with its expected digests: `image.verify = "node"`.
 //!
-//! Called by the boot sequence once the target is stopped and the disk's cache is flushed. Only
-//! what comes back from the disk counts: it is read past the kernel's cache (`O_DIRECT`), which may
-//! hold what was there before. It must never write, trust the agent that a range lies on the disk,
-//! or wait for a disk that has stopped answering.
+//! The boot sequence calls it after the stop of the target and the flush of the disk. It reads past
+//! the kernel's cache (`O_DIRECT`), which may hold old bytes. It must never write, trust the
+//! agent's ranges to lie on the disk, or wait for a disk that does not answer.
 
 use std::{
     fs::File,
@@ -29,17 +28,17 @@ use crate::model::{
     ids::{Digest, DigestAlgorithm},
 };
 
-/// One read, in bytes: long enough that a spinning disk moves its head seldom.
+/// Bytes of one read: long enough that a spinning disk seldom moves its head.
 const READ_BYTES: usize = 4 << 20;
-/// Where reads begin in memory and on the disk, in bytes: the largest logical block Linux knows.
+/// Alignment of reads in memory and on the disk, in bytes: the largest logical block of Linux.
 const ALIGNMENT_BYTES: usize = 64 << 10;
-/// Ranges hashed at the same time: with the memory of one read each, they fit into the smallest
+/// Most ranges hashed concurrently: with one read's memory each, they fit into the smallest
 /// machine.
 const THREADS_MAX: usize = 8;
-/// Without a byte read; a disk that takes longer for [`READ_BYTES`] is broken.
+/// Longest time without progress; a disk that takes longer for [`READ_BYTES`] is broken.
 const STALL_LIMIT: Duration = Duration::from_secs(120);
 
-/// Why the disk does not count as verified.
+/// The reason why a disk does not count as verified.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VerifyError {
     #[error(
@@ -54,23 +53,23 @@ pub(super) enum VerifyError {
     #[error("the agent gave {0} ranges to compare, at most {VERIFY_RANGES_MAX} are possible")]
     TooMany(usize),
     #[error("the agent gave {bytes} bytes from byte {from} on to compare, {disk} has {disk_bytes}")]
-    Outside { disk: String, from: u64, bytes: u64, disk_bytes: u64 },
+    BeyondDisk { disk: String, from: u64, bytes: u64, disk_bytes: u64 },
     #[error("comparing {disk}: {reason}")]
     Broken { disk: String, reason: String },
 }
 
 impl VerifyError {
-    /// Whether the disk was compared, and holds something else.
+    /// Whether the comparison found other content.
     pub(super) fn differs(&self) -> bool {
         matches!(self, Self::Differs { .. })
     }
 }
 
-/// Compares every range of `/dev/<disk>`. The first range that differs is named.
+/// Compares every range of `/dev/<disk>`. The error names the first range that differs.
 pub(super) async fn verify(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), VerifyError> {
     let name = disk.name.clone();
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    // A disk that spins has one head.
+    // A rotating disk reads fastest with one thread.
     let threads = if disk.rotational { 1 } else { processors.min(THREADS_MAX) };
     let read_bytes = Arc::new(AtomicU64::new(0));
     let mut work =
@@ -91,7 +90,7 @@ pub(super) async fn verify(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), Ve
             Ok(Err(panic)) => {
                 return Err(VerifyError::Broken { disk: name, reason: panic.to_string() });
             }
-            // Its threads are left to the disk that keeps them.
+            // The hanging threads are abandoned.
             Err(_) if read_bytes.load(Ordering::Relaxed) == before => {
                 return Err(VerifyError::Stalled { disk: name });
             }
@@ -105,12 +104,12 @@ fn open_past_the_cache(path: &Path) -> io::Result<File> {
     Ok(open(path, flags, Mode::empty())?.into())
 }
 
-/// A disk, and what it must hold.
+/// A disk and its expected digests.
 struct Comparison {
     disk: String,
     file: File,
     ranges: Vec<DiskRange>,
-    /// So much was read, of all ranges together.
+    /// Bytes read so far, of all ranges.
     read_bytes: Arc<AtomicU64>,
 }
 
@@ -122,8 +121,8 @@ impl Comparison {
         let work = || {
             let mut buffer = Buffer::new();
             loop {
-                // They are taken in order: whatever comes before a bad one is in somebody's hands
-                // already.
+                // Threads take ranges in order: all ranges before a wrong one are done or in
+                // progress.
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let bad = || first_bad.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(range) = self.ranges.get(n).filter(|_| bad().is_none()) else { return };
@@ -137,7 +136,7 @@ impl Comparison {
         };
         thread::scope(|scope| {
             for _ in 1..threads.min(self.ranges.len()) {
-                // Without another thread, this one does it alone.
+                // Without another thread, this one does all the work.
                 drop(thread::Builder::new().spawn_scoped(scope, work));
             }
             work();
@@ -146,7 +145,7 @@ impl Comparison {
         first_bad.map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// Whether the ranges lie on the disk.
+    /// Checks that the ranges lie on the disk.
     fn check(&mut self) -> Result<(), VerifyError> {
         if self.ranges.len() > VERIFY_RANGES_MAX {
             return Err(VerifyError::TooMany(self.ranges.len()));
@@ -159,7 +158,7 @@ impl Comparison {
         match self.ranges.iter().find(|range| !lies_on_disk(range)) {
             None => Ok(()),
             Some(&DiskRange { from, bytes, .. }) => {
-                Err(VerifyError::Outside { disk: self.disk.clone(), from, bytes, disk_bytes })
+                Err(VerifyError::BeyondDisk { disk: self.disk.clone(), from, bytes, disk_bytes })
             }
         }
     }
@@ -202,7 +201,7 @@ impl Comparison {
     }
 }
 
-/// Memory for one read, aligned as reading past the cache wants it.
+/// Memory for one read, aligned for `O_DIRECT`.
 struct Buffer(Vec<u8>);
 
 impl Buffer {
@@ -210,12 +209,12 @@ impl Buffer {
         Self(vec![0; READ_BYTES + ALIGNMENT_BYTES])
     }
 
-    /// The file's bytes from `at` on: at least a byte, and none at or past `end`.
+    /// Reads the file's bytes from `at` on: at least one, and none at or past `end`.
     fn read(&mut self, file: &File, at: u64, end: u64) -> io::Result<&[u8]> {
         let padding = self.0.as_ptr().align_offset(ALIGNMENT_BYTES);
         let aligned = self.0.get_mut(padding..).and_then(|rest| rest.get_mut(..READ_BYTES));
         let aligned = aligned.ok_or(io::ErrorKind::OutOfMemory)?;
-        // Bytes before it on the same block are read and left out.
+        // The bytes before it in the same block are read and skipped.
         let before = at % ALIGNMENT_BYTES as u64;
         let from = at - before;
         let length = file.read_at(aligned, from)?.min(clamped(end - from));
@@ -224,7 +223,7 @@ impl Buffer {
     }
 }
 
-/// The part of an offset that matters within a buffer.
+/// Converts an offset to a length, limited to a buffer's.
 fn clamped(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
@@ -238,11 +237,11 @@ mod tests {
 
     use super::*;
 
-    /// Not a multiple of any read, nor of the alignment, but of a block.
+    /// A multiple of a block, but not of a read or of the alignment.
     const DISK_BYTES: usize = 9 * HALF_MIB + 512;
     const HALF_MIB: usize = 512 * 1024;
 
-    /// No two words of it are alike.
+    /// Content without repetition.
     fn content() -> Vec<u8> {
         (0..DISK_BYTES as u64 / 8).flat_map(u64::to_le_bytes).collect()
     }
@@ -256,7 +255,7 @@ mod tests {
         DiskRange { from: from as u64, bytes: bytes as u64, digest }
     }
 
-    /// A file that is read as a disk is: past the cache.
+    /// A file that is read without the cache, as a disk is.
     struct Bench {
         dir: tempfile::TempDir,
         content: Vec<u8>,
@@ -347,7 +346,7 @@ mod tests {
         for (from, bytes) in [(DISK_BYTES as u64, 1), (0, DISK_BYTES as u64 + 1), (u64::MAX, 2)] {
             let odd = DiskRange { from, bytes, digest: digest(b"") };
             let error = bench.run(vec![odd], 1).unwrap_err();
-            assert!(matches!(error, VerifyError::Outside { .. }) && !error.differs(), "{error}");
+            assert!(matches!(error, VerifyError::BeyondDisk { .. }) && !error.differs(), "{error}");
         }
         let many = vec![range(&bench.content, 0, 1); VERIFY_RANGES_MAX + 1];
         assert!(matches!(bench.run(many, 1), Err(VerifyError::TooMany(65))));

@@ -1,13 +1,13 @@
-//! Opens files beneath a directory, wherever the links on the way lead.
+//! Opens files beneath a directory, whatever links the path has.
 //!
-//! Called for images, boot files and what specs attach. It must never open anything outside the
-//! directory, also while somebody renames what lies in it.
+//! Called for images, boot files and attached files. It must never open anything outside of the
+//! directory, even while somebody renames entries.
 //!
-//! Two ways give the same answers. `openat2` has the kernel keep the path beneath the directory. A
-//! service manager's seccomp filter may deny it (systemd's `RestrictSUIDSGID=` does), and then each
-//! component is opened by itself, `O_NOFOLLOW`, from a handle on the one before. `..` goes back to
-//! the handle it came from, not to whatever is now the parent: so a directory that is moved out of
-//! the tree meanwhile leads nobody out with it.
+//! Two ways give the same results. With `openat2`, the kernel keeps the path beneath the directory.
+//! If a service manager's seccomp filter denies it, as systemd's `RestrictSUIDSGID=` does, this
+//! module opens each component with `O_NOFOLLOW` from a handle on the one before. `..` returns to
+//! the previous handle instead of the present parent, so that a directory that is moved out of the
+//! tree meanwhile leads nobody out.
 
 use std::{
     collections::VecDeque,
@@ -28,29 +28,29 @@ use rustix::{
     io::Errno,
 };
 
-/// `/proc` and `/sys` (linux/magic.h): their files have sizes and contents of their own making.
+/// `/proc` and `/sys` (linux/magic.h), whose files the kernel generates.
 const KERNEL_FILE_SYSTEMS: [i64; 2] = [0x9fa0, 0x6265_6572];
-/// Links followed on one way, as in the kernel (`MAXSYMLINKS`).
+/// Most links followed on a path, as in the kernel (`MAXSYMLINKS`).
 const LINKS_MAX: u32 = 40;
-/// Directories held open on one way. The kernel has no such limit, but it needs no descriptor for
+/// Most directories on a path. The kernel has no such limit, because it needs no descriptor for
 /// each.
 const DEPTH_MAX: usize = 64;
 
 /// The treatment of links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// They are followed as long as they stay beneath the directory.
+    /// Links are followed as long as they stay beneath the directory.
     Beneath,
-    /// None is followed.
+    /// No link is followed.
     Refused,
 }
 
 /// How files beneath a directory are opened on this system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// By one `openat2`.
+    /// With one `openat2`.
     Kernel,
-    /// Component by component, because `openat2` answers this.
+    /// Component by component, because `openat2` fails with this error.
     Components(Errno),
 }
 
@@ -67,28 +67,28 @@ impl fmt::Display for Way {
     }
 }
 
-/// The way of this process, tried out once.
+/// The way for this process, determined once.
 pub(crate) fn way() -> Way {
     static WAY: OnceLock<Way> = OnceLock::new();
     *WAY.get_or_init(|| match by_kernel(CWD, Path::new("."), Links::Beneath) {
-        // An answer about this directory itself says nothing about the call.
+        // An error about this directory itself says nothing about the system call.
         Err(errno @ (Errno::NOSYS | Errno::PERM)) => Way::Components(errno),
         _ => Way::Kernel,
     })
 }
 
-/// Opens a regular file for reading. What leads out of `dir` is an error for which [`leads_out`] is
-/// true; what the kernel makes up (`/proc`, `/sys`) is no regular file.
+/// Opens a regular file for reading. A path that leads out of `dir` is an error for which
+/// [`leads_out`] is true; files in `/proc` and `/sys` count as irregular.
 pub(crate) fn open(dir: impl AsFd, path: &Path, links: Links) -> io::Result<File> {
     open_by(way(), dir, path, links)
 }
 
-/// Opens a directory that files are to be opened beneath, following links to it.
+/// Opens the directory for [`open`], and follows links to it.
 pub(crate) fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Whether the path, or a link in it, leads out of the directory.
+/// Whether an error says that the path, or a link in it, leads out of the directory.
 pub(crate) fn leads_out(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::XDEV)
 }
@@ -99,7 +99,7 @@ fn open_by(way: Way, dir: impl AsFd, path: &Path, links: Links) -> io::Result<Fi
         Way::Components(_) => None,
     };
     let held = match by_kernel {
-        // The kernel cannot be sure of a `..` while anybody renames anything anywhere.
+        // `openat2` fails with EAGAIN on a `..` while anything is renamed anywhere.
         None | Some(Err(Errno::AGAIN)) => by_components(dir.as_fd(), path, links),
         Some(result) => result,
     }?;
@@ -126,7 +126,7 @@ fn by_components(dir: BorrowedFd<'_>, path: &Path, links: Links) -> rustix::io::
     }
     let mut ahead = VecDeque::new();
     prepend(path, &mut ahead)?;
-    // The directories from below `dir` to where we are.
+    // The directories from `dir`, exclusive, to the present one.
     let mut below: Vec<OwnedFd> = Vec::new();
     let mut links_followed = 0;
     while let Some(name) = ahead.pop_front() {
@@ -153,22 +153,22 @@ fn by_components(dir: BorrowedFd<'_>, path: &Path, links: Links) -> rustix::io::
             _ => return Err(Errno::NOTDIR),
         }
     }
-    // The way ends in a directory.
+    // The path ends in a directory.
     below.pop().map_or_else(|| hold(dir, &OsString::from(".")), Ok)
 }
 
-/// Takes hold of what has this name, a link as itself.
+/// Opens a handle on an entry without following links.
 fn hold(dir: BorrowedFd<'_>, name: &OsString) -> rustix::io::Result<OwnedFd> {
     openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Puts the components of a path, or of a link's target, before those that are still ahead. `.`
-/// stays: only a directory has one.
+/// Puts the components of a path or of a link's target before the remaining ones. Keeps `.`, which
+/// requires a directory.
 fn prepend(path: &[u8], ahead: &mut VecDeque<OsString>) -> rustix::io::Result<()> {
     if path.starts_with(b"/") {
         return Err(Errno::XDEV);
     }
-    // `name/` is `name/.`: what bears the name must be a directory.
+    // `name/` means `name/.`, which requires a directory.
     let end: &[u8] = if path.ends_with(b"/") { b"." } else { b"" };
     let components = path.split(|byte| *byte == b'/').chain([end]);
     for component in components.rev().filter(|component| !component.is_empty()) {

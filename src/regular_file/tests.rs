@@ -1,4 +1,4 @@
-//! Whatever lies where a file should be is told at once, and read within bounds.
+//! Tests of irregular files, which are errors at once, and of the limits of reads.
 
 use std::{
     fs,
@@ -10,13 +10,13 @@ use std::{
 
 use super::*;
 
-/// Makes a FIFO; opening it as a plain file waits for its other end.
+/// Makes a FIFO, which a plain open waits at.
 pub(crate) fn make_fifo(path: &Path) {
     let mode = Mode::RUSR | Mode::WUSR;
     rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0).unwrap();
 }
 
-/// Does what must not hang, and fails if it does.
+/// Runs an operation, and fails if it hangs.
 pub(crate) fn at_once<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = mpsc::channel();
     thread::spawn(move || done.send(what()));

@@ -1,9 +1,7 @@
-//! Files that specs name and that are read with them, so that what is in them is a part of what was
-//! checked.
+//! Attached files, which are read with the specs, so that their content is checked and hashed, too.
 //!
-//! Called by the directory reader, with its handle. Nothing outside the spec directory may ever be
-//! read, however links lead; and what is in these files may be secret, so no message holds any of
-//! it.
+//! Called by the directory reader, with its handle. It must never read anything outside of the spec
+//! directory, wherever links lead. The content may be secret: messages must never quote it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -24,32 +22,31 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Largest attached file, in bytes: user data has a few thousand, and all of it is in the agent's
-/// memory and in its records.
+/// Largest attached file, in bytes: user data has a few thousand, and the agent keeps it in memory
+/// and records.
 pub const ATTACHMENT_BYTES_MAX: u64 = 256 * 1024;
-/// The bytes that the partition of a config drive has, and Ironic's config drive at most.
+/// The size of a config drive's partition, which is Ironic's limit, too.
 const DRIVE_MIB: u32 = 64;
-/// Most bytes of different attached files in one reading of the directory, so that a wrong
-/// directory does not eat the memory.
+/// Most bytes of different attached files in one scan, so that a wrong directory does not exhaust
+/// the memory.
 pub const ATTACHED_BYTES_MAX: u64 = 64 << 20;
 
-/// The files beside the specs of one directory. Each is read once, so that all specs of one reading
-/// see the same.
+/// The attached files of one scan. Each is read once, so that all specs get the same content.
 pub(super) struct Attachments<'d> {
     dir: &'d OwnedFd,
     read: RefCell<BTreeMap<String, Result<AttachedContent, String>>>,
     contents: RefCell<BTreeSet<AttachedContent>>,
-    /// Bytes of all `contents`.
+    /// Total bytes of `contents`.
     bytes: Cell<u64>,
 }
 
 impl<'d> Attachments<'d> {
-    /// Those in `dir` and below.
+    /// The files in `dir` and its subdirectories.
     pub(super) fn beside(dir: &'d OwnedFd) -> Self {
         Self { dir, read: RefCell::default(), contents: RefCell::default(), bytes: Cell::new(0) }
     }
 
-    /// The content of the file at a plain relative path; files with the same content share it.
+    /// Reads the file at a plain relative path. Files with the same content share it.
     pub(super) fn read(&self, path: &str) -> Result<AttachedContent, String> {
         if let Some(known) = self.read.borrow().get(path) {
             return known.clone();
@@ -90,9 +87,9 @@ impl<'d> Attachments<'d> {
             })?;
         if bytes.len() as u64 > ATTACHMENT_BYTES_MAX {
             return Err(format!(
-                "has more than {ATTACHMENT_BYTES_MAX} bytes; a config drive as a whole has \
-                 {DRIVE_MIB} MiB, as Ironic's, but what a spec attaches is kept in memory and \
-                 records: let the machine fetch more (`#include`)"
+                "has more than {ATTACHMENT_BYTES_MAX} bytes; a config drive has {DRIVE_MIB} MiB, \
+                 as Ironic's, but attached files are kept in memory and records: let the machine \
+                 fetch more (`#include`)"
             ));
         }
         Ok(bytes)

@@ -1,7 +1,7 @@
-//! The keys of `[bmc]`: which of them a driver needs, and which are of no use to it.
+//! The keys of `[bmc]`, and which of them each driver needs or ignores.
 //!
-//! Called by the schema. A key that the driver cannot use is refused where the spec says it itself,
-//! and lies idle where a default does.
+//! Called by the schema. A key that the driver does not use must be refused in a spec, and ignored
+//! in defaults.
 
 use crate::model::{
     ids::NodeName,
@@ -13,18 +13,18 @@ use super::values;
 
 /// How a machine's power is controlled.
 pub(super) enum Control {
-    /// By its BMC.
+    /// By the BMC.
     Bmc(Bmc),
     /// By an operator.
     Manual,
 }
 
-/// `bmc.driver`.
+/// The value of `bmc.driver`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DriverKey {
-    /// There is a BMC.
+    /// The machine has a BMC with this driver.
     Bmc(BmcDriver),
-    /// There is none.
+    /// The machine has no BMC.
     Manual,
 }
 
@@ -37,21 +37,21 @@ impl DriverKey {
     }
 }
 
-/// The keys that only some drivers use.
+/// The drivers that use a key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
     /// Every driver.
     AnyBmc,
-    /// The drivers that speak IPMI.
+    /// hostler's own IPMI client and `ipmitool`.
     Ipmi,
-    /// The driver that speaks IPMI in process.
+    /// hostler's own IPMI client.
     IpmiInProcess,
-    /// The driver of a program.
+    /// The administrator's program.
     Program,
 }
 
 impl Use {
-    /// Why the key is of no use to the driver, if that is so.
+    /// The message about a key that the driver does not use.
     fn idle(self, driver: DriverKey) -> Option<String> {
         match (self, driver) {
             (Self::AnyBmc, DriverKey::Bmc(_))
@@ -66,14 +66,14 @@ impl Use {
     }
 }
 
-/// `[bmc]` as its driver sees it. A driver that is not known has been refused already.
+/// The section `[bmc]` with its driver; `None` for an unknown driver, which is refused already.
 struct BmcKeys<'s, 'a> {
     section: &'s mut Section<'a>,
     driver: Option<DriverKey>,
 }
 
 impl<'a> BmcKeys<'_, 'a> {
-    /// A key, idle if the driver cannot use it.
+    /// Returns a key, marked as unused if the driver does not use it.
     fn key(&mut self, key: &'static str, used_by: Use) -> Field<'a> {
         let field = self.section.key(key);
         match self.driver.and_then(|driver| used_by.idle(driver)) {
@@ -87,7 +87,7 @@ impl<'a> BmcKeys<'_, 'a> {
     }
 }
 
-/// All of `[bmc]`, for the node of this name.
+/// Reads the section `[bmc]` of the node with this name.
 pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<Control> {
     let drivers = [
         ("ipmi", DriverKey::Bmc(BmcDriver::Ipmi)),
@@ -119,7 +119,7 @@ pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<
         address: address?,
         username: login.username?,
         password: login.password,
-        // A default may lie idle.
+        // Defaults may have an unused key.
         kg_file: login.kg_file.filter(|_| speaks_ipmi),
         privilege: login.privilege?,
         cipher_suite: cipher_suite.filter(|_| speaks_ipmi),
@@ -128,8 +128,8 @@ pub(super) fn control(bmc: &mut Section<'_>, name: Option<&NodeName>) -> Option<
     }))
 }
 
-/// `bmc.program` and `bmc.address`: together they say which BMC it is. A program that is given no
-/// address is given the node's name.
+/// Reads `bmc.program` and `bmc.address`, which together identify the BMC. A program's default
+/// address is the node's name.
 fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAddress> {
     let by_program = keys.is_by_program();
     let mut program = keys.key("program", Use::Program);
@@ -150,7 +150,7 @@ fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAdd
     address.text(values::bmc_address)
 }
 
-/// The user that a BMC is asked as.
+/// The credentials for a BMC.
 struct Login {
     username: Option<String>,
     password: Option<Password>,

@@ -1,7 +1,7 @@
-//! `[boot_check]`: how the installed system shows that it is up.
+//! The keys of `[boot_check]`.
 //!
-//! Read with the spec, because the config drive may say where that system answers. It must never
-//! guess an address: a machine that is asked for in the wrong place is restarted in vain.
+//! Called by the schema, with the config drive, which may have the system's address. It must never
+//! guess an address: a probe of a wrong one restarts the machine in vain.
 
 use std::net::IpAddr;
 
@@ -17,14 +17,16 @@ use super::values;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     None,
+    Call,
     Tcp,
 }
 
 /// Reads the table, which may be absent.
 pub(super) fn read(check: &mut Section<'_>, drive: Option<&ConfigDrive>) -> Option<BootCheck> {
-    let by = check.key("by").or("none").choice(&[("none", By::None), ("tcp", By::Tcp)]);
+    let ways = [("none", By::None), ("call", By::Call), ("tcp", By::Tcp)];
+    let by = check.key("by").or("none").choice(&ways);
     let (mut port, mut address) = (check.key("port").or(i64::from(SSH_PORT)), check.key("address"));
-    if by == Some(By::None) {
+    if matches!(by, Some(By::None | By::Call)) {
         let why = "is of no use unless boot_check.by = \"tcp\"";
         (port, address) = (port.idle(why), address.idle(why));
     }
@@ -32,6 +34,16 @@ pub(super) fn read(check: &mut Section<'_>, drive: Option<&ConfigDrive>) -> Opti
     let address = address.text(values::system_address);
     match by? {
         By::None => Some(BootCheck::None),
+        By::Call => {
+            if drive.is_none() {
+                check.refuse(
+                    "by",
+                    "a system finds what it calls with on its config drive: write [config_drive], \
+                     which may be empty, or by = \"tcp\"",
+                );
+            }
+            Some(BootCheck::Call)
+        }
         By::Tcp => {
             let network =
                 drive.and_then(|drive| Some((drive.label, drive.network_config.as_ref()?)));
@@ -54,7 +66,7 @@ pub(super) fn read(check: &mut Section<'_>, drive: Option<&ConfigDrive>) -> Opti
     }
 }
 
-/// The first static address of `OpenStack`'s `network_data.json`, of IPv4 if there is one.
+/// The first static address in `OpenStack`'s `network_data.json`, an IPv4 one if there is one.
 fn static_address(network_data: &[u8]) -> Option<IpAddr> {
     let data: Value = serde_json::from_slice(network_data).ok()?;
     let networks = data.get("networks")?.as_array()?;

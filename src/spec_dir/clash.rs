@@ -1,12 +1,12 @@
-//! Two specs that would touch the same machine.
+//! Finds clashes: specs that name the same machine.
 
 use std::{collections::BTreeMap, fmt::Display};
 
 use crate::model::{ids::NodeName, problem::Problem, spec::NodeSpec};
 
-/// The nodes that share a NIC or a BMC with another, each with a problem that names the others.
-/// `shown_as` is the directory's name in messages. Give it every spec in force: one that is kept
-/// because its file broke may clash with a new file.
+/// Finds the nodes that share a NIC or a BMC, each with a problem that names the others. `shown_as`
+/// is the directory's name in messages. `specs` must include every effective spec: one whose file
+/// is broken now may clash with a new file.
 pub fn clashes<'a>(
     shown_as: &str,
     specs: impl IntoIterator<Item = &'a NodeSpec>,
@@ -22,7 +22,7 @@ pub fn clashes<'a>(
     found
 }
 
-/// Notes the nodes that claim the same value of a key.
+/// Adds a problem for each node that shares its value of a key.
 fn note_shared<V: Ord + Display>(
     found: &mut BTreeMap<NodeName, Vec<Problem>>,
     shown_as: &str,
@@ -30,7 +30,7 @@ fn note_shared<V: Ord + Display>(
     mut claims: Vec<(V, &NodeName)>,
 ) {
     claims.sort_unstable();
-    // An effective spec may be kept for a machine that its node turns away from.
+    // A node may have two effective specs while it changes its machine.
     claims.dedup();
     for shared in claims.chunk_by(|(one, _), (other, _)| one == other) {
         for (value, node) in shared.iter().filter(|_| shared.len() > 1) {

@@ -1,5 +1,5 @@
-//! Reading the spec directory: resolved and opened once, everything through that handle, so that a
-//! directory swapped meanwhile gives either the old files or the new ones.
+//! Scans the spec directory through one handle, so that a directory that is swapped meanwhile gives
+//! either the old files or the new ones.
 
 use std::{
     cell::RefCell,
@@ -41,65 +41,60 @@ mod passed_over;
 mod tests;
 
 use known::{DefaultsFile, KnownSpecs};
-use passed_over::Passed;
+use passed_over::UnreadEntries;
 
-/// The file whose keys are under every spec of its directory.
+/// The file with the defaults of every spec in its directory.
 pub const DEFAULTS_FILE: &str = "_defaults.toml";
-/// Most specs in one directory: ten times what one agent is meant for, so that a wrong directory
-/// does not eat the memory.
+/// Most specs in one directory: ten times the agent's design limit, so that a wrong directory does
+/// not exhaust the memory.
 pub const SPECS_MAX: usize = 100_000;
 
-/// One reading of the spec directory.
+/// The result of one scan of the spec directory.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// The names of the files that were read: the specs, and `_defaults.toml` if there is one.
+    /// The names of the scanned files: the specs, and `_defaults.toml` if there is one.
     pub files: BTreeSet<OsString>,
-    /// Every file that names a node, with its spec or all that is wrong with it. Two may still
-    /// clash: see [`clashes`].
+    /// The nodes, each with its spec or the problems of its file. Specs may still clash: see
+    /// [`clashes`].
     pub nodes: BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>,
-    /// The problems of `_defaults.toml`, with the agent's `[defaults]`, and with files that name no
+    /// The problems of `_defaults.toml`, of the agent's `[defaults]`, and of files that name no
     /// node.
     pub problems: Vec<Problem>,
     /// Files that look like specs and are not read, with the reason.
     pub passed_over: Vec<Problem>,
 }
 
-/// Why the directory could not be read. Nothing follows from it: above all not that there are no
-/// nodes.
+/// The reason why the directory cannot be read. This must never mean that there are no nodes.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum ReadError {
-    /// It is not there.
+    /// The directory does not exist.
     #[error("{0}: no such directory")]
     Missing(PathBuf),
-    /// It has too many files.
+    /// The directory has too many spec files.
     #[error("{0}: more than {SPECS_MAX} spec files")]
     TooMany(PathBuf),
     /// The system refused.
     #[error("reading {path}: {source}")]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
-/// The report of `hostler check` about a directory.
+/// The result of [`check`].
 #[derive(Clone, Debug)]
-pub struct Report {
-    /// The nodes whose specs are good.
+pub struct CheckReport {
+    /// The nodes with valid specs.
     pub good: Vec<NodeName>,
-    /// Everything that is wrong, once each, by file and line.
+    /// All problems without duplicates, by file and line.
     pub problems: Vec<Problem>,
     /// Files that look like specs and are not read.
     pub passed_over: Vec<Problem>,
 }
 
-/// Reads every spec in `dir`. Messages call the directory `shown_as`; `agent_defaults` is the
-/// agent's `[defaults]`.
+/// Reads every spec in `dir`. `shown_as` is the directory's name in messages; `agent_defaults` is
+/// the agent's `[defaults]`.
 ///
-/// Read are the `*.toml`; status files, hidden files and editors' backups are not specs. A symbolic
-/// link is followed: git-sync and Kubernetes volumes are made of them.
+/// Specs are the `*.toml`, except status files, hidden files and editors' backups. Symbolic links
+/// are followed, because git-sync and Kubernetes volumes consist of them.
 pub fn read_dir(
     dir: &Path,
     shown_as: &str,
@@ -108,19 +103,19 @@ pub fn read_dir(
     Reader::default().read(dir, shown_as, agent_defaults)
 }
 
-/// Reads one directory again and again, and parses only what may have changed since. Always give it
-/// the same names and agent's defaults.
+/// Scans one directory repeatedly and parses only files that may have changed. The arguments must
+/// be the same every time.
 #[derive(Debug, Default)]
 pub struct Reader(KnownSpecs);
 
 impl Reader {
-    /// A reader that has these specs in memory: a spec that it reads and finds equal is the one
-    /// that is there.
+    /// Makes a reader that shares these specs: if it reads an equal one, it returns the existing
+    /// one.
     pub fn with_specs(specs: impl IntoIterator<Item = Arc<NodeSpec>>) -> Self {
         Self(KnownSpecs::in_memory(specs))
     }
 
-    /// The directory that [`read_dir`] reads.
+    /// Scans the directory, as [`read_dir`] does.
     pub fn read(
         &mut self,
         dir: &Path,
@@ -143,11 +138,13 @@ fn read_known(
     };
     let handle = open_dir(dir).map_err(failed)?;
     let mut snapshot = Snapshot::default();
-    let (beside, mut looked_at) = (Passed { dir: &handle, shown_as }, 0);
+    let (unread, mut entries_read) = (UnreadEntries { dir: &handle, shown_as }, 0);
     let mut files = BTreeSet::new();
     for entry in Dir::read_from(&handle).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        snapshot.passed_over.extend(beside.over(entry.file_name().to_bytes(), &mut looked_at));
+        snapshot
+            .passed_over
+            .extend(unread.problem(entry.file_name().to_bytes(), &mut entries_read));
         if is_spec(entry.file_name().to_bytes()) {
             files.insert(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
             if files.len() > SPECS_MAX {
@@ -164,8 +161,8 @@ fn read_known(
             snapshot.nodes.insert(spec.name.clone(), Ok(spec));
             continue;
         }
-        // Escaped, because a file's name may hold anything, even the line break that forges a line
-        // of a log.
+        // Escaped, because a file's name may hold anything, even a line break that forges a log
+        // line.
         let shown = format!("{shown_as}/{}", file.to_string_lossy().escape_debug());
         let attached = RefCell::new(Vec::new());
         let attach = |path: &str| {
@@ -192,7 +189,7 @@ fn read_known(
     snapshot.problems.sort();
     snapshot.problems.dedup();
     snapshot.passed_over.sort();
-    // Whatever is wrong with the defaults: they are there.
+    // Defaults with problems exist, too.
     if defaults.file.is_some() || !defaults.problems.is_empty() {
         files.insert(DEFAULTS_FILE.into());
     }
@@ -200,13 +197,13 @@ fn read_known(
     Ok(snapshot)
 }
 
-/// Reads one spec with the `_defaults.toml` beside it, for commands that look at one file. Clashes
-/// are not seen.
+/// Reads one spec with the `_defaults.toml` beside it, for commands about one file. Finds no
+/// clashes.
 pub fn read_file(path: &Path, agent_defaults: Option<&Document>) -> Result<NodeSpec, Vec<Problem>> {
     with_defaults(path, agent_defaults, parse)
 }
 
-/// Every value in force of such a spec, in the order of the schema, with where it was said.
+/// Returns the effective values of one spec with their origins, in the order of the schema.
 pub fn read_file_settings(
     path: &Path,
     agent_defaults: Option<&Document>,
@@ -238,14 +235,14 @@ fn with_defaults<T>(
     parse(&shown, &bytes, &defaults, &|path| attachments.read(path))
 }
 
-/// Reads a directory for `hostler check`, which calls it as it was typed.
-pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<Report, ReadError> {
+/// Checks a directory for `hostler check`, which names it as the operator typed it.
+pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<CheckReport, ReadError> {
     let shown_as = dir.to_string_lossy();
     let shown_as = shown_as.trim_end_matches('/');
     let mut snapshot = read_dir(dir, shown_as, agent_defaults)?;
     snapshot.mark_clashes(shown_as);
     let mut good = Vec::new();
-    // A broken `_defaults.toml` is a problem of every node; it is told once.
+    // A broken `_defaults.toml` is a problem of every node and is reported once.
     let mut problems: BTreeSet<Problem> = snapshot.problems.into_iter().collect();
     for (name, spec) in snapshot.nodes {
         match spec {
@@ -254,7 +251,7 @@ pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<Report, Re
         }
     }
     let passed_over = snapshot.passed_over;
-    Ok(Report { good, problems: problems.into_iter().collect(), passed_over })
+    Ok(CheckReport { good, problems: problems.into_iter().collect(), passed_over })
 }
 
 impl Snapshot {
@@ -266,13 +263,13 @@ impl Snapshot {
     }
 }
 
-/// The files of a spec directory that look like specs and are no node's, told by their names.
+/// Finds, by their names, the files of a spec directory that look like specs and name no node.
 pub fn not_nodes(dir: &Path) -> Vec<Problem> {
     let shown_as = dir.to_string_lossy();
     let shown_as = shown_as.trim_end_matches('/');
     let Ok(handle) = open_dir(dir) else { return Vec::new() };
     let Ok(entries) = Dir::read_from(&handle) else { return Vec::new() };
-    let (beside, mut looked_at) = (Passed { dir: &handle, shown_as }, 0);
+    let (unread, mut entries_read) = (UnreadEntries { dir: &handle, shown_as }, 0);
     let mut found = Vec::new();
     for entry in entries.map_while(Result::ok) {
         let name = entry.file_name().to_bytes();
@@ -280,7 +277,7 @@ pub fn not_nodes(dir: &Path) -> Vec<Problem> {
             let file = OsStr::from_bytes(name).to_string_lossy();
             found.extend(node_name(&format!("{shown_as}/{}", file.escape_debug())).err());
         } else {
-            found.extend(beside.over(name, &mut looked_at));
+            found.extend(unread.problem(name, &mut entries_read));
         }
     }
     found.sort();
@@ -295,7 +292,7 @@ fn is_spec(name: &[u8]) -> bool {
         && name != DEFAULTS_FILE.as_bytes()
 }
 
-/// The defaults, and their file.
+/// Reads the defaults and returns the content of their file, too.
 fn read_defaults(
     dir: &OwnedFd,
     shown_as: &str,
@@ -320,7 +317,7 @@ fn read_defaults(
     }
 }
 
-/// Whether there is such a name, be it a link to nothing.
+/// Whether the directory has this name, even as a dangling link.
 fn is_listed(dir: &OwnedFd, name: &str) -> bool {
     !matches!(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
 }
@@ -333,8 +330,8 @@ fn open_dir_at(beside: impl AsFd, name: impl Arg) -> rustix::io::Result<OwnedFd>
     openat(beside, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// One whole file, and its mark before it was read. Never blocks on a pipe, never reads more than
-/// the parser takes.
+/// Reads a file, and its mark before the read. Never blocks on a FIFO, and never reads much more
+/// than the parser's limit.
 fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<(Vec<u8>, FileMark)> {
     let file = regular_file::open_at(dir, name)?;
     let mark = FileMark::of(&file.metadata()?);
@@ -343,7 +340,7 @@ fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<(Vec<u8>, FileMark)> {
 
 fn unreadable(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::NotFound {
-        // It was listed a moment ago.
+        // The directory listed it a moment ago.
         "not there: a link to nothing, or removed while the directory was read".to_owned()
     } else {
         format!("cannot be read: {error}")

@@ -1,10 +1,9 @@
-//! The administrator's files: a directory with one TOML file for each machine, read into checked
-//! specs.
+//! Reads the spec directory: one TOML file for each machine becomes a checked spec.
 //!
-//! Called by the agent at every wake of the watcher, and by the commands that look at spec files.
-//! All problems of a file are reported at once, each with line, column and key. This module must
-//! never write, never look past the spec directory, and never take a file it could not read for a
-//! file that is not there.
+//! Called by the agent at every wake of the watcher, and by the commands that read spec files. All
+//! problems of a file are reported at once, each with line, column and key. This module must never
+//! write, never read outside of the spec directory, and never take an unreadable file for a missing
+//! one.
 
 use std::path::Path;
 
@@ -29,11 +28,11 @@ mod values;
 pub use attachments::{ATTACHED_BYTES_MAX, ATTACHMENT_BYTES_MAX};
 pub use clash::clashes;
 pub use directory::{
-    DEFAULTS_FILE, ReadError, Reader, Report, SPECS_MAX, Snapshot, check, not_nodes, read_dir,
+    CheckReport, DEFAULTS_FILE, ReadError, Reader, SPECS_MAX, Snapshot, check, not_nodes, read_dir,
     read_file, read_file_settings,
 };
 
-/// The layers under every spec: `_defaults.toml`, and under that the agent's `[defaults]`.
+/// The defaults of every spec: `_defaults.toml`, over the agent's `[defaults]`.
 #[derive(Clone, Debug, Default)]
 pub struct Defaults {
     file: Option<Document>,
@@ -42,8 +41,8 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// Checks both; neither has to be there. `file` is the name to show and the content of
-    /// `_defaults.toml`.
+    /// Checks both layers, of which each is optional. `file` is the name for messages and the
+    /// content of `_defaults.toml`.
     pub fn new(file: Option<(&str, &[u8])>, agent: Option<&Document>) -> Self {
         let mut defaults = Self { agent: agent.cloned(), ..Self::default() };
         match file.map(|(name, bytes)| Document::parse(name, bytes)).transpose() {
@@ -56,29 +55,28 @@ impl Defaults {
         defaults
     }
 
-    /// Defaults that could not even be read.
+    /// Defaults that cannot be read.
     fn broken(problem: Problem) -> Self {
         Self { problems: vec![problem], ..Self::default() }
     }
 
-    /// The most specific first.
+    /// The documents, the most specific first.
     fn layers(&self) -> Vec<&Document> {
         self.file.iter().chain(&self.agent).collect()
     }
 
-    /// Their problems. While there is one, no spec is valid: nobody can tell what it was meant to
-    /// say.
+    /// The problems of the defaults. While there is one, no spec is valid, because its meaning is
+    /// unknown.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 }
 
-/// Reads a file that a spec names, by its path in the spec directory: what is in it, or why it
-/// cannot be had.
+/// Reads an attached file by its path in the spec directory; the error is the reason in words.
 pub type ReadAttachment<'a> = dyn Fn(&str) -> Result<AttachedContent, String> + 'a;
 
-/// Checks one spec. `file` is the name to show; its stem is the node's name. `attachment` reads the
-/// files that it attaches. On failure: every problem, and the first of the defaults'.
+/// Checks one spec. `file` is the name for messages, and its stem is the node's name. `attachment`
+/// reads attached files. The error has every problem of the spec and the first one of the defaults.
 pub fn parse(
     file: &str,
     bytes: &[u8],
@@ -91,7 +89,7 @@ pub fn parse(
     let mut checked = None;
     match &document {
         Err(syntax) => problems.extend_from_slice(syntax),
-        // Broken defaults may hold the keys that seem to be missing.
+        // Broken defaults may have the keys that the spec lacks.
         Ok(document) if !defaults.problems.is_empty() => {
             problems.extend(part(document));
         }
@@ -108,8 +106,8 @@ pub fn parse(
     checked.filter(|_| problems.is_empty()).ok_or(problems)
 }
 
-/// Every value in force of a good spec, in the order of the schema, with where it was said. On
-/// failure: what [`parse`] says.
+/// Returns the effective values of a valid spec with their origins, in the order of the schema.
+/// Errors are those of [`parse`].
 fn parse_settings(
     file: &str,
     bytes: &[u8],
@@ -121,16 +119,16 @@ fn parse_settings(
     Ok(settings(&document, &defaults.layers(), |section| schema::node(section, None, None)))
 }
 
-/// The problems of a file that others complete.
+/// The problems of a file that other files complete.
 fn part(document: &Document) -> Vec<Problem> {
     read(document, &[], Extent::Part, |section| schema::node(section, None, None)).1
 }
 
-/// The node a spec file speaks of.
+/// The node that a spec file's name names.
 fn node_name(file: &str) -> Result<NodeName, Problem> {
     let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     stem.parse().map_err(|message: String| {
-        // A name that was meant for the defaults.
+        // A mistyped `_defaults.toml`.
         let near = strsim::osa_distance(&stem.to_ascii_lowercase(), "_defaults") <= 2;
         let hint = if near { "; did you mean _defaults.toml?" } else { "" };
         Problem::of_file(file, format!("{message}{hint}"))

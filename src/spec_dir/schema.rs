@@ -1,5 +1,7 @@
-//! Every key a spec may have, with its default: the whole format in one place.
+//! The schema of specs: every key with its default.
 //!
+//! Called by the reader. A key that is read nowhere here is unknown. It must never accept a
+//! combination of keys that cannot be installed.
 
 use std::collections::BTreeSet;
 
@@ -24,11 +26,11 @@ use super::{
     boot_check, values,
 };
 
-/// Primary partitions of a master boot record.
+/// Most primary partitions of a master boot record.
 const MSDOS_PARTITIONS_MAX: usize = 4;
 
-/// The whole file. `None` only with a problem, or without a name. Without `attachment`, what the
-/// spec attaches is not read.
+/// Reads a whole spec. `None` only with a problem or without a name. Without `attachment`, attached
+/// files are not read.
 pub(super) fn node(
     spec: &mut Section<'_>,
     name: Option<NodeName>,
@@ -51,11 +53,11 @@ pub(super) fn node(
     let firmware = boot.as_ref().map(|boot| boot.firmware);
     let (mut image, kind) = spec.key("image").table(|image| self::image(image, firmware, after));
     let mut partitions = spec.key("partitions");
-    if kind == Some(Kind::Disk) {
+    if kind == Some(ImageContent::Disk) {
         partitions = partitions.idle("is of no use unless image.kind = \"partition\"");
     }
     let partitions = partitions.table(self::partitions);
-    if let (Some(image), Some(Kind::Partition)) = (&mut image, kind) {
+    if let (Some(image), Some(ImageContent::Partition)) = (&mut image, kind) {
         image.kind = partitions.map_or(ImageKind::Disk, ImageKind::Partition);
     }
     let has_drive = spec.has("config_drive");
@@ -167,29 +169,29 @@ fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
 
 /// The content of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ImageContent {
     Disk,
     Partition,
 }
 
-/// The image, as if it were of a disk, and what it is of.
+/// Reads the image, as a disk's for the time being, and its kind.
 fn image(
     image: &mut Section<'_>,
     firmware: Option<Firmware>,
     after: Option<After>,
-) -> (Option<Image>, Option<Kind>) {
+) -> (Option<Image>, Option<ImageContent>) {
     let source = image.key("source").required().text(values::place);
     let checksum = image.key("checksum").required().text(values::checksum);
     let formats =
         [("auto", ImageFormat::Auto), ("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)];
     let format = image.key("format").or("auto").choice(&formats);
-    let kinds = [("disk", Kind::Disk), ("partition", Kind::Partition)];
+    let kinds = [("disk", ImageContent::Disk), ("partition", ImageContent::Partition)];
     let kind = image.key("kind").or("disk").choice(&kinds);
     let verifies = [("full", Verify::Full), ("node", Verify::Node), ("none", Verify::None)];
     let verify = image.key("verify").or("full").choice(&verifies);
     let netboot = netboot(image, after);
     if after == Some(After::Disk)
-        && kind == Some(Kind::Partition)
+        && kind == Some(ImageContent::Partition)
         && firmware == Some(Firmware::Bios)
     {
         let message = "a BIOS needs boot code that one file system does not bring; use a \
@@ -246,7 +248,7 @@ fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {
     Some(Partitions { table: table?, swap_bytes, ephemeral_bytes, root_bytes: root? })
 }
 
-/// All partitions must find a place in an msdos table: hostler makes no logical ones.
+/// Refuses more partitions than an msdos table has: hostler makes no logical ones.
 fn refuse_too_many_partitions(
     spec: &Section<'_>,
     image: &Image,
@@ -282,7 +284,7 @@ fn refuse_too_many_partitions(
     }
 }
 
-/// It looks for its disk by the hints it knows, and does nothing but export it.
+/// Refuses the keys that Ironic's ramdisk lacks: it knows few hints and only exports its disk.
 fn refuse_what_ironics_ramdisk_cannot(
     spec: &Section<'_>,
     bmc: Option<&Control>,
@@ -329,7 +331,7 @@ fn config_drive(
     });
     let vendor_data = drive.key("vendor_data_file").text(|path| {
         attach(path, &|content| match label {
-            // It becomes a part of JSON.
+            // Vendor data become a part of a JSON file.
             Some(DriveLabel::Config2) => content.as_text().map(|_| ()),
             Some(DriveLabel::Cidata) | None => Ok(()),
         })

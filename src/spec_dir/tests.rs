@@ -1,5 +1,5 @@
-//! Every field of the schema: its good values, its bad ones, and the place and words of each
-//! problem.
+//! Tests of every key of the schema: valid values, invalid ones, and the problems with their
+//! places.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -20,6 +20,7 @@ use crate::model::{
 
 use super::{Defaults, clashes};
 
+mod boot_check;
 mod drive;
 mod identity;
 mod settings;
@@ -37,7 +38,7 @@ source = "debian-13.raw"
 checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 "#;
 
-/// Reads a spec where no file lies beside it.
+/// Parses a spec without attached files.
 fn parse(file: &str, bytes: &[u8], defaults: &Defaults) -> Result<NodeSpec, Vec<Problem>> {
     super::parse(file, bytes, defaults, &absent)
 }
@@ -74,7 +75,7 @@ fn check_over(text: impl AsRef<[u8]>, defaults: &Defaults, expected: &Expect) {
     expected.assert_eq(&lines(&problems));
 }
 
-/// The minimal spec with `lines` in the table `[table]`, which is made if it is not there.
+/// The minimal spec with more `lines` in the table `[table]`.
 fn with(table: &str, line: &str) -> String {
     let header = format!("[{table}]\n");
     if table.is_empty() {
@@ -336,7 +337,8 @@ fn a_spec_wins_over_its_defaults_key_by_key_and_the_agents_come_last() {
     let below = defaults(
         "power = \"ignore\"\n[bmc]\nusername = \"site\"\naddress = \"192.0.2.1\"\n[retry]\n\
          attempts = 9\n",
-        "paused = true\nbmc.username = \"agent\"\nretry.backoff = \"9m\"\ntimeouts.power = \"9m\"\n",
+        "paused = true\nbmc.username = \"agent\"\nretry.backoff = \"9m\"\n\
+         timeouts.power = \"9m\"\n",
     );
     assert_eq!(below.problems(), []);
     let spec = parse(FILE, with("retry", "attempts = 2").as_bytes(), &below).unwrap();
@@ -455,7 +457,10 @@ proptest! {
     }
 
     #[test]
-    fn never_panics_on_a_damaged_spec(at in 0..MINIMAL.len(), bytes in "[\\PC\n\"'\\[\\]{}=.#\u{0}]{0,8}") {
+    fn never_panics_on_a_damaged_spec(
+        at in 0..MINIMAL.len(),
+        bytes in "[\\PC\n\"'\\[\\]{}=.#\u{0}]{0,8}",
+    ) {
         let mut text = MINIMAL.to_owned();
         text.replace_range(at..(at + bytes.len()).min(MINIMAL.len()), &bytes);
         if let Err(problems) = parse(FILE, text.as_bytes(), &Defaults::default()) {

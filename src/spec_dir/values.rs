@@ -1,4 +1,4 @@
-//! Single values. Each function reads one string and says what would be right.
+//! Parsers of single values. Each checks one string; its error says what would be right.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -22,25 +22,25 @@ const LABEL_BYTES_MAX: usize = 63;
 const PATH_BYTES_MAX: usize = 4095;
 /// Longest free text, in bytes: hints and `redeploy` are copied into status files.
 const TEXT_BYTES_MAX: usize = 256;
-/// All of `kernel_args` together, in bytes: an x86 kernel takes 2047, and hostler's own words need
-/// their share.
+/// Most bytes of `kernel_args` in all: an x86 kernel accepts 2047, of which hostler's own words
+/// need a part.
 const KERNEL_ARGS_BYTES_MAX: usize = 1024;
-/// Characters that GRUB or pxelinux would take for something else than a part of a word (GRUB
-/// manual, "Quoting"; `#` begins a comment).
+/// Characters with a special meaning in GRUB or pxelinux (GRUB manual, "Quoting"; `#` begins a
+/// comment).
 const KERNEL_ARG_REFUSED: &str = "\"'\\`$;|&<>{}#";
 const ATTEMPTS_MAX: u32 = 100;
 
-/// Text that is only compared: `redeploy`.
+/// Checks a free text, such as `redeploy`.
 pub(super) fn label(text: &str) -> Result<String, String> {
     bounded(text, TEXT_BYTES_MAX)
 }
 
-/// A hint that a disk's own text is compared with. An empty one could never match.
+/// Checks a text hint, which must not be empty, because an empty one never matches.
 pub(super) fn hint(text: &str) -> Result<String, String> {
     if text.trim().is_empty() { Err("empty".to_owned()) } else { bounded(text, TEXT_BYTES_MAX) }
 }
 
-/// A disk's kernel name.
+/// Checks a disk's kernel name.
 pub(super) fn disk_name(text: &str) -> Result<String, String> {
     let name = hint(text)?;
     if name.strip_prefix("/dev/").unwrap_or(&name).contains('/') {
@@ -57,7 +57,7 @@ pub(super) fn disk_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// A name in `/dev/disk/by-path`.
+/// Checks a name in `/dev/disk/by-path`.
 pub(super) fn by_path(text: &str) -> Result<String, String> {
     let path = hint(text)?;
     let bare = path.strip_prefix("/dev/disk/by-path/").unwrap_or(&path);
@@ -73,7 +73,7 @@ pub(super) fn by_path(text: &str) -> Result<String, String> {
     }
 }
 
-/// SCSI host:channel:target:lun.
+/// Checks a SCSI host:channel:target:lun.
 pub(super) fn hctl(text: &str) -> Result<String, String> {
     let parts: Vec<&str> = text.split(':').collect();
     if parts.len() == 4 && parts.iter().all(|part| part.parse::<u64>().is_ok()) {
@@ -83,7 +83,7 @@ pub(super) fn hctl(text: &str) -> Result<String, String> {
     }
 }
 
-/// The reader of one list of kernel arguments: it also keeps the sum.
+/// Makes the parser of one list of kernel arguments, which also counts their bytes.
 pub(super) fn kernel_args() -> impl FnMut(&str) -> Result<String, String> {
     let mut total_bytes = 0;
     move |word| {
@@ -106,8 +106,8 @@ pub(super) fn kernel_args() -> impl FnMut(&str) -> Result<String, String> {
     }
 }
 
-/// `host`, `host:port`, a bare IPv6 address, `[ipv6]` or `[ipv6]:port`. Equal addresses become
-/// equal text.
+/// Parses `host`, `host:port`, a bare IPv6 address, `[ipv6]` or `[ipv6]:port` into a canonical
+/// address.
 pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
     let wrong = || {
         format!(
@@ -125,7 +125,8 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
     } else if text.parse::<IpAddr>().is_ok() {
         (text, None)
     } else {
-        // A host with a colon in it is an IPv6 address gone wrong, and no host name below.
+        // A host with a colon in it is a malformed IPv6 address, which the check of host names
+        // below refuses.
         text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
     };
     let host = self::host(host)?.ok_or_else(wrong)?;
@@ -140,7 +141,7 @@ pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
     Ok(BmcAddress::at(host, port))
 }
 
-/// A host name or address in its one spelling; `None` if it is neither.
+/// Parses a host name or address into its canonical spelling; `None` if it is neither.
 fn host(text: &str) -> Result<Option<String>, String> {
     match text.parse::<IpAddr>() {
         Ok(ip) if is_no_machines(ip.to_canonical()) => {
@@ -152,14 +153,14 @@ fn host(text: &str) -> Result<Option<String>, String> {
     }
 }
 
-/// Where an installed system answers, without a port.
+/// Checks the address of an installed system, without a port.
 pub(super) fn system_address(text: &str) -> Result<String, String> {
     let wrong =
         || format!("`{text}` is no host name and no IP address; the port is boot_check.port");
     host(text)?.ok_or_else(wrong)
 }
 
-/// A TCP port.
+/// Checks a TCP port.
 pub(super) fn port(number: i64) -> Result<u16, String> {
     u16::try_from(number)
         .ok()
@@ -171,8 +172,8 @@ fn is_no_machines(ip: IpAddr) -> bool {
     ip.is_unspecified() || ip.is_multicast()
 }
 
-/// RFC 1123 §2.1. The last label is never a number, so that a mistyped IPv4 address is not taken
-/// for a name.
+/// Whether a text is a host name (RFC 1123 §2.1). A numeric last label is refused, so that a
+/// mistyped IPv4 address is no host name.
 fn is_host_name(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=LABEL_BYTES_MAX).contains(&label.len())
@@ -186,12 +187,12 @@ fn is_host_name(text: &str) -> bool {
         && !last.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// An IPMI user name.
+/// Checks an IPMI user name.
 pub(super) fn username(text: &str) -> Result<String, String> {
     bounded(text, USERNAME_BYTES_MAX)
 }
 
-/// A plain path below the secrets directory.
+/// Checks a plain path in the secrets directory.
 pub(super) fn password_file(text: &str) -> Result<String, String> {
     if text.starts_with('/') {
         Err(format!("`{text}` is absolute, must be relative to the secrets directory"))
@@ -200,7 +201,7 @@ pub(super) fn password_file(text: &str) -> Result<String, String> {
     }
 }
 
-/// A plain path below the spec directory, not of a spec or a status file.
+/// Checks a plain path in the spec directory that is not a spec's or a status file's.
 pub(super) fn attachment_path(text: &str) -> Result<String, String> {
     if text.starts_with('/') {
         Err(format!("`{text}` is absolute, must be relative to the spec directory"))
@@ -212,7 +213,7 @@ pub(super) fn attachment_path(text: &str) -> Result<String, String> {
     }
 }
 
-/// The `network_data.json`: nothing else is read from a `config-2` drive.
+/// Checks a `network_data.json`, the only network configuration of a `config-2` drive.
 pub(super) fn network_data(content: &str) -> Result<(), String> {
     const WANTED: &str = "label = \"config-2\" takes OpenStack's network_data.json; cloud-init's \
         own format needs label = \"cidata\"";
@@ -227,12 +228,11 @@ pub(super) fn network_data(content: &str) -> Result<(), String> {
     }
 }
 
-/// Metadata that name one thing, and so are no lists.
+/// Metadata keys whose value must be one text.
 pub(super) const META_DATA_TEXTS: [&str; 5] =
     ["hostname", "name", "uuid", "local-hostname", "instance-id"];
 
-/// One of the administrator's metadata. A value that YAML cannot hold as it is gets to no data
-/// source.
+/// Checks a metadata value. Characters that YAML cannot hold reach no data source.
 pub(super) fn meta_data(text: &str) -> Result<String, String> {
     let is_lost = |c: &char| {
         (c.is_control() && !matches!(c, '\n' | '\t'))
@@ -244,8 +244,8 @@ pub(super) fn meta_data(text: &str) -> Result<String, String> {
     }
 }
 
-/// The path of a program that speaks for a BMC. It is a part of the BMC's address, which ends it
-/// with a `#`.
+/// Checks the path of a program that controls a BMC: without `#`, which ends the path in the BMC's
+/// address.
 pub(super) fn program(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
         Err(format!("`{text}` is not absolute; write for example /etc/hostler/pdu"))
@@ -256,7 +256,7 @@ pub(super) fn program(text: &str) -> Result<String, String> {
     }
 }
 
-/// The name of a systemd credential (systemd.exec, `LoadCredential=`).
+/// Checks the name of a systemd credential (systemd.exec, `LoadCredential=`).
 pub(super) fn credential(text: &str) -> Result<String, String> {
     if text.contains('/') || text == "." || text == ".." {
         Err(format!("`{text}` is not a credential's name"))
@@ -265,7 +265,7 @@ pub(super) fn credential(text: &str) -> Result<String, String> {
     }
 }
 
-/// A path, absolute or relative, that names a file and never climbs.
+/// Checks an absolute or relative path without `..`.
 pub(super) fn path(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("empty".to_owned());
@@ -277,12 +277,12 @@ pub(super) fn path(text: &str) -> Result<String, String> {
     bounded(text, PATH_BYTES_MAX)
 }
 
-/// A path or a URL.
+/// Checks a path or a URL.
 pub(super) fn place(text: &str) -> Result<String, String> {
     if is_url(text)? { bounded(text, PATH_BYTES_MAX) } else { path(text) }
 }
 
-/// A digest, or where a file of digests is.
+/// Parses a digest, or the place of a list of digests.
 pub(super) fn checksum(text: &str) -> Result<Checksum, String> {
     let checksum: Checksum = text.parse()?;
     if let Checksum::Listed(place) = &checksum {
@@ -291,7 +291,7 @@ pub(super) fn checksum(text: &str) -> Result<Checksum, String> {
     Ok(checksum)
 }
 
-/// Whether it is a URL that can be fetched. Fails for any other.
+/// Whether a text is an HTTP URL or a path. Any other URL is an error.
 fn is_url(text: &str) -> Result<bool, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Ok(false);
@@ -311,7 +311,7 @@ fn is_url(text: &str) -> Result<bool, String> {
     Ok(true)
 }
 
-/// A size of more than nothing, in bytes.
+/// Parses a size into bytes, more than 0.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? {
         0 => Err("must be more than 0".to_owned()),
@@ -319,12 +319,12 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A size, or all that is left.
+/// Parses a size, or `max` into `None`.
 pub(super) fn size_or_max(text: &str) -> Result<Option<u64>, String> {
     if text == "max" { Ok(None) } else { size(text).map(Some) }
 }
 
-/// How often to try.
+/// Checks the number of attempts.
 pub(super) fn attempts(number: i64) -> Result<u32, String> {
     u32::try_from(number)
         .ok()

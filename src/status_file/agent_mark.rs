@@ -1,11 +1,10 @@
-//! `_agent.status.toml`: the file by which the agent that acts upon a status directory marks it as
-//! its own, and says that it lives.
+//! `_agent.status.toml`: the mark by which an agent claims a status directory, with its heartbeat.
 //!
-//! Written by the agent each ten seconds, read by other agents and by the commands. No node can
-//! have this name, and reading specs and statuses passes it over. Two agents may write it at the
-//! same time: a reader sees one of the two marks whole. The last line is a comment with the
-//! checksum of everything before it, as in status files, so that a damaged mark is never taken for
-//! another agent's.
+//! The agent writes it every ten seconds; other agents and the commands read it. No node can have
+//! this name, and readers of specs and statuses skip it. Two agents may write it at the same time:
+//! a reader sees one of the two marks whole. The last line is a comment with the checksum of
+//! everything before it, as in status files, so that a damaged mark is never taken for another
+//! agent's.
 
 use std::{
     fs, io,
@@ -24,7 +23,7 @@ use crate::{
 
 const NAME: &str = "_agent.status.toml";
 const HEADER: &str = "# written by hostler: the agent that acts here; do not edit\n";
-/// A mark has a dozen short values; a file this big is not one.
+/// A mark has a dozen short values; no mark is this big.
 const MARK_BYTES_MAX: u64 = 64 << 10;
 const MARK_MODE: u32 = 0o644;
 
@@ -40,18 +39,17 @@ impl MarkFile {
         Self { path: dir.join(NAME) }
     }
 
-    /// Where it is.
+    /// The mark's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether anything is in its place.
+    /// Whether anything has the mark's name.
     pub fn is_there(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok()
     }
 
-    /// The file's content; `None` if there is none. A link is no mark, wherever it leads: hostler
-    /// makes none.
+    /// Reads the file's bytes; `None` if there is no file. A link is an error: hostler makes none.
     pub fn bytes(&self) -> io::Result<Option<Vec<u8>>> {
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_symlink()) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a link, not a regular file"));
@@ -62,7 +60,7 @@ impl MarkFile {
         }
     }
 
-    /// The mark; `None` if there is none.
+    /// Reads the mark; `None` if there is none.
     pub fn read(&self) -> Result<Option<AgentMark>, StatusFileError> {
         let path = || self.path.clone();
         let bytes = self.bytes().map_err(|source| StatusFileError::Io { path: path(), source })?;
@@ -74,8 +72,8 @@ impl MarkFile {
         })
     }
 
-    /// Puts the mark in place of whatever is there; a directory is moved aside. It is not made
-    /// durable: a mark that is lost with the power says no less than one that is kept.
+    /// Replaces the mark, or whatever has its name; a directory is moved aside. Not durable: after
+    /// a power cut an old mark says no more than a missing one.
     pub fn replace(&self, mark: &AgentMark) -> io::Result<()> {
         let temp = self.temporary(mark)?;
         let renamed = fs::rename(&temp, &self.path).or_else(|error| {
@@ -88,7 +86,7 @@ impl MarkFile {
         renamed.inspect_err(|_| discard(&temp))
     }
 
-    /// Puts the mark in place if no file is there; whether it did.
+    /// Writes the mark if no file has its name; returns whether it did.
     pub fn create(&self, mark: &AgentMark) -> io::Result<bool> {
         let temp = self.temporary(mark)?;
         let linked = fs::hard_link(&temp, &self.path);
@@ -101,13 +99,14 @@ impl MarkFile {
                 discard(&temp);
                 Ok(false)
             }
-            // A file system without links: two agents that begin in the same moment see each other
-            // a heartbeat later.
+            // The file system has no links. Two agents that start in the same moment notice each
+            // other one heartbeat later.
             Err(_) => fs::rename(&temp, &self.path).inspect_err(|_| discard(&temp)).map(|()| true),
         }
     }
 
-    /// The mark under a name that only this agent uses: the other one may be writing too.
+    /// Writes the mark under a temporary name of this agent's own: another agent may be writing,
+    /// too.
     fn temporary(&self, mark: &AgentMark) -> io::Result<PathBuf> {
         let temp = self.path.with_file_name(format!(".{NAME}.{}", mark.run_id));
         let text = toml::to_string(mark).map_err(io::Error::other)?;
@@ -118,18 +117,18 @@ impl MarkFile {
     }
 }
 
-/// Why a file's content is no mark that this hostler can read, in one line.
+/// The reason, in one line, why a file's content is no mark that this hostler can read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoMark {
-    /// It is not as any agent wrote it.
+    /// The file is damaged or edited.
     #[error("{0}")]
     Damaged(String),
-    /// It is whole, and another version of hostler wrote it.
+    /// The file is whole, and another version of hostler wrote it.
     #[error("{0}")]
     OfAnotherVersion(String),
 }
 
-/// The mark in a file's content.
+/// Verifies and parses a mark.
 pub fn decode(bytes: &[u8]) -> Result<AgentMark, NoMark> {
     if bytes.is_empty() {
         return Err(NoMark::Damaged("it is empty".to_owned()));
@@ -145,7 +144,7 @@ pub fn decode(bytes: &[u8]) -> Result<AgentMark, NoMark> {
     Err(NoMark::OfAnotherVersion(version))
 }
 
-/// The next write replaces it anyway.
+/// Removes a temporary file; the next write replaces one that stays.
 fn discard(temp: &Path) {
     fs::remove_file(temp).unwrap_or_default();
 }

@@ -1,8 +1,8 @@
-//! `<name>.console.log`, beside the status file: what a machine printed on its serial line during
-//! the attempt that failed last.
+//! `<name>.console.log`, beside the status file: a machine's serial console during the attempt that
+//! failed last.
 //!
-//! Written by the agent's publisher when the attempt is over. The machine may be hostile:
-//! `untrusted.rs` makes what it printed fit to be read.
+//! The agent's publisher writes it when the attempt is over. The machine may be hostile, so that
+//! the text must always pass through `untrusted.rs`.
 
 use std::{fmt::Write as _, path::PathBuf};
 
@@ -17,8 +17,8 @@ use crate::{
     model::{ids::NodeName, secret::AttemptKey},
 };
 
-/// Most of a console that is kept, in bytes: the end, which says why. A whole boot of the deploy
-/// ramdisk has some 20 KiB at its loudest.
+/// Longest part of a console that is kept, in bytes: its end, where the failure is. The most
+/// verbose boot of the deploy ramdisk prints about 20 KiB.
 pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
 const SUFFIX: &str = ".console.log";
 
@@ -27,34 +27,34 @@ const SUFFIX: &str = ".console.log";
 pub struct ConsoleLog {
     /// The node.
     pub node: NodeName,
-    /// Which attempt.
+    /// The attempt's number.
     pub attempt: u32,
-    /// Since when the machine was to be listened to.
+    /// The start of the recording.
     pub from: Timestamp,
-    /// Until when.
+    /// The end of the recording.
     pub to: Timestamp,
-    /// The last of what it printed, as it came, at most [`CONSOLE_BYTES_MAX`].
+    /// The end of the output, unfiltered, at most [`CONSOLE_BYTES_MAX`].
     pub said: Vec<u8>,
-    /// Why it could not be listened to, or not all the time.
+    /// The reason for gaps in the recording.
     pub trouble: Option<String>,
-    /// The attempt's key, to be made unreadable.
+    /// The attempt's key, which is replaced in the file.
     pub key: AttemptKey,
 }
 
 impl StatusFiles {
-    /// Where a node's console is kept.
+    /// The path of a node's console log.
     pub fn console_path(&self, node: &NodeName) -> PathBuf {
         self.dir.join(format!("{node}{SUFFIX}"))
     }
 
-    /// Replaces what is kept of a node's console; the directory must exist.
+    /// Replaces a node's console log; the directory must exist.
     pub fn write_console(&self, log: &ConsoleLog) -> Result<(), StatusFileError> {
         let path = self.console_path(&log.node);
         atomic_file::replace(&path, MODE, render(log).as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// Removes what is kept of a node's console; that there is nothing is no error.
+    /// Removes a node's console log. A missing file is no error.
     pub fn remove_console(&self, node: &NodeName) -> Result<(), StatusFileError> {
         let path = self.console_path(node);
         atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
@@ -102,7 +102,7 @@ mod tests {
         }
     }
 
-    /// The text under the header.
+    /// The text after the header.
     fn body(said: &[u8]) -> String {
         render(&log(said)).split_once('\n').unwrap().1.to_owned()
     }

@@ -1,8 +1,8 @@
-//! Reading status files of version 1, which had no checksum, and `phase` in each entry of the
+//! Reads status files of version 1, which had no checksum, and `phase` in each entry of the
 //! history.
 //!
-//! Called by the reader. It accepts what that version wrote and nothing else: an unknown key, or a
-//! missing one, is damage.
+//! Called by the reader. It accepts exactly the files that version 1 wrote: an unknown or missing
+//! key is damage.
 
 use serde::Deserialize as _;
 use toml::{Table, Value};
@@ -11,9 +11,9 @@ use crate::model::status::{STATUS_VERSION, Status};
 
 use super::HEADER;
 
-/// The status in the text.
+/// Parses a status of version 1.
 pub(super) fn parse(text: &str) -> Result<Status, String> {
-    // A checksum means that it is a damaged one of a later version.
+    // With a checksum it is a damaged file of a later version.
     let body = text.strip_prefix(HEADER).filter(|body| !body.lines().any(is_comment));
     let body = body.ok_or("it is not as hostler wrote it")?;
     let mut table: Table = toml::from_str(body).map_err(|error| error.message().to_owned())?;

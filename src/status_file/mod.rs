@@ -1,12 +1,12 @@
-//! `<name>.status.toml`: what an administrator, a script or `hostler status` reads about one node.
+//! `<name>.status.toml`: one node's status for administrators, scripts and `hostler status`.
 //!
-//! Written by the agent's publisher, read by the CLI, which needs no agent for it, and by the agent
-//! where a record is lost. Small synchronous file work. It must never show a reader half a file,
-//! take a damaged one for whole, nor put anything here that not everybody may read: the files have
-//! mode 0644. Beside them is what `console` and `ramdisk_log` keep.
+//! The agent's publisher writes it; the CLI reads it without an agent, and the agent reads it if a
+//! record is lost. A reader must never see half a file or take a damaged one for whole. A status
+//! must hold nothing secret: everybody may read the files, which have mode 0644. `console` and
+//! `ramdisk_log` keep other files beside them.
 //!
-//! The last line is a comment with the checksum of everything before it. Nothing waits for the
-//! disk: after a power cut a file may be the one before, or damaged, which its reader notices.
+//! The last line is a comment with the checksum of everything before it. Writes are not synced:
+//! after a power cut a file may be old or damaged, and the checksum tells.
 
 use std::{
     fs, io,
@@ -33,21 +33,21 @@ use crate::{
 pub mod agent_mark;
 mod console;
 mod format_1;
+mod on_disk;
 mod ramdisk_log;
-mod shown;
 mod untrusted;
 mod unwritten;
 
 pub use agent_mark::MarkFile;
 pub use console::{CONSOLE_BYTES_MAX, ConsoleLog};
+pub use on_disk::{RenderedStatus, StatusOnDisk};
 pub use ramdisk_log::KeptLog;
-pub use shown::{Rendered, Shown};
 pub use unwritten::Unwritten;
 
 const SUFFIX: &str = ".status.toml";
 const HEADER: &str = "# written by hostler; do not edit\n";
 const CHECKSUM: &str = "# checksum = ";
-/// A status has a bounded history; a file this big is not one of ours.
+/// A status has a bounded history; hostler writes no file this big.
 const STATUS_BYTES_MAX: u64 = 1 << 20;
 const STATUS_MODE: u32 = 0o644;
 
@@ -55,82 +55,74 @@ const STATUS_MODE: u32 = 0o644;
 #[derive(Clone, Debug)]
 pub struct StatusFiles {
     dir: PathBuf,
-    /// Whether they are still the writer's own.
+    /// False once the files belong to another agent.
     ours: Option<Arc<AtomicBool>>,
-    /// Whether the directory is made again if it is gone.
+    /// Whether a missing directory is made again.
     is_made: bool,
 }
 
-/// Why a status file cannot be written or read.
+/// The reason why a status file cannot be written or read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StatusFileError {
     /// The system refused.
     #[error("status file {}: {source}", path.display())]
-    Io {
-        /// The file, or the directory of all.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// The status cannot be put into TOML.
     #[error("status file {}: {source}", path.display())]
     Encode {
-        /// The file.
         path: PathBuf,
         /// The value that TOML cannot hold.
         source: toml::ser::Error,
     },
-    /// The agent cannot write it, and says so beside it.
+    /// The file is old, because the agent cannot write it.
     #[error(
         "status file {}: what it says is old, because the agent cannot write it: {why}",
         path.display()
     )]
     Unwritten {
-        /// The file.
         path: PathBuf,
         /// The obstacle, as the agent describes it.
         why: String,
     },
-    /// It is not as hostler wrote it, or of a version that this one cannot read.
+    /// The file is damaged, edited, or of an unknown version.
     #[error("status file {}: {message}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// The problem and its place, in one line.
         message: String,
-        /// The content as far as it can be read: something to show, and nothing to act upon.
+        /// The readable part of the content, for display only.
         seems: Option<Box<Status>>,
     },
 }
 
 impl StatusFileError {
-    /// The content of a damaged file as far as it can be read: something to show, and nothing to
-    /// act upon.
+    /// Takes the readable part of a damaged file, for display only.
     pub fn take_seeming(&mut self) -> Option<Status> {
         let Self::Damaged { seems, .. } = self else { return None };
         seems.take().map(|status| *status)
     }
 
-    /// Whether there is no such file.
+    /// Whether the file does not exist.
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
 impl StatusFiles {
-    /// The files in `dir`, which need not exist yet.
+    /// Returns the files in `dir`, which need not exist yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), ours: None, is_made: false }
     }
 
-    /// The same in a directory that is made again if it is gone: one for status files alone. A spec
-    /// directory that is gone must stay so, because an empty one would say something else.
+    /// Makes a missing directory again if it is for status files alone. A missing spec directory
+    /// must stay missing: an empty one would mean that no machine is wanted.
     #[must_use]
     pub fn in_made_dir(self, is_made: bool) -> Self {
         Self { is_made, ..self }
     }
 
-    /// The same, written and removed only while `ours` is true.
+    /// Writes and removes files only while `ours` is true.
     #[must_use]
     pub fn only_while(self, ours: Arc<AtomicBool>) -> Self {
         Self { ours: Some(ours), ..self }
@@ -140,7 +132,7 @@ impl StatusFiles {
         self.ours.as_ref().is_some_and(|ours| !ours.load(Ordering::SeqCst))
     }
 
-    /// Where a node's status is.
+    /// The path of a node's status file.
     pub fn path(&self, node: &NodeName) -> PathBuf {
         self.dir.join(format!("{node}{SUFFIX}"))
     }
@@ -150,7 +142,7 @@ impl StatusFiles {
         self.render(status).and_then(|status| self.put(&status)).map(drop)
     }
 
-    /// Removes a node's status file; that there is none is no error.
+    /// Removes a node's status file. A missing file is no error.
     pub fn remove(&self, node: &NodeName) -> Result<(), StatusFileError> {
         if self.are_anothers() {
             return Ok(());
@@ -177,21 +169,20 @@ impl StatusFiles {
         Ok(self.nodes()?.iter().map(|node| read(&self.path(node))).collect())
     }
 
-    /// Whether the node's status file is whole and says that it was installed at that time, or is
-    /// not. Much quicker than reading it.
-    pub fn says_installed(&self, node: &NodeName, at: Option<Timestamp>) -> bool {
+    /// Whether the node's status file is whole and has this time of installation, or none. Much
+    /// quicker than [`read`].
+    pub fn has_installation_at(&self, node: &NodeName, at: Option<Timestamp>) -> bool {
         let text = read_text(&self.path(node));
         text.is_ok_and(|text| is_sealed(&text) && installed_line(&text) == at.map(at_line))
     }
 
-    /// Gives a node's status file another name beside its own, because what is in it may be all
-    /// that is left.
+    /// Keeps a copy of a node's status file, which may be all that is left of the node's state.
     pub fn keep_aside(&self, node: &NodeName) -> String {
         atomic_file::keep_aside(&self.path(node))
     }
 }
 
-/// Reads one status file, of this version or of the one before.
+/// Reads one status file, of the current version or version 1.
 pub fn read(path: &Path) -> Result<Status, StatusFileError> {
     let damaged = |(message, seems): (String, Option<Box<Status>>)| StatusFileError::Damaged {
         path: path.to_owned(),
@@ -207,8 +198,7 @@ pub fn read(path: &Path) -> Result<Status, StatusFileError> {
     }
 }
 
-/// The status in a text; otherwise the reason why it is none, and the content as far as it can be
-/// read.
+/// Parses a status; the error has the reason and the readable part of the content.
 fn parse(text: &str) -> Result<Status, (String, Option<Box<Status>>)> {
     #[derive(Deserialize)]
     struct Head {
@@ -252,18 +242,18 @@ fn render(status: &Status) -> Result<String, toml::ser::Error> {
     })
 }
 
-/// The last line.
+/// Makes the last line, which has the checksum.
 fn seal(text: &str) -> String {
     format!("\n{CHECKSUM}\"{}\"\n", Digest::of(text.as_bytes()))
 }
 
-/// Whether the last line is right.
+/// Whether the checksum in the last line matches.
 fn is_sealed(text: &str) -> bool {
     let at = text.rfind(CHECKSUM).and_then(|at| at.checked_sub(1));
     at.and_then(|at| text.split_at_checked(at)).is_some_and(|(text, last)| last == seal(text))
 }
 
-/// The line of `[installed]` that says when.
+/// Finds the line of `[installed]` with the time.
 fn installed_line(text: &str) -> Option<String> {
     let (_, section) = text.split_once("\n[installed]\n")?;
     let mut lines = section.lines().take_while(|line| !line.starts_with('['));

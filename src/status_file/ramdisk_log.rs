@@ -1,8 +1,8 @@
-//! `<name>.ramdisk.log`, beside the status file: the last log that a deploy ramdisk of the node
-//! sent, and its kernel's.
+//! `<name>.ramdisk.log`, beside the status file: the last log of the node's deploy ramdisk, with
+//! its kernel's.
 //!
-//! Written by the agent's publisher when such a log comes, in place of the one before. The machine
-//! may be hostile: `untrusted.rs` makes what it sent fit to be read.
+//! The agent's publisher writes it for each received log, over the last one. The machine may be
+//! hostile, so that the text must always pass through `untrusted.rs`.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -23,37 +23,37 @@ use crate::{
 
 const SUFFIX: &str = ".ramdisk.log";
 
-/// A deploy ramdisk's log, to be kept.
+/// A received log of a deploy ramdisk.
 #[derive(Debug)]
 pub struct KeptLog {
     /// The node.
     pub node: NodeName,
-    /// Which attempt.
+    /// The attempt's number.
     pub attempt: u32,
     /// The ramdisk's address.
     pub peer: IpAddr,
-    /// When it came.
+    /// The time of the call.
     pub at: Timestamp,
-    /// As it came.
+    /// The logs, unfiltered.
     pub log: RamdiskLog,
-    /// The attempt's key, to be made unreadable.
+    /// The attempt's key, which is replaced in the file.
     pub key: AttemptKey,
 }
 
 impl StatusFiles {
-    /// Where the log of a node's deploy ramdisk is kept.
+    /// The path of a node's ramdisk log.
     pub fn ramdisk_log_path(&self, node: &NodeName) -> PathBuf {
         self.dir.join(format!("{node}{SUFFIX}"))
     }
 
-    /// Replaces what is kept of a node's deploy ramdisk; the directory must exist.
+    /// Replaces a node's ramdisk log; the directory must exist.
     pub fn write_ramdisk_log(&self, log: &KeptLog) -> Result<(), StatusFileError> {
         let path = self.ramdisk_log_path(&log.node);
         atomic_file::replace(&path, MODE, render(log).as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// Removes what is kept of it; that there is nothing is no error.
+    /// Removes a node's ramdisk log. A missing file is no error.
     pub fn remove_ramdisk_log(&self, node: &NodeName) -> Result<(), StatusFileError> {
         let path = self.ramdisk_log_path(node);
         atomic_file::remove_if_there(&path).map_err(|source| StatusFileError::Io { path, source })
@@ -144,8 +144,8 @@ mod tests {
             let acts = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
             assert_eq!(text.find(acts), None);
         }
-        let lines: String = (0..20_000).map(|at| format!("line {at}\n")).collect();
-        let text = render(&kept("", &lines));
+        let lines: Vec<String> = (0..20_000).map(|at| format!("line {at}\n")).collect();
+        let text = render(&kept("", &lines.concat()));
         assert!(text.ends_with("\nline 19999\n"), "its end says why");
         let first = text.lines().nth(5).unwrap();
         assert!(first.starts_with("line ") && first != "line 0", "whole lines: {first}");

@@ -1,4 +1,4 @@
-//! Promises to a reader of status files.
+//! Tests of the promises to readers of status files.
 
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
 
@@ -161,6 +161,11 @@ fn installed() -> Installed {
         system: Some(InstalledSystem {
             address: Some("192.0.2.51".parse().unwrap()),
             ssh_banner: Some("SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u7".to_owned()),
+            hostname: Some("edge-07".to_owned()),
+            instance_id: Some("cd1f7d92-8163-8693-8176-68e351ef6430".to_owned()),
+            ssh_host_keys: vec![
+                "ssh-ed25519 SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU".to_owned(),
+            ],
         }),
     }
 }
@@ -205,14 +210,14 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
     ] {
         let wanted = files.render(&full()).unwrap();
         let mut shown = files.put(&wanted).unwrap().unwrap();
-        assert!(files.still_says(&full().node, &mut shown) && shown.is(&wanted));
-        // Who did not write it finds the same, whenever it was written.
+        assert!(files.is_unchanged(&full().node, &mut shown) && shown.has(&wanted));
+        // An agent that did not write the file finds it, too.
         let later = Status { updated: Timestamp::UNIX_EPOCH, ..full() };
         assert!(files.find(&files.render(&later).unwrap()).is_some());
         let other = files.render(&Status { attempt: 3, ..full() }).unwrap();
-        assert!(files.find(&other).is_none() && !shown.is(&other));
+        assert!(files.find(&other).is_none() && !shown.has(&other));
         spoil(&path);
-        assert!(!files.still_says(&full().node, &mut shown));
+        assert!(!files.is_unchanged(&full().node, &mut shown));
         assert!(files.find(&wanted).is_none());
     }
 }

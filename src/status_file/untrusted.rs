@@ -1,30 +1,29 @@
-//! Texts of a machine that is being installed, made fit to be kept and read.
+//! Filters texts of machines for console logs and ramdisk logs.
 //!
-//! Called for consoles and for ramdisks' logs. The machine may be hostile: nothing in a kept text
-//! may do anything to the terminal of whoever reads it. The files are for the agent's user and
-//! group only, and the attempt's key, which a kernel prints with its command line, is not in them.
+//! Called by `console` and `ramdisk_log`. The machine may be hostile: a kept text must never act on
+//! the reader's terminal. Only the agent's user and group may read the files. The attempt's key,
+//! which a kernel prints with its command line, is replaced.
 
 use std::{iter::Peekable, ops::RangeInclusive, str::Chars};
 
 use crate::model::{printable::is_escaped, secret::AttemptKey};
 
-/// The mode of a file with such a text.
+/// The mode of files with untrusted texts.
 pub(super) const MODE: u32 = 0o640;
-/// Fewer digits of a key in a row tell nothing of it, and may be anything else.
+/// The least part of a key, in digits, that is replaced; shorter ones may be anything else.
 const KEY_DIGITS_MIN: usize = 16;
 const BLANK: &str = "<key>";
 
-/// The whole lines in the last so many bytes of a text whose beginning is lost or too long: half a
-/// line may be half an escape sequence, or half a key.
+/// Returns the whole lines in the last `bytes_max` bytes of a text: half a line may be half an
+/// escape sequence or half a key.
 pub(super) fn last_lines(text: &str, bytes_max: usize) -> &str {
     let earliest = text.len().saturating_sub(bytes_max);
     let end = (earliest..text.len()).find_map(|at| text.get(at..)).unwrap_or_default();
     end.split_once('\n').map_or(end, |(_, lines)| lines)
 }
 
-/// Text that a terminal shows and does nothing else with: no control characters but line breaks and
-/// tabs, no escape sequences (ECMA-48), and nothing that turns the direction of writing or is not
-/// seen.
+/// Removes everything that a terminal would act on: control characters except line breaks and tabs,
+/// escape sequences (ECMA-48), and characters that are invisible or turn the direction of writing.
 pub(super) fn clean(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut clean = String::with_capacity(text.len());
@@ -40,7 +39,8 @@ pub(super) fn clean(bytes: &[u8]) -> String {
     clean
 }
 
-/// The rest of an escape sequence (ECMA-48 §5.3 to §5.6). One without an end ends with its line.
+/// Skips the rest of an escape sequence (ECMA-48 §5.3 to §5.6). An unterminated one ends with its
+/// line.
 fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
     fn skip(chars: &mut Peekable<Chars<'_>>, range: RangeInclusive<char>) {
         while chars.next_if(|char| range.contains(char)).is_some() {}
@@ -51,7 +51,7 @@ fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
             skip(chars, ' '..='?');
             chars.next_if(|end| ('@'..='~').contains(end));
         }
-        // A string. BEL ends it, or an escape sequence by itself.
+        // A control string, which BEL or the next escape sequence ends.
         Some(']' | 'P' | 'X' | '^' | '_') => {
             while chars.next_if(|char| !matches!(char, '\n' | '\u{7}' | '\u{1b}')).is_some() {}
         }
@@ -62,7 +62,7 @@ fn skip_escape(chars: &mut Peekable<Chars<'_>>) {
     }
 }
 
-/// The text without the attempt's key, and without any part of it that a line's end has cut off.
+/// Replaces the attempt's key, and any part of it at the end of a line.
 pub(super) fn without_key(text: &str, key: &AttemptKey) -> String {
     let key = key.expose();
     let text = text.replace(key, BLANK);
@@ -79,7 +79,7 @@ pub(super) fn without_key(text: &str, key: &AttemptKey) -> String {
     blank + rest
 }
 
-/// Whether a key is written with it.
+/// Whether a key may contain this character.
 fn is_digit(c: char) -> bool {
     c.is_ascii_digit() || ('a'..='f').contains(&c)
 }
@@ -101,7 +101,7 @@ mod tests {
         for (text, kept) in [
             (format!("hostler.key={hex} x"), "hostler.key=<key> x"),
             (format!("a{hex}{hex}b"), "a<key><key>b"),
-            // As the kernel cuts a long line, and as a line of a console is broken.
+            // Keys that the kernel truncates, or that a console's line break splits.
             (format!("hostler.key={start}\n"), "hostler.key=<key>\n"),
             (format!("{start}\n{end} x"), "<key>\n<key> x"),
             ("deadbeefdeadbeefdeadbeef 0123".to_owned(), "deadbeefdeadbeefdeadbeef 0123"),

@@ -1,9 +1,9 @@
-//! `_unwritten.status.toml`: the nodes whose status files the agent cannot write, so that nobody
-//! takes an old one for the truth.
+//! `_unwritten.status.toml`: the nodes whose status files the agent cannot write and which are
+//! therefore old.
 //!
-//! Written by the agent's publisher, and there only while a status file cannot be written; read by
-//! the commands that believe status files. No node can have this name. It must never be missing
-//! while the agent knows of an old status file and can write this one.
+//! The agent's publisher writes it, and removes it once every status file is written; the commands
+//! that rely on status files read it. No node can have this name. It must never be missing while
+//! the agent knows of an old status file and can write this one.
 
 use std::{collections::BTreeMap, io};
 
@@ -22,7 +22,7 @@ const HEADER: &str =
 pub type Unwritten = BTreeMap<NodeName, String>;
 
 impl StatusFiles {
-    /// Says whose status files cannot be written; the file goes when there are none.
+    /// Writes the list, or removes the file if the list is empty.
     pub fn tell_unwritten(&self, unwritten: &Unwritten) -> Result<(), StatusFileError> {
         if self.are_anothers() {
             return Ok(());
@@ -39,8 +39,7 @@ impl StatusFiles {
         reported.map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// The nodes whose status files cannot be written. An error: nobody knows which of them are
-    /// old.
+    /// Reads the list. After an error, any status file may be old.
     pub fn unwritten(&self) -> Result<Unwritten, StatusFileError> {
         let path = self.dir.join(NAME);
         match regular_file::read_to_string(&path, STATUS_BYTES_MAX) {
@@ -53,7 +52,7 @@ impl StatusFiles {
         }
     }
 
-    /// The error that a node's status file is old, if it is.
+    /// Fails if the node's status file is old.
     pub fn check_written(&self, node: &NodeName) -> Result<(), StatusFileError> {
         match self.unwritten()?.remove(node) {
             Some(why) => {

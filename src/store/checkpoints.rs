@@ -1,10 +1,9 @@
-//! How far the write of each node's disk has come, so that a killed agent's successor goes on from
-//! there.
+//! Checkpoints of disk writes, from which the next agent resumes a killed one's write.
 //!
-//! Saved and loaded by the operation that writes a disk. A checkpoint saves time and nothing else:
-//! nothing waits for one, and one that is missing, damaged or of another write costs a write from
-//! the start. It is not made durable: after a power cut an older one says less than is on the disk,
-//! and its checksum tells a torn one. It must never be the reason for a wipe or a hold.
+//! Called by the operation that writes a disk. A checkpoint only saves time: nothing waits for one,
+//! and a missing, damaged or foreign one costs a write from the start. Checkpoints are not durable:
+//! after a power cut, an older one has less than the disk, and its checksum shows a torn one. A
+//! checkpoint must never cause a wipe or a hold.
 
 use std::{
     io,
@@ -15,12 +14,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     FILE_MODE, Store, StoreError,
-    format::{self, Found},
+    format::{self, SealCheck},
 };
 use crate::{atomic_file, model::ids::NodeName, regular_file};
 
 const SUFFIX: &str = ".checkpoint";
-/// A checkpoint has a few short fields.
+/// Most bytes of a checkpoint, which has a few short fields.
 const BYTES_MAX: u64 = 64 << 10;
 
 /// The checkpoints of a state directory. Clones share it.
@@ -30,7 +29,7 @@ pub struct Checkpoints {
 }
 
 impl Store {
-    /// The checkpoints beside the records.
+    /// The checkpoints of the state directory.
     pub fn checkpoints(&self) -> Checkpoints {
         Checkpoints { dir: self.dir.clone() }
     }
@@ -45,7 +44,7 @@ impl Checkpoints {
             .map_err(|source| StoreError::Write { path, source })
     }
 
-    /// The node's checkpoint, if there is a whole one.
+    /// Loads the node's checkpoint, if there is a whole one.
     pub fn load<T: Serialize + DeserializeOwned>(
         &self,
         node: &NodeName,
@@ -57,9 +56,9 @@ impl Checkpoints {
             Ok(bytes) => bytes,
         };
         let content = match format::unseal("checkpoint", node.as_str(), &bytes) {
-            Found::Content(json) => format::parse(json),
-            Found::Unsealed => Err("it has no checksum".to_owned()),
-            Found::Damaged(why) => Err(why),
+            SealCheck::Content(json) => format::parse(json),
+            SealCheck::Format1 => Err("it has no checksum".to_owned()),
+            SealCheck::Damaged(why) => Err(why),
         };
         content.map(Some).map_err(|why| StoreError::Read {
             path,
@@ -98,7 +97,7 @@ mod tests {
         assert_eq!(checkpoints.load::<u64>(&node).unwrap(), None);
         checkpoints.save(&node, &1_234_567_u64).unwrap();
         assert_eq!(checkpoints.load(&node).unwrap(), Some(1_234_567_u64));
-        // Nobody takes it for a record.
+        // No reader takes a checkpoint for a record.
         assert!(store.load_all::<u64>(|_| Err(String::new())).unwrap().records.is_empty());
 
         let path = path(dir.path(), &node);

@@ -1,7 +1,7 @@
-//! The format of a file of the state directory, and how a reader knows that it is whole.
+//! The format of the state directory's files, by which a reader verifies that a file is whole.
 //!
-//! Called by the store. A file is one JSON object. Its first line names the kind of file, whose it
-//! is and the version of the format, and holds the checksum of everything after that line:
+//! Called by the store. A file is one JSON object. Its first line has the kind of file, its node,
+//! the version of the format and the checksum of everything after that line:
 //!
 //! ```text
 //! {"hostler":"record","of":"edge-07","version":2,"sha256":"…",
@@ -10,9 +10,9 @@
 //! }}
 //! ```
 //!
-//! The reader makes the first line anew from what follows it, and accepts no other. It also writes
-//! the content anew and accepts no other bytes: an unknown key, or a missing one, is damage at any
-//! depth. Nothing here may take a damaged file for one of another version, or for an empty one.
+//! The reader computes the first line from the rest and accepts no other. It also encodes the
+//! content again and accepts no other bytes: an unknown or missing key is damage at any depth. This
+//! module must never take a damaged file for one of another version, or for an empty one.
 
 use std::io;
 
@@ -21,29 +21,29 @@ use zeroize::Zeroizing;
 
 use crate::model::{ids::Digest, problem::shown};
 
-/// The version that this hostler writes. Version 1 had no first line and no checksum.
+/// The current version. Version 1 had no first line and no checksum.
 pub(super) const VERSION: u32 = 2;
 const OPENING: &str = "{\"hostler\":";
-/// How every file of version 1 begins.
+/// The first line of every file of version 1.
 const OPENING_1: &[u8] = b"{\n";
-/// Nearly every file has less: what is written is then at one place in memory only. All of it is
-/// wiped after each use.
+/// More than nearly every file has, so that a secret is in one buffer only, which is wiped after
+/// use.
 const BYTES_USUAL: usize = 16 << 10;
 const CONTENT: &[u8] = b"\"content\":";
 const END: &[u8] = b"}\n";
 
 /// The verdict on the bytes of a file.
 #[derive(Debug)]
-pub(super) enum Found<'a> {
+pub(super) enum SealCheck<'a> {
     /// The content of a whole file of this version, as JSON.
     Content(&'a [u8]),
-    /// It begins as a file of version 1.
-    Unsealed,
-    /// Neither, in words.
+    /// The file begins as one of version 1 does.
+    Format1,
+    /// The damage, in words.
     Damaged(String),
 }
 
-/// The bytes of a file. The key and the CHAP secret of an attempt are in them.
+/// Encodes a file. The attempt's key and CHAP secret may be in it.
 pub(super) fn seal<T: Serialize>(
     kind: &str,
     of: &str,
@@ -60,26 +60,26 @@ pub(super) fn seal<T: Serialize>(
     Ok(bytes)
 }
 
-/// Whether a file that begins so is not one of version 1.
+/// Whether a file that begins so has a first line with a checksum.
 pub(super) fn is_sealed(start: &[u8]) -> bool {
     start.starts_with(OPENING.as_bytes())
 }
 
-/// Looks for the content in the bytes of a file.
-pub(super) fn unseal<'a>(kind: &str, of: &str, bytes: &'a [u8]) -> Found<'a> {
+/// Verifies a file and finds its content.
+pub(super) fn unseal<'a>(kind: &str, of: &str, bytes: &'a [u8]) -> SealCheck<'a> {
     if bytes.is_empty() {
-        return Found::Damaged("it is empty".to_owned());
+        return SealCheck::Damaged("it is empty".to_owned());
     }
     let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
     let (first, body) = bytes.split_at(end);
     if first == first_line(kind, of, body).as_bytes() {
         let content = body.strip_prefix(CONTENT).and_then(|body| body.strip_suffix(END));
-        return content.map_or_else(|| Found::Damaged(MISMATCH.to_owned()), Found::Content);
+        return content.map_or_else(|| SealCheck::Damaged(MISMATCH.to_owned()), SealCheck::Content);
     }
     if first == OPENING_1 {
-        return Found::Unsealed;
+        return SealCheck::Format1;
     }
-    Found::Damaged(newer_version(first).unwrap_or_else(|| MISMATCH.to_owned()))
+    SealCheck::Damaged(newer_version(first).unwrap_or_else(|| MISMATCH.to_owned()))
 }
 
 const MISMATCH: &str = "its checksum does not match: it was damaged, cut short or edited";
@@ -90,8 +90,7 @@ fn first_line(kind: &str, of: &str, body: &[u8]) -> String {
     format!("{OPENING}\"{kind}\",\"of\":\"{of}\",\"version\":{VERSION},\"sha256\":\"{hash}\",\n")
 }
 
-/// The message about a first line that a newer hostler seems to have written. It may be damaged as
-/// well.
+/// The message for a first line that a newer hostler seems to have written; it may be damage, too.
 fn newer_version(first: &[u8]) -> Option<String> {
     let (_, rest) = std::str::from_utf8(first).ok()?.split_once("\"version\":")?;
     let version: u32 = rest.split(',').next()?.parse().ok()?;
@@ -102,7 +101,7 @@ fn newer_version(first: &[u8]) -> Option<String> {
     })
 }
 
-/// Reads JSON that must say just what its type does: nothing unknown, nothing left out.
+/// Parses JSON strictly: no unknown and no missing key.
 pub(super) fn parse<T: Serialize + DeserializeOwned>(json: &[u8]) -> Result<T, String> {
     // An error may quote the file.
     let content: T = serde_json::from_slice(json).map_err(|error| shown(&error.to_string()))?;
@@ -129,13 +128,13 @@ mod tests {
 
     fn is_whole(bytes: &[u8]) -> bool {
         match unseal("record", "edge-07", bytes) {
-            Found::Content(_) => true,
-            Found::Unsealed => {
+            SealCheck::Content(_) => true,
+            SealCheck::Format1 => {
                 // Version 1 wrote JSON with no unknown key.
                 assert!(serde_json::from_slice::<serde_json::Value>(bytes).is_err());
                 false
             }
-            Found::Damaged(_) => false,
+            SealCheck::Damaged(_) => false,
         }
     }
 
@@ -209,7 +208,9 @@ mod tests {
     #[test]
     fn a_newer_format_is_called_that() {
         let text = String::from_utf8(sealed()).unwrap().replace("\"version\":2", "\"version\":3");
-        let Found::Damaged(why) = unseal("record", "edge-07", text.as_bytes()) else { panic!() };
+        let SealCheck::Damaged(why) = unseal("record", "edge-07", text.as_bytes()) else {
+            panic!()
+        };
         assert!(why.contains("format 3, of a newer hostler"), "{why}");
     }
 }

@@ -1,8 +1,7 @@
-//! The random id that tells one state directory from any other; and the fate of the records of
-//! an agent that was not the last to act.
+//! A state directory's random id, and its note that another agent has acted since.
 //!
-//! Called by the agent at start. It must never hand out an id that it could not write down, nor
-//! forget that another agent acted before the records were put aside.
+//! Called by the agent at start. It must never return an id that it could not save, nor forget that
+//! another agent acted before the records are put aside.
 
 use std::{
     fs, io,
@@ -15,31 +14,30 @@ use super::{Age, FILE_MODE, RECORD_BYTES_MAX, Store, StoreError, is_damage, is_r
 use crate::{atomic_file, model::ids::hex, regular_file};
 
 pub(super) const STATE_ID: &str = "state-id";
-/// Is there from the moment on in which another agent was seen to act, until what this one knows
-/// was put in order.
+/// The note that another agent acted. It exists until this agent has put its records in order.
 const NOTE: &str = "another-agent";
-/// Where records go that another agent has overtaken; those that were there before are replaced.
+/// Holds the records that another agent has overtaken; newer ones replace older ones.
 const ASIDE_DIR: &str = "overtaken";
 
-/// A note in the state directory that another agent has acted. It outlives a kill, so that records
-/// that are old are never taken for new ones.
+/// A note in the state directory that another agent has acted. It survives a kill, so that old
+/// records are never taken for current ones.
 #[derive(Clone, Debug)]
 pub struct AnotherAgent {
     path: PathBuf,
 }
 
 impl AnotherAgent {
-    /// The note in this state directory.
+    /// The note of this state directory.
     pub fn in_dir(dir: &Path) -> Self {
         Self { path: dir.join(NOTE) }
     }
 
-    /// Whether another agent acted, and what is known here was not put in order since.
+    /// Whether another agent acted, and this one has not put its records in order since.
     pub fn has_acted(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok()
     }
 
-    /// Writes it down; when this returns, it is on disk.
+    /// Writes the note durably.
     pub fn note(&self) -> io::Result<()> {
         if self.has_acted() {
             return Ok(());
@@ -47,7 +45,7 @@ impl AnotherAgent {
         atomic_file::replace(&self.path, FILE_MODE, b"another agent has acted\n")
     }
 
-    /// The records known here were put in order, and that is on disk.
+    /// Removes the note. The records must be in order, durably.
     pub fn forget(&self) -> Result<(), StoreError> {
         atomic_file::remove_if_there(&self.path)
             .map_err(|source| StoreError::Write { path: self.path.clone(), source })
@@ -55,11 +53,10 @@ impl AnotherAgent {
 }
 
 impl Store {
-    /// The directory's id, made at the first start: 32 hex digits, and their checksum. Beside it,
-    /// what was lost of it: the lock file has it as well, and makes up for a file that is damaged
-    /// or gone.
+    /// Returns the directory's id, 32 hex digits made at the first start, and any loss in words.
+    /// The lock file has a second copy, which repairs a damaged or missing file.
     ///
-    /// If both are lost, the directory gets another id, with which its agent is a stranger to its
+    /// If both copies are lost, the directory gets a new id, and its agent does not recognize its
     /// own mark.
     pub fn state_id(&mut self) -> Result<(String, Option<String>), StoreError> {
         let path = self.dir.join(STATE_ID);
@@ -98,13 +95,12 @@ impl Store {
         Ok((id, loss.map(|loss| format!("{loss}; {then}"))))
     }
 
-    /// Where it is written down that another agent has acted since the records were written.
+    /// The note that another agent has acted since the records were written.
     pub fn another_agent(&self) -> AnotherAgent {
         AnotherAgent::in_dir(&self.dir)
     }
 
-    /// Puts every record aside, because another agent has acted since they were written; says how
-    /// many there were.
+    /// Puts every record aside, because another agent has acted since, and returns their number.
     pub fn set_records_aside(&self) -> Result<usize, StoreError> {
         self.check_still_ours()?;
         let failed = |path: PathBuf| move |source| StoreError::Write { path, source };
@@ -130,12 +126,12 @@ fn new_id() -> io::Result<String> {
     Ok(hex(&random))
 }
 
-/// A line of a file.
+/// Encodes an id and its checksum as a line.
 pub(super) fn encode(id: &str) -> String {
     format!("{id} sha256:{}\n", hex(&Sha256::digest(id)))
 }
 
-/// Reads such a line, with or without its end.
+/// Decodes an id's line, with or without its line feed.
 pub(super) fn decode(line: &str) -> io::Result<String> {
     let line = line.trim_end_matches('\n');
     let id = line.split(' ').next().unwrap_or_default();
@@ -205,7 +201,7 @@ mod tests {
         assert_eq!([&second, &third], [&first; 2]);
         assert_eq!(open(), (first.clone(), None));
 
-        // With both gone it is another directory, and says so.
+        // With both copies gone, the directory gets a new id.
         fs::remove_file(&path).unwrap();
         fs::write(dir.path().join(super::super::LOCK), "7\nformat 2\n").unwrap();
         let (fourth, loss) = open();

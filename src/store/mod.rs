@@ -1,9 +1,9 @@
-//! The agent's durable state: one file per node, its record, and one for what is known beside them.
+//! The agent's durable state: a record for each node, and a site file for everything else.
 //!
-//! Called by the agent: the driver saves a node *before* the side effect its new state announces.
-//! It must never delete a file it cannot read, take a damaged or missing one for an empty one, or
-//! let two agents share a directory. A record holds the attempt's key, so everything here is for
-//! its owner only.
+//! Called by the agent, which saves a node *before* the effects that the new state announces. It
+//! must never delete a file it cannot read, take a damaged or missing file for an empty one, or let
+//! two agents share a directory. Records hold attempts' keys, so that only their owner may read the
+//! directory.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use crate::{
     regular_file,
 };
 
-use self::format::Found;
+use self::format::SealCheck;
 
 mod checkpoints;
 mod format;
@@ -37,45 +37,45 @@ pub use self::{checkpoints::Checkpoints, identity::AnotherAgent};
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
-/// The largest lock file, in bytes. It says who has the directory, how old it is, and its id.
+/// The largest lock file, in bytes: the agent's process, the directory's age and its id.
 const LOCK_BYTES_MAX: u64 = 1024;
-/// The file of everything known beside the records. No node can have this name.
+/// The site file. No node can have this name.
 const SITE: &str = "_site.json";
-/// The same in format 1, where it was there only if there was something in it.
+/// The site file of format 1, which existed only if it had content.
 const SITE_1: &str = "_left.json";
-/// A record has a bounded history and some dozen fields; a file this big is not one of ours.
+/// A record has a bounded history and some dozen fields; hostler writes no file this big.
 const RECORD_BYTES_MAX: u64 = 4 << 20;
-/// The first bytes of a record, as many as tell its format.
+/// The bytes at the start of a record that tell its format.
 const START_BYTES: u64 = 64;
-/// Ten thousand unclaimed machines, and as many nodes, have room in it.
+/// Room for ten thousand unclaimed machines and as many nodes.
 const SITE_BYTES_MAX: u64 = 64 << 20;
 
-/// An open state directory. It stays locked until this is dropped.
+/// An open state directory, which stays locked until this is dropped.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
     lock: File,
     age: Age,
-    /// The directory's id, as the lock file repeats it.
+    /// The directory's id, as the lock file has it.
     id: Option<String>,
 }
 
-/// How old a state directory is. The lock file says it from the first start on, so that neither a
-/// kill nor the loss of another file makes it look younger.
+/// The age of a state directory. The lock file records it from the first start on, so that neither
+/// a kill nor the loss of another file makes the directory look younger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
-    /// No agent has completed a start on it.
+    /// No agent has completed a start on the directory.
     New,
-    /// Format 1, which had no checksums. It is accepted until the upgrade is complete.
+    /// Files of format 1, which had no checksums, are accepted until the upgrade is complete.
     Format1,
-    /// A directory of this format: it has the file [`SITE`], and a missing record is lost.
+    /// A directory of the current format: it has the file [`SITE`], and a missing record is lost.
     Current,
 }
 
 impl Age {
     const ALL: [Self; 3] = [Self::New, Self::Format1, Self::Current];
 
-    /// Its line of the lock file.
+    /// The age's line in the lock file.
     const fn line(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -85,86 +85,65 @@ impl Age {
     }
 }
 
-/// Reads what format 1 wrote: the JSON of a file, strictly.
+/// Converts a file's JSON of format 1, strictly.
 pub type Upgrade<T> = fn(Value) -> Result<T, String>;
 
-/// Every record that a state directory holds.
+/// Every record of a state directory.
 #[derive(Debug)]
 pub struct Loaded<T> {
-    /// The records that could be read.
+    /// The whole records.
     pub records: BTreeMap<NodeName, T>,
-    /// The nodes whose record could not, each with a [`StoreError::Damaged`].
+    /// The nodes whose record is damaged, each with a [`StoreError::Damaged`].
     pub damaged: BTreeMap<NodeName, StoreError>,
-    /// Those of the records that are of format 1, and are to be saved anew.
+    /// The nodes whose record is of format 1 and must be saved again.
     pub old: Vec<NodeName>,
 }
 
-/// Why a file of the state directory or the directory itself cannot be used.
+/// The reason why the state directory or one of its files cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
 pub enum StoreError {
     /// The directory cannot be made, opened, locked or listed.
     #[error("state directory {}, which must be a directory that hostler's user owns and can write: \
         {source}", dir.display())]
-    Dir {
-        /// The state directory.
-        dir: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// Another agent has it.
-    #[error("state directory {} is in use by process {holder}; only one agent may run on it", dir.display())]
+    Dir { dir: PathBuf, source: io::Error },
+    /// Another agent has the directory.
+    #[error(
+        "state directory {} is in use by process {holder}; only one agent may run on it",
+        dir.display()
+    )]
     InUse {
-        /// The state directory.
         dir: PathBuf,
         /// The other agent's process id, as it wrote it down.
         holder: String,
     },
-    /// It is not the directory that was opened, or its lock file is not: another agent may have it
-    /// by now.
+    /// Somebody replaced the directory or its lock file: another agent may use it by now.
     #[error("state directory {} was removed or replaced while hostler runs: put it back, or \
         restart hostler", dir.display())]
-    Replaced {
-        /// The state directory.
-        dir: PathBuf,
-    },
-    /// A file cannot be read, and that says nothing about what is in it.
+    Replaced { dir: PathBuf },
+    /// A file cannot be read; its content may be whole.
     #[error("record {}, which hostler's user must be able to read: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// A file cannot be written or removed.
     #[error("record {}: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The content of a file is not the content that hostler wrote. It stays where it is until the
-    /// next save, and is kept under another name beyond that.
+    Write { path: PathBuf, source: io::Error },
+    /// The content of a file is not what hostler wrote. The file stays until the next save, and is
+    /// kept under another name beyond that.
     #[error("record {}: {source}; {fate}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
-        /// The damage.
         source: io::Error,
         /// Where it is kept, in words.
         fate: String,
     },
-    /// A file is gone that is always there.
+    /// A file that always exists is missing.
     #[error("{} is missing", path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
+    Missing { path: PathBuf },
 }
 
 impl Store {
-    /// Opens the state directory, making it if need be, and locks it for this process. What a
-    /// killed agent was writing is removed: a torn file was never announced.
+    /// Opens the state directory, makes it if need be, and locks it for this process. Removes the
+    /// temporary files of a killed agent, which nothing relied on yet.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let dir = dir.into();
         let failed = |source| StoreError::Dir { dir: dir.clone(), source };
@@ -185,20 +164,19 @@ impl Store {
         Ok(store)
     }
 
-    /// Whether no agent has completed a start on it: what other files tell of the site, it does not
-    /// know.
+    /// Whether no agent has completed a start on the directory, so that it knows nothing of the
+    /// site.
     pub fn is_new(&self) -> bool {
         self.age == Age::New
     }
 
-    /// Writes a node's record; when this returns, it is on disk.
+    /// Writes a node's record durably.
     pub fn save<T: Serialize>(&self, node: &NodeName, record: &T) -> Result<(), StoreError> {
         self.check_still_ours()?;
         write(self.path(node), "record", node.as_str(), record)
     }
 
-    /// Reads every record. A damaged one costs only itself; one that cannot be read at all fails
-    /// the whole.
+    /// Reads every record. Damaged records are listed; an unreadable one fails the whole.
     pub fn load_all<T: Serialize + DeserializeOwned>(
         &self,
         upgrade: Upgrade<T>,
@@ -233,13 +211,12 @@ impl Store {
         load(self.path(node), RECORD_BYTES_MAX, ("record", node.as_str()), upgrade)
     }
 
-    /// Gives a node's record another name beside its own: it is whole, and says what cannot be so.
-    /// Answers where it is kept, in words.
+    /// Keeps a copy of a whole record that contradicts itself, and returns the place in words.
     pub fn keep_record_aside(&self, node: &NodeName) -> String {
         atomic_file::keep_aside(&self.path(node))
     }
 
-    /// Removes a node's record and checkpoint; that there is none is no error.
+    /// Removes a node's record durably, and its checkpoint. A missing file is no error.
     pub fn remove(&self, node: &NodeName) -> Result<(), StoreError> {
         self.check_still_ours()?;
         checkpoints::remove(&self.dir, node)?;
@@ -249,14 +226,13 @@ impl Store {
             .map_err(|source| StoreError::Write { path, source })
     }
 
-    /// Writes what is known beside the records; when this returns, it is on disk.
+    /// Writes the site file durably.
     pub fn save_site<T: Serialize>(&self, site: &T) -> Result<(), StoreError> {
         self.check_still_ours()?;
         write(self.dir.join(SITE), "site", "", site)
     }
 
-    /// Reads it. `None`: nothing was ever written down. One that was, and is missing or damaged, is
-    /// an error that says so.
+    /// Reads the site file; `None` if none was ever written. A missing or damaged one is an error.
     pub fn load_site<T: Serialize + DeserializeOwned>(
         &self,
         upgrade: Upgrade<T>,
@@ -273,7 +249,7 @@ impl Store {
         Ok(found.map(|(site, _)| site))
     }
 
-    /// Everything is saved in this format: from now on whatever is missing is lost.
+    /// Notes that everything is saved in the current format: from now on a missing file is lost.
     pub fn complete_upgrade(&mut self) -> Result<(), StoreError> {
         if self.age != Age::Current {
             self.age = Age::Current;
@@ -283,8 +259,8 @@ impl Store {
             .map_err(|source| StoreError::Dir { dir: self.dir.clone(), source })
     }
 
-    /// Writes the lock file: the process, the age and the id, each in a line. In one call over what
-    /// is there, so that at no moment anything of it is missing.
+    /// Writes the lock file's lines: process, age and id. One write over the old content, so that
+    /// the file is never empty.
     fn write_lock(&mut self) -> Result<(), StoreError> {
         let id = self.id.as_deref().map(identity::encode).unwrap_or_default();
         let text = format!("{}\n{}\n{id}", std::process::id(), self.age.line());
@@ -299,8 +275,8 @@ impl Store {
         self.dir.join(format!("{node}.json"))
     }
 
-    /// The lock guards the file that was locked, wherever it is by now; what counts is the one in
-    /// the directory.
+    /// Checks that the locked file is still the directory's lock file: `flock` follows a file that
+    /// was moved.
     fn check_still_ours(&self) -> Result<(), StoreError> {
         let path = self.dir.join(LOCK);
         let ours = self.lock.metadata().and_then(|lock| Ok(is_same(&lock, &fs::metadata(path)?)));
@@ -314,12 +290,12 @@ impl Store {
     }
 }
 
-/// Takes the directory's lock, and answers what its file says. The kernel lets go of the lock when
-/// the process ends, however it ends.
+/// Locks the directory and returns the lock file's text. The kernel releases the lock when the
+/// process ends, however it ends.
 fn lock(dir: &Path) -> Result<(File, String), StoreError> {
     let failed = |source| StoreError::Dir { dir: dir.to_owned(), source };
     let path = dir.join(LOCK);
-    // A FIFO would be waited at for ever, and a device may act on being opened.
+    // Opening a FIFO would wait for ever, and a device may act on being opened.
     match regular_file::open(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed(atomic_file::at(&path, &error)));
@@ -350,7 +326,7 @@ fn lock(dir: &Path) -> Result<(File, String), StoreError> {
     Err(StoreError::InUse { dir: dir.to_owned(), holder })
 }
 
-/// How old a directory with these files is. If the lock file does not tell, the other files do.
+/// The age of a directory with these files, by the lock file, or else by the other files.
 fn age(dir: &Path, names: &[String], lock: &str) -> Age {
     let reported = Age::ALL.into_iter().find(|age| lock.lines().any(|line| line == age.line()));
     if names.iter().any(|name| name == SITE) {
@@ -368,7 +344,7 @@ fn age(dir: &Path, names: &[String], lock: &str) -> Age {
     })
 }
 
-/// Whether it is a file that format 1 did not have.
+/// Whether the file is one that format 1 did not have.
 fn is_of_this_format(dir: &Path, name: &str) -> bool {
     let start = || regular_file::read_start(regular_file::open(&dir.join(name))?, START_BYTES);
     let is_sealed = || start().is_ok_and(|start| format::is_sealed(&start));
@@ -389,7 +365,7 @@ fn write<T: Serialize>(path: PathBuf, kind: &str, of: &str, content: &T) -> Resu
         .map_err(|source| StoreError::Write { path, source })
 }
 
-/// The content of a file, and whether it is of format 1, which is accepted only with an `upgrade`.
+/// Reads a file's content, and whether it is of format 1, which needs an `upgrade`.
 fn load<T: Serialize + DeserializeOwned>(
     path: PathBuf,
     bytes_max: u64,
@@ -398,13 +374,13 @@ fn load<T: Serialize + DeserializeOwned>(
 ) -> Result<Option<(T, bool)>, StoreError> {
     let read = regular_file::read(&path, bytes_max).map(Zeroizing::new).and_then(|bytes| {
         let content = match (format::unseal(kind, of, &bytes), upgrade) {
-            (Found::Content(json), _) => format::parse(json).map(|content| (content, false)),
-            (Found::Unsealed, Some(upgrade)) => serde_json::from_slice(&bytes)
+            (SealCheck::Content(json), _) => format::parse(json).map(|content| (content, false)),
+            (SealCheck::Format1, Some(upgrade)) => serde_json::from_slice(&bytes)
                 .map_err(|error| shown(&error.to_string()))
                 .and_then(upgrade)
                 .map(|content| (content, true)),
-            (Found::Unsealed, None) => Err("it is not of hostler's format".to_owned()),
-            (Found::Damaged(why), _) => Err(why),
+            (SealCheck::Format1, None) => Err("it is not of hostler's format".to_owned()),
+            (SealCheck::Damaged(why), _) => Err(why),
         };
         content.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
     });
@@ -418,8 +394,7 @@ fn load<T: Serialize + DeserializeOwned>(
     }
 }
 
-/// Whether the file itself is bad. A system that is out of file descriptors, say, makes no good
-/// file a bad one.
+/// Whether an error says that the file is bad. Running out of file descriptors, say, does not.
 fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory, UnexpectedEof};
     matches!(error.kind(), InvalidData | UnexpectedEof | IsADirectory)

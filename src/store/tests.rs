@@ -1,4 +1,4 @@
-//! Promises of the store, on real directories.
+//! Tests of the store's promises, on real directories.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -18,7 +18,7 @@ fn record(attempt: u32) -> Record {
     Record { phase: "imaging".to_owned(), attempt }
 }
 
-/// In format 1 the attempt had another name.
+/// Converts a record of format 1, which had another name for the attempt.
 fn upgrade(mut value: Value) -> Result<Record, String> {
     let fields = value.as_object_mut().ok_or("no object")?;
     let attempt = fields.remove("try").ok_or("missing field `try`")?;
@@ -131,8 +131,7 @@ fn damaged_records_are_reported_and_kept_beyond_the_next_save() {
     for (n, junk) in ["{\"phase\":", "", "[1, 2]"].iter().enumerate() {
         fs::write(dir.path().join("a.json"), junk).unwrap();
         let aside = dir.path().join(format!("a.json.bad-{}", n + 1));
-        // As often as it is read: an agent that is killed now must find it again, and once is
-        // enough.
+        // At every read, because a killed agent must find the file again; but only one copy.
         for _ in 0..2 {
             let loaded = store.load_all(upgrade).unwrap();
             assert_eq!(loaded.records.len(), 1);
@@ -159,7 +158,7 @@ fn a_directory_in_a_records_place_makes_way_for_the_next_save() {
 fn a_record_that_cannot_be_opened_is_not_taken_for_a_damaged_one() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    // A loop of links fails for root too.
+    // A loop of links fails for root, too.
     std::os::unix::fs::symlink("a.json", dir.path().join("a.json")).unwrap();
     let error = store.load_all(upgrade).unwrap_err();
     assert!(matches!(error, StoreError::Read { .. }), "{error}");

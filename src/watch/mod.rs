@@ -1,12 +1,11 @@
 //! Wakes the agent when the spec directory may have changed.
 //!
-//! Called by the agent, which reads the whole directory at every wake. An event is a hint and the
-//! directory is the truth: this module says when to look, never what happened. It wakes once at
-//! start, after a change has gone quiet, of a spec or of any other file beneath, because specs
-//! attach files, and at every rescan period, because network file systems report nothing and a
-//! replaced directory may go unnoticed. It must never block its caller, never fail because the
-//! directory is not there, and never wake for the files that the agent itself writes there, or it
-//! would wake itself for ever.
+//! The agent reads the whole directory at every wake: an event says when to read, never what
+//! happened. There is a wake at start; one after each burst of changes of specs or of the files
+//! that specs attach; and one in every rescan period, because network file systems report no events
+//! and a replaced directory may go unnoticed. This module must never block its caller, never fail
+//! because the directory is missing, and never wake for the files that the agent itself writes
+//! there: that would be an endless loop.
 
 use std::{
     io,
@@ -30,59 +29,59 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
-/// How long nothing may happen before a change is taken for finished: `git checkout` removes a file
-/// before it writes it anew.
+/// The quiet time that ends a burst of changes: `git checkout` removes a file before it writes the
+/// new one.
 pub const DEBOUNCE: Duration = Duration::from_millis(250);
-/// How long a directory that never goes quiet can put off a wake.
+/// The longest burst: a directory that is never quiet delays a wake this long.
 const DELAY_MAX: Duration = Duration::from_secs(1);
 /// Bounds of the rescan period: shorter would spin, longer could overflow the clock.
 const RESCAN_MIN: Duration = Duration::from_millis(10);
 const RESCAN_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Why the agent should read the directory.
+/// The reason for a wake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// Nothing has been read yet.
+    /// The start: nothing has been read yet.
     Start,
-    /// Something happened.
+    /// A burst of changes has ended.
     Change,
-    /// It is time to look anyway.
+    /// The rescan period is over.
     Rescan,
 }
 
-/// Watches until it is dropped, or until the receiver is.
+/// Watches until it or the receiver is dropped.
 #[derive(Debug)]
 pub struct Watcher {
     hints: Arc<Hints>,
 }
 
-/// A message to the watching thread.
+/// State shared with the watching thread.
 #[derive(Debug)]
 struct Hints {
-    /// The watches may be on the wrong directories.
+    /// A watched directory may have been replaced.
     stale: AtomicBool,
     stop: AtomicBool,
-    /// Holds one signal: more say no more.
+    /// Wakes the thread; holds at most one signal.
     signal: signals::SyncSender<()>,
 }
 
 impl Watcher {
-    /// Watches `dir`, which need not exist, on a thread of its own. `debounce` is [`DEBOUNCE`] but
-    /// for tests. A wake that has not been received yet stands for all that follow. Fails only if
-    /// there is no thread to be had.
+    /// Watches `dir`, which need not exist, on a thread of its own. `debounce` is [`DEBOUNCE`],
+    /// except in tests. At most one wake waits in the channel. Fails only if no thread can be
+    /// started.
     pub fn start(
         dir: PathBuf,
         rescan: Duration,
         debounce: Duration,
     ) -> io::Result<(Self, mpsc::Receiver<Wake>)> {
-        let (watch, receiver) = Watch::new(dir, rescan, debounce)?;
+        let (watch, receiver) = WatchThread::new(dir, rescan, debounce)?;
         let hints = Arc::clone(&watch.hints);
         thread::Builder::new().name("watch".to_owned()).spawn(move || watch.run())?;
         Ok((Self { hints }, receiver))
     }
 }
 
-/// Does not wait for the thread: it may hang in a dead network file system.
+/// Does not join the thread, which may hang in a dead network file system.
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.hints.stop.store(true, Ordering::Release);
@@ -92,17 +91,17 @@ impl Drop for Watcher {
 
 impl Hints {
     fn signal(&self) {
-        // Full: the thread has a signal to wake up to. Disconnected: it is gone.
+        // Full: a signal waits already. Disconnected: the thread has ended.
         self.signal.try_send(()).ok();
     }
 
-    /// Runs on notify's thread. Dropping what does not matter here keeps a noisy parent directory
-    /// from waking anybody.
+    /// Runs on notify's thread. Irrelevant events end here, so that a noisy parent directory wakes
+    /// nobody.
     fn event(&self, targets: &Targets, event: &notify::Result<notify::Event>) {
         let matter = match event {
             Err(_) => Matter::Directory,
             Ok(event) if event.need_rescan() => Matter::Directory,
-            // Our own reading.
+            // The agent's own reading.
             Ok(event) if matches!(event.kind, EventKind::Access(_)) => Matter::Nothing,
             Ok(event) => {
                 event.paths.iter().map(|path| targets.matter(path)).max().unwrap_or(Matter::Nothing)
@@ -117,8 +116,8 @@ impl Hints {
     }
 }
 
-/// The thread's own.
-struct Watch {
+/// The state of the watching thread.
+struct WatchThread {
     dir: PathBuf,
     rescan: Duration,
     debounce: Duration,
@@ -129,7 +128,7 @@ struct Watch {
     failed: bool,
 }
 
-impl Watch {
+impl WatchThread {
     fn new(
         dir: PathBuf,
         rescan: Duration,
@@ -154,8 +153,7 @@ impl Watch {
 
     fn run(mut self) {
         let mut wake = Wake::Start;
-        // The watches are set before the agent is woken: what changes while it reads wakes it
-        // again.
+        // Watches precede the wake, so that a change during the agent's reading wakes it again.
         while self.watch_anew() && self.send(wake) {
             match self.wait() {
                 Some(next) => wake = next,
@@ -164,14 +162,14 @@ impl Watch {
         }
     }
 
-    /// Until the next wake is due; `None` to stop.
+    /// Waits until the next wake is due; `None` to stop.
     fn wait(&self) -> Option<Wake> {
         let rescan_at = Instant::now() + self.rescan;
         // The first and the last signal of this burst.
         let mut burst: Option<(Instant, Instant)> = None;
         loop {
             let quiet_at = burst.map(|(first, last)| (last + self.debounce).min(first + DELAY_MAX));
-            // A rescan does not look into the middle of a burst.
+            // A rescan in the middle of a burst waits for its end.
             let due = quiet_at.unwrap_or(rescan_at);
             let now = Instant::now();
             if now >= due {
@@ -189,21 +187,20 @@ impl Watch {
         }
     }
 
-    /// Whether somebody still listens.
+    /// Sends a wake; returns whether the receiver still exists.
     fn send(&self, wake: Wake) -> bool {
         !matches!(self.wakes.try_send(wake), Err(mpsc::error::TrySendError::Closed(_)))
     }
 
-    /// Watches again from scratch if the directory is another than before, or may be. Whether to go
-    /// on.
+    /// Renews the watches if the directory was or may have been replaced. Returns whether to go on.
     fn watch_anew(&mut self) -> bool {
         let stale = self.hints.stale.swap(false, Ordering::AcqRel);
         let targets = Targets::resolve(&self.dir);
         if stale || self.watching.as_ref().is_none_or(|(watched, _)| **watched != targets) {
             let watched = self.watch(targets);
             if let (Err(error), false) = (&watched, self.failed) {
-                warn!(dir = %self.dir.display(), %error, "cannot watch everything: what is not \
-                    watched is only read periodically");
+                warn!(dir = %self.dir.display(), %error, "cannot watch every directory: the \
+                    rest is only read periodically");
             }
             self.failed = watched.is_err();
         }
@@ -213,19 +210,18 @@ impl Watch {
     fn watch(&mut self, targets: Targets) -> notify::Result<()> {
         let targets = Arc::new(targets);
         let (hints, filter) = (Arc::clone(&self.hints), Arc::clone(&targets));
-        // A change between the two watchers is seen all the same: a wake follows.
+        // A change between the two watchers is not lost: a wake follows.
         self.watching = None;
         let mut watcher = notify::recommended_watcher(move |event| hints.event(&filter, &event))?;
         let mut failed = Ok(());
         for dir in targets.directories() {
             match watcher.watch(dir, RecursiveMode::NonRecursive) {
-                // It went away since it was resolved.
+                // The directory was removed since it was resolved.
                 Err(error) if matches!(error.kind, notify::ErrorKind::PathNotFound) => {
                     self.hints.stale.store(true, Ordering::Release);
                     self.hints.signal();
                 }
-                // The others are watched all the same, and this one is tried again at the next
-                // wake.
+                // The other directories are watched anyway, and the next wake retries this one.
                 Err(error) => {
                     self.hints.stale.store(true, Ordering::Release);
                     failed = failed.and(Err(error));
@@ -233,7 +229,7 @@ impl Watch {
                 Ok(()) => {}
             }
         }
-        // A directory that came or went meanwhile was reported to nobody.
+        // No watch reports a directory that was made or removed meanwhile.
         if Targets::resolve(&self.dir) != *targets {
             self.hints.stale.store(true, Ordering::Release);
             self.hints.signal();

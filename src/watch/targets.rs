@@ -1,11 +1,11 @@
-//! Which directories to watch so that no replacement of the spec directory goes unseen, and which
-//! of their events matter.
+//! Finds the directories to watch, so that every replacement of the spec directory is noticed, and
+//! decides which of their events matter.
 //!
-//! The specs may be reached through symbolic links anywhere in the path, and git-sync deploys by
-//! swapping one. So watched are the spec directory, its parent, and the directory that holds each
-//! link on the way; where the links in the spec directory lead, because a spec may be one; and what
-//! lies beneath, where the files are that specs attach, but nothing that is hidden, such as git's
-//! own files.
+//! Called by the watching thread. The path of the spec directory may have symbolic links anywhere,
+//! and git-sync deploys by swapping one. Watched are therefore the spec directory, its parent and
+//! the directory of each link on the path; the targets of links in the spec directory, because a
+//! spec may be a link; and the subdirectories, which hold attached files, except hidden ones such
+//! as git's.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,25 +15,26 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Links followed before a path is given up (Linux `MAXSYMLINKS`).
+/// Most links followed on a path (Linux `MAXSYMLINKS`).
 const LINKS_MAX: usize = 40;
-/// Directories watched beneath the spec directory: a wrong one must not use up the watches a user
-/// may have, which once were 8192.
+/// Most directories watched beneath the spec directory: a wrong `specs.dir` must not exhaust the
+/// user's watches, of which older kernels allow 8192.
 const BENEATH_MAX: usize = 1000;
 
-/// Directories watched for the sake of links in the spec directory.
+/// Most directories watched for links in the spec directory.
 const LINKED_MAX: usize = 1000;
 
-/// Device and inode: what tells a directory from another one under the same name.
-type Identity = (u64, u64);
+/// Device and inode, which tell a directory from another one of the same name.
+type DirId = (u64, u64);
 
 /// The directories to watch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Targets {
-    directories: BTreeMap<PathBuf, Option<Identity>>,
-    /// Those in the spec directory and further down.
-    beneath: BTreeMap<PathBuf, Option<Identity>>,
-    /// The links, and the spec directory itself: a change of one of these is a change of directory.
+    directories: BTreeMap<PathBuf, Option<DirId>>,
+    /// The subdirectories of the spec directory, at any depth.
+    beneath: BTreeMap<PathBuf, Option<DirId>>,
+    /// The links on the path and the spec directory itself: a change of one of these replaces the
+    /// spec directory.
     steps: BTreeSet<PathBuf>,
     /// The spec directory without links, if it exists.
     specs: Option<PathBuf>,
@@ -42,16 +43,16 @@ pub(super) struct Targets {
 /// The meaning of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Matter {
-    /// Nothing to us.
+    /// The event is irrelevant.
     Nothing,
-    /// A spec, or what one attaches, may have changed.
+    /// A spec or an attached file may have changed.
     File,
-    /// A directory that is watched may be another one.
+    /// A watched directory may have been replaced.
     Directory,
 }
 
 impl Targets {
-    /// Follows `dir`, an absolute path, as far as it exists.
+    /// Resolves `dir`, an absolute path, as far as it exists.
     pub(super) fn resolve(dir: &Path) -> Self {
         let mut targets = Self {
             directories: BTreeMap::new(),
@@ -60,7 +61,7 @@ impl Targets {
             specs: None,
         };
         let Some(at) = targets.walk(PathBuf::from("/"), dir) else { return targets };
-        targets.directories.insert(at.clone(), identity(&at));
+        targets.directories.insert(at.clone(), dir_id(&at));
         let (beneath, links) = beneath(&at);
         targets.beneath = beneath;
         targets.follow_links(&at, &links);
@@ -68,8 +69,8 @@ impl Targets {
         targets
     }
 
-    /// Goes along a path from `at`, notes each link and the end, and returns the directory it leads
-    /// to; `None` if that is no directory, or not there.
+    /// Follows a path from `at`, notes each link and the end, and returns the directory at the end;
+    /// `None` if that is missing or no directory.
     fn walk(&mut self, at: PathBuf, path: &Path) -> Option<PathBuf> {
         let mut at = if path.is_absolute() { PathBuf::from("/") } else { at };
         let mut names = names(path);
@@ -105,7 +106,7 @@ impl Targets {
         Some(at)
     }
 
-    /// Watches the files that links in the spec directory lead to, wherever they are.
+    /// Watches the targets of links in the spec directory.
     fn follow_links(&mut self, specs: &Path, links: &[PathBuf]) {
         for link in links.iter().filter(|path| may_be_read(path)) {
             if self.directories.len() >= LINKED_MAX {
@@ -116,7 +117,7 @@ impl Targets {
         }
     }
 
-    /// The directories to watch, each by itself, the most important ones first.
+    /// The directories to watch, non-recursively, the most important ones first.
     pub(super) fn directories(&self) -> impl Iterator<Item = &Path> {
         self.directories.keys().chain(self.beneath.keys()).map(PathBuf::as_path)
     }
@@ -138,15 +139,15 @@ impl Targets {
     }
 
     fn note(&mut self, parent: &Path, step: PathBuf) {
-        self.directories.insert(parent.to_owned(), identity(parent));
+        self.directories.insert(parent.to_owned(), dir_id(parent));
         self.steps.insert(step);
     }
 }
 
-/// The directories in the spec directory and further down, the nearest first if there are too many,
-/// and the links in the spec directory itself. Links are not followed: attached files lie beneath
-/// itself. Each directory is read once, because the spec directory may be large.
-fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<Identity>>, Vec<PathBuf>) {
+/// Finds the subdirectories of the spec directory, breadth first up to [`BENEATH_MAX`], and the
+/// links in the spec directory itself. Does not follow links: attached files lie beneath the spec
+/// directory. Reads each directory once, because the spec directory may be large.
+fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<DirId>>, Vec<PathBuf>) {
     let (mut found, mut links) = (BTreeMap::new(), Vec::new());
     let mut waiting = VecDeque::from([specs.to_owned()]);
     while let Some(dir) = waiting.pop_front() {
@@ -154,7 +155,7 @@ fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<Identity>>, Vec<PathBuf>) 
         let Ok(entries) = fs::read_dir(&dir) else { continue };
         let is_top = dir == specs;
         if !is_top {
-            let identity = identity(&dir);
+            let identity = dir_id(&dir);
             found.insert(dir, identity);
         }
         for entry in entries.map_while(Result::ok) {
@@ -171,9 +172,9 @@ fn beneath(specs: &Path) -> (BTreeMap<PathBuf, Option<Identity>>, Vec<PathBuf>) 
     (found, links)
 }
 
-/// A spec, the defaults, anything that is attached, or a Kubernetes volume's `..data`, which all
-/// files are links into. Above all not a status file, a console's log or a ramdisk's, nor what
-/// becomes one.
+/// Whether the agent may read this file: a spec, the defaults, an attached file, or a Kubernetes
+/// volume's `..data`, which all its files are links into. False, above all, for the files that the
+/// agent writes: status files, console logs, ramdisk logs and their temporary files.
 fn may_be_read(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.as_bytes().starts_with(b"..")
@@ -187,7 +188,7 @@ fn is_hidden(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b".")
 }
 
-/// The names on a path, the first one last.
+/// Splits a path into its names, the first one last.
 fn names(path: &Path) -> Vec<OsString> {
     let name = |component: Component<'_>| match component {
         Component::Normal(_) | Component::ParentDir => Some(component.as_os_str().to_owned()),
@@ -196,6 +197,6 @@ fn names(path: &Path) -> Vec<OsString> {
     path.components().filter_map(name).rev().collect()
 }
 
-fn identity(dir: &Path) -> Option<Identity> {
+fn dir_id(dir: &Path) -> Option<DirId> {
     fs::metadata(dir).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

@@ -1,4 +1,4 @@
-//! Real directories that change in every way an administrator's tools change them.
+//! Tests with real directories, which change in every way that tools change them.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::atomic_file;
 
 const QUICK: Duration = Duration::from_millis(40);
 const NEVER: Duration = Duration::from_secs(3600);
-/// Far more than a loaded machine needs, and only ever spent by a failing test.
+/// Far more than a loaded machine needs; only a failing test takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Watched {
@@ -29,7 +29,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// Watches `dir`; the first wake is taken.
+    /// Watches `dir` and takes the first wake.
     async fn new(dir: &Path) -> Self {
         let (guard, wakes) = Watcher::start(dir.to_owned(), NEVER, QUICK).unwrap();
         let mut watched = Self { _guard: guard, wakes };
@@ -41,7 +41,7 @@ impl Watched {
         timeout(PATIENCE, self.wakes.recv()).await.expect("no wake came")
     }
 
-    /// Takes wakes until one finds `path` with this content, then all that are still on their way.
+    /// Takes wakes until `path` has this content, and then the late ones.
     async fn until_seen(&mut self, path: &Path, content: &str) {
         loop {
             assert_eq!(self.next().await, Some(Wake::Change));
@@ -90,7 +90,7 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
     fs::create_dir_all(path("status")).unwrap();
     fs::create_dir_all(path(".git/refs")).unwrap();
     let mut watched = Watched::new(place.path()).await;
-    // `specs.status_dir` may be a directory of its own.
+    // `specs.status_dir` may be another directory.
     for status in [
         "a.status.toml",
         "status/a.status.toml",
@@ -98,7 +98,7 @@ async fn our_own_status_files_our_reading_and_what_is_hidden_do_not_wake() {
         "status/a.console.log",
         "a.ramdisk.log",
         "status/a.ramdisk.log",
-        // The agent's mark is written under a hidden name first.
+        // The mark's temporary file has a hidden name.
         "._agent.status.toml.1",
         "_agent.status.toml",
     ] {
@@ -127,7 +127,7 @@ async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
     let far = |name: &str| elsewhere.path().join(name);
     fs::create_dir_all(far("repo/site")).unwrap();
     fs::write(far("repo/site/a.toml"), "1").unwrap();
-    // Over another link, and a link to nothing yet.
+    // By another link, and by a link to a missing target.
     symlink("repo", far("current")).unwrap();
     symlink(far("current/site/a.toml"), &spec).unwrap();
     symlink(far("later/b.toml"), place.path().join("b.toml")).unwrap();
@@ -136,7 +136,7 @@ async fn what_links_in_the_directory_lead_to_wakes_wherever_it_is() {
     watched.until_seen(&spec, "2").await;
     atomic_file::replace(&far("repo/site/a.toml"), 0o644, b"3").unwrap();
     watched.until_seen(&spec, "3").await;
-    // Other files beside it wake nobody.
+    // Other files beside the target wake nobody.
     fs::write(far("repo/site/other"), "x").unwrap();
     fs::write(far("repo/other"), "x").unwrap();
     watched.stays_quiet().await;
@@ -160,7 +160,7 @@ async fn what_specs_attach_wakes_wherever_it_lies_beneath_them() {
     let path = |name: &str| place.path().join(name);
     fs::create_dir(path("cloud")).unwrap();
     let mut watched = Watched::new(place.path()).await;
-    // The last of these directories do not exist before their files.
+    // The last of these directories are made with their files.
     for file in ["user-data", "cloud/edge.yaml", "new/edge.yaml", "cloud/a/b/edge.yaml"] {
         fs::create_dir_all(path(file).parent().unwrap()).unwrap();
         for content in ["1", "2"] {
@@ -240,7 +240,7 @@ async fn a_directory_removed_and_made_again_is_watched_again() {
 fn a_directory_that_comes_while_the_watches_are_set_is_not_overlooked() {
     let place = place();
     let dir = place.path().join("nodes");
-    let (mut watch, _wakes) = Watch::new(dir.clone(), Duration::from_secs(5), QUICK).unwrap();
+    let (mut watch, _wakes) = WatchThread::new(dir.clone(), Duration::from_secs(5), QUICK).unwrap();
     let missing = Targets::resolve(&dir);
     fs::create_dir(&dir).unwrap();
     watch.watch(missing).unwrap();
@@ -250,7 +250,7 @@ fn a_directory_that_comes_while_the_watches_are_set_is_not_overlooked() {
     assert!(watched.directories().any(|watched| watched == dir));
 }
 
-/// On many file systems the new directory even gets the old one's inode.
+/// On many file systems, the new directory even gets the old one's inode.
 #[tokio::test]
 async fn a_directory_replaced_before_anybody_looked_is_watched_again() {
     let place = place();
@@ -268,7 +268,7 @@ async fn a_directory_replaced_before_anybody_looked_is_watched_again() {
     }
 }
 
-/// Nothing tells of it: the directories that are watched are the same as before, only elsewhere.
+/// No event reports this: the watched directories are the same, only elsewhere.
 #[tokio::test]
 async fn a_replacement_further_up_is_noticed_at_the_next_rescan() {
     let place = place();
@@ -279,7 +279,7 @@ async fn a_replacement_further_up_is_noticed_at_the_next_rescan() {
     fs::rename(&top, place.path().join("old")).unwrap();
     fs::create_dir_all(&dir).unwrap();
     let change = async {
-        // The first wake after the replacement may have been sent before it, the third was not.
+        // The first wake after the replacement may have been sent before it; the third was not.
         for _ in 0..3 {
             wakes.recv().await.unwrap();
         }
@@ -305,7 +305,7 @@ async fn a_directory_renamed_away_is_forgotten_and_its_successor_watched() {
     watched.until_seen(&dir.join("a.toml"), "2").await;
 }
 
-/// git-sync: `current` points at one of several checkouts, and the specs are somewhere in it.
+/// Makes git-sync's layout: `current` is a link to one of several checkouts, with the specs in it.
 async fn check_link_flip(below: &str) {
     let place = place();
     let root = place.path();
@@ -374,7 +374,7 @@ async fn a_git_checkout_of_another_branch_wakes() {
     git("checkout -q -b two");
     fs::write(dir.join("a.toml"), "two").unwrap();
     git("commit -q -a -m two");
-    // On this branch the directory does not even exist.
+    // On this branch, the directory does not exist.
     git("checkout -q -b none");
     git("rm -q a.toml");
     fs::create_dir_all(&dir).unwrap();

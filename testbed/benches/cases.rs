@@ -1,4 +1,4 @@
-//! The cases: what is written where, and who writes it.
+//! The cases: images, targets and contenders.
 
 use std::{
     env, fs,
@@ -16,9 +16,9 @@ use crate::{
 };
 
 const GIB: u64 = 1 << 30;
-/// Bytes a second that a narrow path gives each connection.
+/// The rate of each connection of a narrow path, in bytes per second.
 const NARROW_BYTES: u64 = 100 << 20;
-/// The limits of the deploy ramdisk's target, as tgtd takes them.
+/// The limits of the deploy ramdisk's target, as tgtd parameters.
 const TUNED: [(&str, &str); 4] = [
     ("MaxRecvDataSegmentLength", "262144"),
     ("FirstBurstLength", "262144"),
@@ -35,7 +35,7 @@ pub(crate) fn run() {
     four(dir.path());
 }
 
-/// Everything is data: the way itself is measured.
+/// An image full of data: measures the path.
 fn dense(dir: &Path) {
     let image = images::dense(dir, 2 * GIB);
     for (case, tuned) in [("dense", false), ("dense-tuned", true)] {
@@ -48,7 +48,7 @@ fn dense(dir: &Path) {
             |who| compare(who, &image, &target),
         );
     }
-    // The target does nothing with the bytes.
+    // The target discards the bytes.
     let target = target(2 * GIB, true);
     let unit = ["--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", "2"];
     target.adm(&[&unit[..], &["--bstype", "null", "--backing-store", "2G"]].concat());
@@ -61,7 +61,7 @@ fn dense(dir: &Path) {
     fs::remove_file(image).unwrap();
 }
 
-/// A path that gives each connection only a part of itself.
+/// A path that gives each connection only a part of its bandwidth.
 fn narrow(dir: &Path) {
     let image = images::dense(dir, GIB);
     let target = target(GIB, true);
@@ -76,8 +76,7 @@ fn narrow(dir: &Path) {
     fs::remove_file(image).unwrap();
 }
 
-/// Against the kernel's initiator, which a virtual machine brings along. Its time is that of dd
-/// alone.
+/// Against the kernel's initiator, in a virtual machine. Its time is that of dd alone.
 fn vm(image: &Path) {
     let target = target(2 * GIB, true);
     let command = open_iscsi::command(image, &target);
@@ -88,8 +87,8 @@ fn vm(image: &Path) {
     contest("dense-vm", 2.0, &contenders, || {}, |who| compare(who, image, &target));
 }
 
-/// A tenth of 8 GiB is data, and the disk is full of something else: one that has to be sent its
-/// zeros, and one that makes them itself.
+/// A tenth of 8 GiB is data, and the disk holds old bytes: one target that needs sent zeros, and
+/// one that makes them itself.
 fn sparse(dir: &Path) {
     let image = images::sparse(dir, 8 * GIB);
     for (case, thin) in [("sparse", false), ("sparse-thin", true)] {
@@ -105,7 +104,7 @@ fn sparse(dir: &Path) {
     fs::remove_file(image).unwrap();
 }
 
-/// A real system, as it is published.
+/// A real system as its publisher packs it.
 fn debian(dir: &Path) {
     let there = PathBuf::from("target/testbed/bench");
     let [raw, qcow2, zstd] = images::debian(&there);
@@ -197,7 +196,7 @@ fn raw_contenders(image: &Path, target: &Tgtd) -> Vec<Contender> {
     ]
 }
 
-/// This program again, as a process of its own, so that it is measured as the others are.
+/// Runs this program in a separate process, so that it is measured like the others.
 fn hostler(disks: &[(&Path, &Tgtd)]) -> String {
     let me = env::current_exe().unwrap();
     let disk =
@@ -219,7 +218,7 @@ fn target(bytes: u64, tuned: bool) -> Tgtd {
     target
 }
 
-/// The image must be on the disk, byte by byte.
+/// Compares the disk with the image, byte by byte.
 fn compare(who: &str, image: &Path, target: &Tgtd) {
     let bytes = fs::metadata(image).unwrap().len();
     let same = Command::new("cmp")

@@ -1,4 +1,4 @@
-//! A contest: contenders that do the same work in turns, measured from outside.
+//! A contest: contenders do the same work in turn, and are measured from outside.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-/// One of those who do the work.
+/// A program that does the work.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
     /// A shell's command line.
@@ -23,8 +23,8 @@ struct Took {
     rss_mib: f64,
 }
 
-/// Lets all of them write so many GiB, in turns, and says how they did. `before` prepares each run;
-/// `after` judges what was done, after each contender's first one. The first contender is hostler.
+/// Lets every contender write so many GiB, in turn, and prints the results. `before` prepares each
+/// run; `after` checks each contender's first result. The first contender is hostler.
 pub(crate) fn contest(
     case: &str,
     gib: f64,
@@ -35,7 +35,7 @@ pub(crate) fn contest(
     compete(case, (gib, "s/GiB"), contenders, before, after);
 }
 
-/// The same for any work: how much it is, and the unit of CPU time for one of it.
+/// Runs a contest of any work: its amount, and the unit of CPU time per unit of work.
 pub(crate) fn compete(
     case: &str,
     (work, unit): (f64, &str),
@@ -86,7 +86,7 @@ fn run(command: &str) -> Took {
     let text = fs::read_to_string(report.path()).unwrap();
     let numbers: Vec<f64> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
     let [user_s, system_s, rss_kib] = numbers[..] else { panic!("{text}") };
-    // One that has to start a machine first says itself how long the work took.
+    // A contender that first starts a machine reports the duration of the work itself.
     if let Some(took) = String::from_utf8_lossy(&output.stdout).trim().strip_prefix("took_s=") {
         wall_s = took.parse().unwrap();
     }

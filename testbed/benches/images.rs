@@ -1,4 +1,4 @@
-//! The images that are written.
+//! The images of the benchmark.
 
 use std::{
     fs::File,
@@ -9,7 +9,7 @@ use std::{
 const MIB: u64 = 1 << 20;
 const NOISE_BYTES: usize = 1 << 20;
 
-/// `bytes` that cannot be compressed, without a hole.
+/// Makes an image of incompressible bytes, without a hole.
 pub(crate) fn dense(dir: &Path, bytes: u64) -> PathBuf {
     let path = dir.join("dense.raw");
     let file = File::create(&path).unwrap();
@@ -19,7 +19,7 @@ pub(crate) fn dense(dir: &Path, bytes: u64) -> PathBuf {
     path
 }
 
-/// A tenth of it data, in runs of 1 to 8 MiB, the rest holes.
+/// Makes an image whose tenth is data, in runs of 1 to 8 MiB, with holes between.
 pub(crate) fn sparse(dir: &Path, bytes: u64) -> PathBuf {
     let path = dir.join("sparse.raw");
     let file = File::create(&path).unwrap();
@@ -43,8 +43,8 @@ fn noise(seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A minimal Debian in an ext4 file system, as a raw, a qcow2 and a zstd image. `testbed/bench`
-/// makes them by `testbed/benches/debian`, because nothing can be fetched from here.
+/// A minimal Debian in an ext4 file system, as a raw, a qcow2 and a zstd image.
+/// `testbed/benches/debian` makes them in advance, because the benchmark has no way to the mirrors.
 pub(crate) fn debian(dir: &Path) -> [PathBuf; 3] {
     ["debian.raw", "debian.qcow2", "debian.raw.zst"].map(|name| {
         let path = dir.join(name);

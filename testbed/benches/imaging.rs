@@ -1,12 +1,12 @@
-//! How fast images get onto disks, beside the programs others use for it: same images, same
-//! targets, same machine, in turns.
+//! Benchmarks of writing images to disks, against other programs: same images, same targets, same
+//! machine, in turn.
 //!
-//! Run by `./testbed/bench imaging`. Every number is the median of all rounds. After each
-//! contender's first round the disk is compared with the image, so that nobody wins by leaving
-//! something out.
+//! `./testbed/bench imaging` runs it. Every number is the median of all rounds. After each
+//! contender's first round the disk is compared with the image, so that no contender gains by
+//! omitting bytes.
 //!
-//! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names.
-//! Everything lies in memory: `TMPDIR` says where.
+//! `RUNS=` sets the number of rounds (5), `CASES=` selects cases by the beginning of their names.
+//! All files are in memory, in `TMPDIR`.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,13 +1,12 @@
-//! How fast the power states of 200 machines are looked at, beside the programs others use for it:
-//! same BMCs, same machine, in turns.
+//! Benchmarks of polling the power states of 200 machines, against other programs: same BMCs, same
+//! machine, in turn.
 //!
-//! Run by `./testbed/bench ipmi`. Every number is the median of all rounds. A contender that does
-//! not come back with all 200 states ends the benchmark. hostler is its client as the agent uses
-//! it, in a process of its own; `ipmipower` asks all at once by itself; of `ipmitool` there is one
-//! process for each BMC, 50 at once. The BMCs are on the same machine: what they need, all
-//! contenders wait for.
+//! `./testbed/bench ipmi` runs it. Every number is the median of all rounds. A contender that does
+//! not return all 200 states ends the benchmark. hostler is the agent's own client in a separate
+//! process; `ipmipower` polls all BMCs at once itself; of `ipmitool` there is one process for each
+//! BMC, 50 at once. The BMCs run on the same machine: all contenders wait for them alike.
 //!
-//! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names.
+//! `RUNS=` sets the number of rounds (5), `CASES=` selects cases by the beginning of their names.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,8 +22,8 @@
 #[path = "ipmi/bmcs.rs"]
 mod bmcs;
 mod contest;
-#[path = "ipmi/look.rs"]
-mod look;
+#[path = "ipmi/poll.rs"]
+mod poll;
 #[path = "../integration/ports.rs"]
 mod ports;
 
@@ -38,7 +37,7 @@ const BMCS: usize = 200;
 fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     match args.split_first() {
-        Some((word, rest)) if word == "look" => look::look(rest),
+        Some((word, rest)) if word == "poll" => poll::poll(rest),
         _ => run(),
     }
 }
@@ -50,7 +49,7 @@ fn run() {
         contest(&format!("ipmi-pyghmi-suite-{suite}"), suite, &bmcs, "", dir.path());
     }
     drop(bmcs);
-    // It wants to be asked for a session of any privilege.
+    // This option makes it ask for a session of any privilege.
     let bmcs = Bmcs::ipmi_sim(BMCS, dir.path());
     contest("ipmi-ipmi_sim-suite-3", 3, &bmcs, "-W opensesspriv", dir.path());
 }
@@ -63,7 +62,7 @@ fn contest(case: &str, suite: u8, bmcs: &Bmcs, workarounds: &str, dir: &Path) {
     let hosts: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let (ports, hosts) = (ports.join(" "), hosts.join(","));
     let commands = [
-        ("hostler", format!("{me} look {suite} {ports}")),
+        ("hostler", format!("{me} poll {suite} {ports}")),
         (
             "ipmipower",
             format!(

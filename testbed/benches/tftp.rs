@@ -1,14 +1,14 @@
-//! How fast files get to netbooting machines, beside the servers others use: same file, same
-//! client, same machine, in turns.
+//! Benchmarks of TFTP transfers, against other servers: same file, same client, same machine, in
+//! turn.
 //!
-//! Run by `./testbed/bench tftp`. Every number is the median of all rounds. A run starts a server,
-//! fetches, compares every byte, and ends the server; its time is that of the fetching alone, its
-//! processor time that of server and clients. The client is our own and asks for everything;
+//! `./testbed/bench tftp` runs it. Every number is the median of all rounds. A run starts a server,
+//! fetches, compares every byte, and ends the server; its time is that of the transfers alone, its
+//! processor time that of server and clients. The client is hostler's own and requests all options;
 //! tftpd-hpa and dnsmasq know no windowsize (RFC 7440) and answer without it, so that they have one
 //! block in flight where hostler has sixteen.
 //!
-//! `RUNS=` says how many rounds (5), `CASES=` which cases, by the beginning of their names: `one-`
-//! or `fifty-` (clients), block size, window.
+//! `RUNS=` sets the number of rounds (5), `CASES=` selects cases by the beginning of their names:
+//! `one-` or `fifty-` (clients), block size, window.
 
 #![expect(
     clippy::unwrap_used,
@@ -72,13 +72,13 @@ fn cases() {
     }
 }
 
-/// One contender's run: prints what the fetching took.
+/// One contender's run: prints the duration of the transfers.
 fn run(server: &str, file: &Path, clients: usize, block: &str, window: &str) {
     let (root, name) = (file.parent().unwrap(), file.file_name().unwrap().to_str().unwrap());
     let content = fs::read(file).unwrap();
     let server = servers::start(server, root);
     let fetch = |address: SocketAddr| client::compare(address, name, block, window, &content);
-    // The file is in memory and the server's code as well.
+    // The first fetch brings the file and the server's code into memory.
     fetch(server.address);
     let began = Instant::now();
     thread::scope(|scope| {
@@ -94,7 +94,7 @@ fn noise(dir: &Path, bytes: usize) -> PathBuf {
     let mut content = vec![0; bytes + 1];
     fastrand::Rng::with_seed(1).fill(&mut content);
     fs::write(&path, content).unwrap();
-    // Others than root read it.
+    // Servers that do not run as root read it.
     let permissions = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
     fs::set_permissions(dir, permissions).unwrap();
     path

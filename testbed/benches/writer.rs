@@ -1,5 +1,4 @@
-//! hostler's side of the contest: what the agent does with an image and a machine's disk, without
-//! the machine.
+//! hostler's contender: the agent's write of an image to a machine's disk, without the machine.
 
 use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
@@ -14,8 +13,8 @@ use hostler::{
 };
 use tokio::sync::watch;
 
-/// Writes each image to its disk, all at once: `IMAGE PORTAL IQN/LUN` three by three. Nothing is
-/// read back: no peer does that.
+/// Writes each image to its disk, all concurrently; arguments are groups of `IMAGE PORTAL IQN/LUN`.
+/// Reads nothing back, like the other programs.
 pub(crate) fn write(disks: &[String]) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -48,7 +47,7 @@ async fn write_one(disk: Vec<String>) {
     disk.write(&order, &Meter::default(), cancel).await.unwrap();
 }
 
-/// The disk's bytes; what is packed is unpacked first, as into the cache.
+/// The disk's bytes; a packed image is unpacked first, as in the cache.
 fn raw(path: &Path) -> ImageFile {
     let mut file = File::open(path).unwrap();
     if path.extension().is_none_or(|extension| extension != "raw") {

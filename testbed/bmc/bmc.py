@@ -1,7 +1,7 @@
-"""A simulated BMC on pyghmi's server: IPMI 2.0, cipher suites 3 and 17, boot flags as the specification has them.
+"""A simulated BMC on pyghmi's server: IPMI 2.0, cipher suites 3 and 17, boot flags.
 
-Run by the integration tests as a program; imported by the virtual rack, whose machines start and kill QEMU. It must never share a
-line of protocol with hostler: pyghmi is here because nobody who wrote hostler wrote it.
+The integration tests run it as a program; the virtual rack imports it, and its machines start and
+kill QEMU. It must never share a line of protocol with hostler: pyghmi has other authors.
 """
 
 import argparse
@@ -22,22 +22,23 @@ import pyghmi.ipmi.private.serversession as serversession
 import pyghmi.ipmi.private.session as ipmisession
 from pyghmi.ipmi.bmc import Bmc
 
-# Boot device selectors (IPMI 2.0 table 28-14, parameter 5) by the names a Machine is given.
+# Boot device selectors (IPMI 2.0 table 28-14, parameter 5), and their names for a Machine.
 BOOT_DEVICES = {1: "network", 2: "hd", 3: "safe", 5: "optical", 6: "setup", 9: "hd", 15: "floppy"}
-# A one-shot boot device is forgotten after this long unless parameter 3 says otherwise (IPMI 2.0 table 28-14).
+# The lifetime of a one-shot boot device, unless parameter 3 extends it (IPMI 2.0 table 28-14).
 BOOT_FLAGS_VALID_S = 60
 PRIVILEGES = {"user": 2, "operator": 3, "administrator": 4}
-# Characters sent in one console packet, and how soon it is looked for more.
+# Characters in one console packet, and the pause between two reads of the machine's output.
 CONSOLE_CHARACTERS = 200
 CONSOLE_INTERVAL_S = 0.05
-# Its UEFI disk has selector 9; it takes 2 too, and does not boot from it.
+# The manufacturer number of Supermicro, whose BMCs boot a UEFI disk by selector 9 only: they accept
+# selector 2, and do not boot from the disk.
 SUPERMICRO = 10876
 
 
 class Machine:
-    """What a BMC controls: in memory here, a QEMU process in the virtual rack."""
+    """The machine behind a BMC: in memory here, a QEMU process in the virtual rack."""
 
-    # Whether the BMC has its serial line.
+    # Whether a serial line connects the machine with the BMC.
     has_console = False
 
     def __init__(self, deaf_shutdown=False, console=None):
@@ -48,52 +49,59 @@ class Machine:
         self._printed = None
 
     def power_on(self, boot_device):
-        """Starts the machine from `boot_device`: `network`, `hd`, …, or None for the machine's own order."""
+        """Starts the machine from `boot_device`: `network`, `hd`, …; None: its own boot order."""
         self._on = True
 
     def power_off(self):
-        """Stops it at once."""
+        """Stops the machine at once."""
         self._on = False
 
     def is_on(self):
         return self._on
 
     def shut_down(self):
-        """The ACPI power button, which a system may ignore."""
+        """Presses the ACPI power button, which an operating system may ignore."""
         if not self._deaf_shutdown:
             self.power_off()
 
     def printed(self, count):
-        """Up to so many bytes that it has printed and nobody has read; none if there are none now."""
+        """Takes up to `count` printed bytes that nobody has read yet, without waiting for any."""
         if self._printed is None:
             self._printed = open(self._console, "rb", buffering=0)
         return self._printed.read(count)
 
     def hang_up(self):
-        """Nobody reads any more."""
+        """Ends the reading of `printed`: the last console client is gone."""
 
 
 class SimulatedBmc(Bmc):
-    """One BMC for one machine: chassis power and boot flags. `log(event, **fields)` hears of every command and change.
+    """One BMC for one machine: chassis power and boot flags.
 
-    `slow_power_s` delays what a power command does; `deaf_power` accepts power commands and does nothing;
-    `privilege_check` is where a user who asks for more than `privilege` is told so: `handshake`, `session` or `command`;
-    `refuse` is a list of [beginning of network function, command and data in bytes, completion code, how often];
-    `flags_valid_s` is how soon a one-shot boot device is forgotten, `forgetful` forgets any whenever the machine is switched off;
-    `least_pause_s`: opening a session sooner than this after the last datagram hangs the whole BMC;
-    `guid` is the answer to Get System GUID, which is refused without it;
-    `refuse_after_power` is like `refuse`, from each power command on, `user_gone_s`: for so long after each the user is unknown;
-    `late_flags_s`: boot flags are shown so much later than they are set;
+    `log(event, **fields)` is called for every command and every change.
+    `slow_power_s` delays the effect of a power command;
+    `deaf_power` accepts power commands without effect;
+    `privilege_check` is the step that refuses a user who asks for more than `privilege`:
+    `handshake`, `session` or `command`;
+    `refuse` lists [first bytes of network function, command and data; completion code; times];
+    `flags_valid_s` is the lifetime of a one-shot boot device;
+    `forgetful` drops any boot device whenever the machine is switched off;
+    `least_pause_s`: a session opened sooner than this after the last datagram hangs the whole BMC;
+    `guid` is the answer to Get System GUID; without it, the BMC refuses that command;
+    `refuse_after_power` is like `refuse`, and counts anew from each power command;
+    `user_gone_s`: after each power command, the BMC knows no user for so long;
+    `late_flags_s` is the delay after which the BMC shows the boot flags that were set;
     `session_0_status` refuses every RAKP message 1 with this status, in the name of session 0;
     `kg` is the BMC key of two-key login, in bytes.
     """
 
-    def __init__(self, machine, address, port=623, users=None, suites=(3, 17), privilege="administrator",
-                 privilege_check="session", slow_power_s=0, deaf_power=False, refuse=(), log=None, downgrade=False,
-                 manufacturer=0, flags_valid_s=BOOT_FLAGS_VALID_S, forgetful=False, least_pause_s=0,
-                 guid=None, refuse_after_power=(), user_gone_s=0, late_flags_s=0, session_0_status=None, kg=None):
-        # Without the thread that pyghmi reads with: before this one sends, it makes the socket wait, and if the other one is about to read
-        # what is not there yet, that is the end for every BMC of the process.
+    def __init__(self, machine, address, port=623, users=None, suites=(3, 17),
+                 privilege="administrator", privilege_check="session", slow_power_s=0,
+                 deaf_power=False, refuse=(), log=None, downgrade=False, manufacturer=0,
+                 flags_valid_s=BOOT_FLAGS_VALID_S, forgetful=False, least_pause_s=0, guid=None,
+                 refuse_after_power=(), user_gone_s=0, late_flags_s=0, session_0_status=None,
+                 kg=None):
+        # No reader thread of pyghmi's: before this thread sends, it makes the socket blocking. A
+        # reader thread that is about to read then blocks every BMC of the process.
         ipmisession.iothread, ipmisession.iothreadready = threading.current_thread(), True
         ipmisession.Session.wait_for_rsp = staticmethod(wait_for_rsp)
         serversession.ServerSession = SuiteSession
@@ -128,7 +136,7 @@ class SimulatedBmc(Bmc):
     def get_system_guid(self):
         if self.guid is None:
             raise NotImplementedError
-        return uuid.UUID(bytes_le=self.guid)  # pyghmi sends it so
+        return uuid.UUID(bytes_le=self.guid)  # pyghmi sends the fields little-endian
 
     # Power
 
@@ -204,7 +212,7 @@ class SimulatedBmc(Bmc):
         return bool(valid and (persistent or self.keep_boot_flags or fresh))
 
     def _take_boot_device(self):
-        """The device for the boot that begins now, and its EFI bit. A one-shot choice is used up by it."""
+        """The device for the boot that begins now, and its EFI bit; clears a one-shot choice."""
         if not self._boot_flags_valid():
             return None, None
         selector = self.boot_flags[1] >> 2 & 0xF
@@ -244,10 +252,10 @@ class SimulatedBmc(Bmc):
     # Console
 
     def is_active(self):
-        return True  # a machine that is off has a console too, on which nothing comes
+        return True  # a machine that is off has a console too, and prints nothing
 
     def iohandler(self, said):
-        """What a client types, or that it does not answer any more."""
+        """Logs keys from a console client, or that the client does not answer any more."""
         self.log("typed", said=str(said))
 
     def activate_payload(self, request, session):
@@ -259,7 +267,7 @@ class SimulatedBmc(Bmc):
 
     def deactivate_payload(self, request, session):
         if self.sol:
-            # The last packet says so; pyghmi itself only stops.
+            # The deactivation flag in the last packet: pyghmi itself only stops.
             self.sol.send_payload(bytearray((0, 0, 0, 0b10000)), retry=False)
             self.hang_up()
         session.send_ipmi_response()
@@ -277,7 +285,10 @@ class SimulatedBmc(Bmc):
         super().handle_raw_request(request, session)
 
     def pass_on_console(self):
-        """Sends what the machine has printed, and waits for each acknowledgement; other requests are answered meanwhile."""
+        """Sends the machine's output, and waits for each acknowledgement.
+
+        Meanwhile the BMC answers other requests.
+        """
         sol = self.sol
         while self.sol is sol and (text := self.machine.printed(CONSOLE_CHARACTERS)):
             sol.send_data(text)
@@ -288,9 +299,9 @@ class SimulatedBmc(Bmc):
 
 
 class SuiteSession(serversession.ServerSession):
-    """pyghmi's session with the hash following the suite the client asked for; pyghmi itself always answers with suite 3."""
+    """A session with the client's cipher suite; pyghmi's own always answers with suite 3."""
 
-    # suite: algorithms (authentication, integrity, confidentiality), hash, bytes of integrity check value
+    # Cipher suite: its (authentication, integrity, confidentiality), hash, bytes of the ICV.
     SUITES = {3: ((1, 1, 1), hashlib.sha1, 12), 17: ((3, 4, 1), hashlib.sha256, 16)}
 
     def create_open_session_response(self, request):
@@ -299,7 +310,7 @@ class SuiteSession(serversession.ServerSession):
             self.bmc.log("hung", pause=pause)
             time.sleep(1e6)
         tag, self.clientsessionid = request[0], request[4:8]
-        # What was agreed before, from the same port, is over.
+        # A new session replaces an earlier one of the same address and port.
         self.k1 = self.remseqnumber = None
         self.confalgo = self.integrityalgo = self.sessionid = self.sequencenumber = 0
         asked = (request[12] & 0x3F, request[20] & 0x3F, request[28] & 0x3F)
@@ -326,23 +337,29 @@ class SuiteSession(serversession.ServerSession):
     def _got_rakp1(self, data):
         self.Rm, self.rolem, self.username = data[8:24], data[24], bytes(data[28:])
         asked = self.rolem & 0b111
-        self.maxpriv = min(asked, self.bmc.max_privilege) if self.bmc.privilege_check == "session" else asked
+        self.maxpriv = min(
+            asked, self.bmc.max_privilege) if self.bmc.privilege_check == "session" else asked
         if self.bmc.privilege_check == "handshake" and asked > self.bmc.max_privilege:
             self._send_plain("rakp2", bytearray([data[0], 0x0A, 0, 0]) + self.clientsessionid)
             return
         if self.bmc.session_0_status is not None:
             self.bmc.log("refused", status=self.bmc.session_0_status)
-            self._send_plain("rakp2", bytearray([data[0], self.bmc.session_0_status, 0, 0]) + bytes(36))
+            self._send_plain("rakp2",
+                             bytearray([data[0], self.bmc.session_0_status, 0, 0]) + bytes(36))
             return
         password = self.authdata.get(self.username.decode("utf-8", "replace"))
         if password is None or time.monotonic() < self.bmc.user_back_at:
             self._send_plain("rakp2", bytearray([data[0], 0x0D, 0, 0]) + self.clientsessionid)
             return
-        self.Rc, self.uuiddata, self.kuid = os.urandom(16), self.uuid.bytes, password.encode("utf-8")
-        authcode = self._hmac(self.kuid, self.clientsessionid + self.managedsessionid + self.Rm + self.Rc
-                              + self.uuiddata + self._role_and_name())
-        self._send_plain("rakp2", bytearray([data[0], 0, 0, 0]) + self.clientsessionid + self.Rc + self.uuiddata
-                         + authcode)
+        self.Rc, self.uuiddata, self.kuid = os.urandom(16), self.uuid.bytes, password.encode(
+            "utf-8")
+        authcode = self._hmac(
+            self.kuid, self.clientsessionid + self.managedsessionid + self.Rm + self.Rc +
+            self.uuiddata + self._role_and_name())
+        self._send_plain(
+            "rakp2",
+            bytearray([data[0], 0, 0, 0]) + self.clientsessionid + self.Rc + self.uuiddata +
+            authcode)
 
     def _got_rakp3(self, data):
         if not hasattr(self, "Rc"):
@@ -350,18 +367,24 @@ class SuiteSession(serversession.ServerSession):
         expected = self._hmac(self.kuid, self.Rc + self.clientsessionid + self._role_and_name())
         if data[1] != 0 or expected != bytes(data[8:]):
             return
-        self.sik = self._hmac(self.bmc.bmc_key or self.kuid, self.Rm + self.Rc + self._role_and_name())
+        self.sik = self._hmac(self.bmc.bmc_key or self.kuid,
+                              self.Rm + self.Rc + self._role_and_name())
         self.k1 = self._hmac(self.sik, b"\x01" * 20)
         self.k2 = self._hmac(self.sik, b"\x02" * 20)
         self.aeskey = self.k2[0:16]
         self.localsid = struct.unpack("<I", self.managedsessionid)[0]
         self.ipmicallback = self.handle_client_request
-        self.bmc.log("session", open=True, peer=self.sockaddr[1], suite=17 if self.currhashlen == 16 else 3)
+        self.bmc.log("session",
+                     open=True,
+                     peer=self.sockaddr[1],
+                     suite=17 if self.currhashlen == 16 else 3)
         self._send_rakp4(data[0], 0)
 
     def _send_rakp4(self, tagvalue, statuscode):
-        check = self._hmac(self.sik, self.Rm + self.managedsessionid + self.uuiddata)[:self.currhashlen]
-        self._send_plain("rakp4", bytearray([tagvalue, statuscode, 0, 0]) + self.clientsessionid + check)
+        check = self._hmac(self.sik,
+                           self.Rm + self.managedsessionid + self.uuiddata)[:self.currhashlen]
+        self._send_plain("rakp4",
+                         bytearray([tagvalue, statuscode, 0, 0]) + self.clientsessionid + check)
         self.confalgo, self.integrityalgo = "aes", "by suite"
         self.sequencenumber = 1
         self.sessionid = struct.unpack("<I", bytes(self.clientsessionid))[0]
@@ -373,16 +396,18 @@ class SuiteSession(serversession.ServerSession):
         self.bmc.log("command", netfn=request["netfn"], command=request["command"],
                      data=bytes(request["data"]).hex(), peer=self.sockaddr[1])
         self.bmc.heard_at = time.monotonic()
-        refusal = self._refusal(bytes([request["netfn"], request["command"]]) + bytes(request["data"]))
+        refusal = self._refusal(
+            bytes([request["netfn"], request["command"]]) + bytes(request["data"]))
         if refusal:
             self.send_ipmi_response(code=refusal)
-        elif self.bmc.privilege_check == "command" and request["netfn"] == 0 and self.maxpriv > self.bmc.max_privilege:
+        elif (self.bmc.privilege_check == "command" and request["netfn"] == 0
+              and self.maxpriv > self.bmc.max_privilege):
             self.send_ipmi_response(code=0xD4)
         else:
             super().handle_client_request(request)
 
     def _refusal(self, request):
-        """The completion code with which this request is to be refused, or 0."""
+        """The completion code that refuses this request, or 0."""
         for refusal in self.bmc.refuse:
             beginning, code, times = refusal
             if times and request.startswith(beginning):
@@ -391,7 +416,7 @@ class SuiteSession(serversession.ServerSession):
         return 0
 
     def sessionless_data(self, data, sockaddr):
-        """What comes in after the session was closed."""
+        """Ignores a packet of a closed session."""
 
     def close_server_session(self):
         self.bmc.log("session", open=False, peer=self.sockaddr[1])
@@ -401,7 +426,10 @@ class SuiteSession(serversession.ServerSession):
 
 
 def wait_for_rsp(timeout=None, callout=True):
-    """Reads what has come within this time, and answers it. In place of pyghmi's, which waits for its thread."""
+    """Waits for packets, for at most `timeout` seconds, and answers them.
+
+    Replaces pyghmi's own function, which waits for the reader thread.
+    """
     select.select(ipmisession.iosockets, (), (), timeout)
     ipmisession._io_graball(ipmisession.iosockets, {})
     while ipmisession.sessionqueue:
@@ -412,7 +440,10 @@ def wait_for_rsp(timeout=None, callout=True):
 
 
 def serve(*bmcs):
-    """Answers for every BMC of this process, for ever, and passes on the consoles of these. No datagram may end it."""
+    """Serves every BMC of this process for ever, and sends the console output of `bmcs`.
+
+    No datagram may end it.
+    """
     while True:
         listened_to = [bmc for bmc in bmcs if bmc.sol]
         wait_for_rsp(CONSOLE_INTERVAL_S if listened_to else None)
@@ -434,46 +465,64 @@ def json_log(path):
 
 
 def refusal(text):
-    """`000803=80*2`: a request that begins so, the completion code, and how often if not always."""
+    """Parses `000803=80*2`: a request's first bytes, the completion code, and a number of times.
+
+    Without a number, the refusal holds for ever.
+    """
     beginning, _, rest = text.partition("=")
     code, _, times = rest.partition("*")
     return [bytes.fromhex(beginning), int(code, 16), float(times or "inf")]
 
 
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description="A simulated BMC with a machine in memory.")
-    parser.add_argument("--listen", default="127.0.0.1", help="the one address to bind")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--user", default="admin")
-    parser.add_argument("--password-file", required=True)
-    parser.add_argument("--suite", choices=["3", "17", "both", "downgrade"], default="both",
-                        help="downgrade: answer with suite 3 whatever was asked, as pyghmi itself does")
-    parser.add_argument("--privilege", choices=PRIVILEGES, default="administrator", help="the most the user may ask for")
-    parser.add_argument("--privilege-check", choices=["handshake", "session", "command"], default="session",
-                        help="where a user who asks for more is told so")
-    parser.add_argument("--slow-power", type=float, default=0, metavar="SECONDS")
-    parser.add_argument("--deaf-power", action="store_true", help="accept power commands and do nothing")
-    parser.add_argument("--deaf-shutdown", action="store_true", help="the system ignores the ACPI power button")
-    parser.add_argument("--refuse", type=refusal, action="append", default=[], metavar="REQUEST=CODE[*TIMES]",
-                        help="answer requests whose network function, command and data begin so (hex) with this completion code")
-    parser.add_argument("--refuse-after-power", type=refusal, action="append", default=[], metavar="REQUEST=CODE[*TIMES]",
-                        help="the same, counted anew from each power command on")
-    parser.add_argument("--user-gone", type=float, default=0, metavar="SECONDS", help="know no user for so long after each power command")
-    parser.add_argument("--late-flags", type=float, default=0, metavar="SECONDS", help="show boot flags so much later than they are set")
-    parser.add_argument("--session-0-status", type=int, metavar="STATUS",
-                        help="refuse every RAKP message 1 with this status, in the name of session 0")
-    parser.add_argument("--kg", type=os.fsencode, metavar="KEY", help="the BMC key of two-key login")
-    parser.add_argument("--manufacturer", type=int, default=0, help="the maker's IANA number; 10876 is Supermicro, with its own UEFI disk")
-    parser.add_argument("--flags-valid", type=float, default=BOOT_FLAGS_VALID_S, metavar="SECONDS",
-                        help="how soon a one-shot boot device is forgotten")
-    parser.add_argument("--forgetful", action="store_true", help="forget the boot device whenever the machine is switched off")
-    parser.add_argument("--least-pause", type=float, default=0, metavar="SECONDS",
-                        help="hang for good when a session is opened sooner than this after the last command")
-    parser.add_argument("--guid", type=bytes.fromhex, metavar="HEX", help="the answer to Get System GUID; without it that is refused")
-    parser.add_argument("--console", metavar="FILE", help="the machine has a serial line, on which it prints what is appended to this file")
-    parser.add_argument("--on", action="store_true", help="the machine is on to begin with")
-    parser.add_argument("--log", metavar="FILE", help="one JSON line per command received and state change")
-    args = parser.parse_args()
+    option = parser.add_argument
+    seconds = {"type": float, "default": 0, "metavar": "SECONDS"}
+    refusals = {"type": refusal, "action": "append", "default": [],
+                "metavar": "REQUEST=CODE[*TIMES]"}
+    option("--listen", default="127.0.0.1", help="the one address to bind")
+    option("--port", type=int, required=True)
+    option("--user", default="admin")
+    option("--password-file", required=True)
+    option("--suite", choices=["3", "17", "both", "downgrade"], default="both",
+           help="downgrade: answer every proposal with suite 3, as pyghmi itself does")
+    option("--privilege", choices=PRIVILEGES, default="administrator",
+           help="the most the user may ask for")
+    option("--privilege-check", choices=["handshake", "session", "command"], default="session",
+           help="the step that refuses a user who asks for more")
+    option("--slow-power", **seconds, help="delay the effect of a power command")
+    option("--deaf-power", action="store_true", help="accept power commands and do nothing")
+    option("--deaf-shutdown", action="store_true",
+           help="the system ignores the ACPI power button")
+    option("--refuse", **refusals,
+           help="answer requests whose network function, command and data begin with these bytes"
+           " (hex) with this completion code")
+    option("--refuse-after-power", **refusals,
+           help="the same, counted anew from each power command on")
+    option("--user-gone", **seconds, help="know no user for so long after each power command")
+    option("--late-flags", **seconds, help="show boot flags so much later than they are set")
+    option("--session-0-status", type=int, metavar="STATUS",
+           help="refuse every RAKP message 1 with this status, in the name of session 0")
+    option("--kg", type=os.fsencode, metavar="KEY", help="the BMC key of two-key login")
+    option("--manufacturer", type=int, default=0,
+           help="the maker's IANA number; 10876 is Supermicro, with its own UEFI disk")
+    option("--flags-valid", **{**seconds, "default": BOOT_FLAGS_VALID_S},
+           help="the lifetime of a one-shot boot device")
+    option("--forgetful", action="store_true",
+           help="forget the boot device whenever the machine is switched off")
+    option("--least-pause", **seconds,
+           help="hang for good when a session is opened sooner than this after the last command")
+    option("--guid", type=bytes.fromhex, metavar="HEX",
+           help="the answer to Get System GUID; without it the BMC refuses the command")
+    option("--console", metavar="FILE",
+           help="the machine has a serial line, and prints what is appended to this file")
+    option("--on", action="store_true", help="the machine is on to begin with")
+    option("--log", metavar="FILE", help="one JSON line per command received and state change")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
 
     with open(args.password_file, encoding="utf-8") as file:
         password = file.read().rstrip("\n")
@@ -483,11 +532,12 @@ def main():
     bmc = SimulatedBmc(
         machine, args.listen, args.port, users={args.user: password},
         suites={"3": (3,), "17": (17,), "both": (3, 17), "downgrade": (3,)}[args.suite],
-        downgrade=args.suite == "downgrade", privilege=args.privilege, privilege_check=args.privilege_check,
-        slow_power_s=args.slow_power, deaf_power=args.deaf_power, refuse=args.refuse, manufacturer=args.manufacturer,
-        flags_valid_s=args.flags_valid, forgetful=args.forgetful, least_pause_s=args.least_pause, guid=args.guid,
-        refuse_after_power=args.refuse_after_power, user_gone_s=args.user_gone, late_flags_s=args.late_flags,
-        session_0_status=args.session_0_status, kg=args.kg,
+        downgrade=args.suite == "downgrade", privilege=args.privilege,
+        privilege_check=args.privilege_check, slow_power_s=args.slow_power,
+        deaf_power=args.deaf_power, refuse=args.refuse, manufacturer=args.manufacturer,
+        flags_valid_s=args.flags_valid, forgetful=args.forgetful, least_pause_s=args.least_pause,
+        guid=args.guid, refuse_after_power=args.refuse_after_power, user_gone_s=args.user_gone,
+        late_flags_s=args.late_flags, session_0_status=args.session_0_status, kg=args.kg,
         log=json_log(args.log) if args.log else None)
     print("ready", flush=True)
     serve(bmc)

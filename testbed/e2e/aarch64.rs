@@ -1,6 +1,6 @@
-//! A machine with 64-bit Arm processors, from its firmware to the end of what can be shown without
-//! a hostler-ramdisk for it: GRUB, the kernel and hostler's modules are Arm's, the program in the
-//! ramdisk is a script that repeats its command line.
+//! A machine with 64-bit Arm processors, as far as it gets without a hostler-ramdisk for it: GRUB,
+//! the kernel and hostler's modules are Arm's; the program in the ramdisk is a script that prints
+//! its command line.
 
 use std::{
     fs::{self, File},
@@ -16,8 +16,7 @@ use crate::{
     site::{BOOT_LIMIT, SOON, Site},
 };
 
-/// Instructions of other processors are slower to imitate, and GRUB fetches a kernel in small
-/// pieces.
+/// The boot limit for emulated Arm processors, on which GRUB fetches a kernel in small pieces.
 const ARM_LIMIT: Duration = BOOT_LIMIT.saturating_mul(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -56,7 +55,7 @@ fn an_aarch64_machine_netboots_grub_kernel_and_ramdisk_of_its_own_kind() {
     wait_for_line(&machine, "HOSTLER-AARCH64 modules fit");
 }
 
-/// The boot loader and `[ramdisk.aarch64]`.
+/// Adds the boot loader and `[ramdisk.aarch64]`.
 fn give_boot_files(site: &mut Site) {
     assert!(site.stop_agent().success());
     let built = repository().join("target/testbed/aarch64");
@@ -77,7 +76,7 @@ fn give_boot_files(site: &mut Site) {
     site.start_agent();
 }
 
-/// A line of the machine's console with this in it, printed to its end.
+/// Waits for a complete console line with this text.
 fn wait_for_line(machine: &Machine, wanted: &str) -> String {
     let deadline = Instant::now() + ARM_LIMIT;
     loop {

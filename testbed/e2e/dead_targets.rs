@@ -1,5 +1,5 @@
-//! iSCSI targets that die while they are written to: one machine loses its power, another hangs.
-//! The output of both is kept.
+//! iSCSI targets that die during a write: one machine loses its power, another hangs. The output of
+//! both is kept.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -11,10 +11,10 @@ use crate::{
     site::Site,
 };
 
-/// Enough that both machines are being written for several seconds.
+/// Enough that the writes of both machines take several seconds.
 const NOISE_MIB: usize = 400;
-/// Until the silence is noticed, wiping over a new connection has been tried, and the machine is
-/// off.
+/// Time until the agent has noticed the silence, has tried to wipe over a new connection, and has
+/// switched the machine off.
 const NOTICED: Duration = Duration::from_secs(150);
 
 #[test]
@@ -25,8 +25,8 @@ fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots
     machines.iter().for_each(disks::fill);
     let second_disks: Vec<Before> =
         machines.iter().map(|machine| Before::of(&machine.disks[1].path)).collect();
-    // The machine's fate, how long it may make no progress, and what that is called: a
-    // silence is noticed after 20 s, and then connecting again is tried until the limit.
+    // The fault, the stall limit, and the error code: a silence is noticed after 20 s, and then the
+    // agent reconnects until the limit.
     let faults = [("kill", "40s", "TargetUnreachable"), ("stop", "12s", "ImagingStalled")];
     for (machine, (_, stall, _)) in machines.iter().zip(faults) {
         let rest = format!(
@@ -60,9 +60,8 @@ fn a_target_that_dies_in_the_middle_fails_the_node_and_leaves_nothing_that_boots
     second_disks.iter().for_each(Before::assert_untouched);
 }
 
-/// The output of boot loader, kernel and ramdisk, without what they should not have.
-/// Each line is short: in a long burst QEMU's serial port may drop characters of a machine that
-/// does not wait for it.
+/// Checks the output of boot loader, kernel and ramdisk, and that it holds no secret. Each expected
+/// line is short: in a long burst QEMU's serial port may drop characters.
 fn console_kept(site: &Site, machine: &Machine, key: &str) -> String {
     let kept = site.file(&format!("nodes/{}.console.log", machine.name));
     let kept = fs::read_to_string(kept).unwrap();

@@ -1,4 +1,4 @@
-//! The content of a machine's disk, seen from outside.
+//! Checks of a machine's disks from outside.
 
 use std::{
     fs::{self, File},
@@ -12,7 +12,7 @@ use crate::{rack::Machine, site::Image};
 
 const MIB: usize = 1024 * 1024;
 
-/// A disk as it was, to be compared with what it has become.
+/// An earlier content of a disk, for a later comparison.
 pub(crate) struct Before {
     disk: PathBuf,
     copy: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Before {
 impl Before {
     pub(crate) fn of(disk: &Path) -> Self {
         let copy = disk.with_extension("before.raw");
-        // reflink and sparse where it can: the disks are mostly holes.
+        // reflink and sparse copies if possible: the disks are mostly holes.
         let copied = Command::new("cp").arg("--sparse=always").args([disk, &copy]).status();
         assert!(copied.unwrap().success());
         Self { disk: disk.to_owned(), copy }
@@ -39,8 +39,8 @@ impl Drop for Before {
     }
 }
 
-/// Puts somebody's data on both ends of the machine's root disk, so that there is something to be
-/// spared or to be wiped.
+/// Writes foreign data to both ends of the machine's root disk, which a test expects to be kept or
+/// wiped.
 pub(crate) fn fill(machine: &Machine) {
     let data = b"somebody's data\n".repeat(MIB / 16);
     let disk = File::options().write(true).open(&machine.disks[0].path).unwrap();
@@ -49,7 +49,7 @@ pub(crate) fn fill(machine: &Machine) {
     disk.write_all_at(&data, end).unwrap();
 }
 
-/// Fills every machine's root disk and notes what every disk holds.
+/// Fills every machine's root disk, and copies the content of every disk.
 pub(crate) fn fill_and_note(machines: &[Machine]) -> Vec<Before> {
     machines.iter().for_each(fill);
     machines.iter().flat_map(|machine| &machine.disks).map(|disk| Before::of(&disk.path)).collect()
@@ -60,14 +60,15 @@ const BACKUP_TABLE_BYTES: u64 = 33 * 512;
 /// The three entries of the test image's table.
 const ENTRIES_BYTES: u64 = 3 * 128;
 const PARTITIONS_BEGIN: u64 = 1 << 20;
-/// Where the test image's own backup table ends.
+/// The end of the test image's own backup table.
 const TABLES_END: u64 = 64 << 20;
 
-/// Asserts that the root disk holds the image, bit for bit, but for its partition table: that is as
-/// large as this disk.
+/// Asserts that the root disk holds the image, bit for bit, except for its partition table, which
+/// is extended to this disk.
 pub(crate) fn assert_holds(machine: &Machine, image: &Image) {
     let disk = &machine.disks[0].path;
-    // Boot code; the image's own partitions, in the table and on the disk; what follows the backup.
+    // The compared ranges: boot code; the image's own partitions, in the table and on the disk; the
+    // bytes after the backup.
     let partitions = PARTITIONS_BEGIN..TABLES_END - BACKUP_TABLE_BYTES;
     for range in [0..440, 1024..1024 + ENTRIES_BYTES, partitions, TABLES_END..image.bytes] {
         assert_same(disk, &image.path, range);
@@ -77,8 +78,8 @@ pub(crate) fn assert_holds(machine: &Machine, image: &Image) {
     assert!(said.contains("No problems found"), "{}: {said}", machine.name);
 }
 
-/// Asserts that nothing follows the image but the backup table at the very end: what was at the
-/// disk's end is wiped, and no write went astray.
+/// Asserts that only the backup table at the very end follows the image: the old end of the disk is
+/// wiped, and no write went astray.
 pub(crate) fn assert_zeros_after(machine: &Machine, image_bytes: u64) {
     let disk = &machine.disks[0].path;
     let end = fs::metadata(disk).unwrap().len() - BACKUP_TABLE_BYTES;
@@ -100,7 +101,7 @@ fn assert_same(one: &Path, other: &Path, range: Range<u64>) {
     assert!(compared.status.success(), "{range:?}: {compared:?}");
 }
 
-/// Asserts that no firmware finds anything to boot: MBR and both copies of the partition table are
+/// Asserts that firmware finds no boot loader: MBR and both copies of the partition table are
 /// zeros.
 pub(crate) fn assert_wiped(machine: &Machine) {
     let disk = File::open(&machine.disks[0].path).unwrap();
@@ -111,7 +112,7 @@ pub(crate) fn assert_wiped(machine: &Machine) {
     }
 }
 
-/// Runs one of mtools on an EFI system partition.
+/// Runs a program of mtools on an EFI system partition.
 pub(crate) fn mtool(words: &[&str]) {
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{words:?}: {output:?}");

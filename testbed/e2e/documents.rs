@@ -1,8 +1,8 @@
-//! The commands that README.md, CONTRIBUTING.md and the pages of docs/ show, and the suite of
+//! The commands in README.md, CONTRIBUTING.md and the pages of docs/, and the suite of
 //! `testbed/check` that runs each.
 //!
-//! Used by the suite `host`, which runs most of them, and by `testbed/integration/docs.rs`, which
-//! finds those that nothing runs.
+//! The suite `host` runs most of them, and `testbed/integration/docs.rs` finds commands without a
+//! suite.
 
 #![allow(dead_code, reason = "either of its two users leaves something to the other")]
 
@@ -11,17 +11,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The page with the steps that install hostler: its numbered steps are run as a whole.
+/// The installation's page: its numbered steps are run as a whole.
 pub(crate) const INSTALL: &str = "docs/using/install.md";
 /// The host suite: `testbed/e2e/host.rs`.
 pub(crate) const HOST: &str = "host";
-/// Run by hand: the benchmarks want a machine to themselves.
+/// Not run by a suite: the benchmarks need a machine of their own.
 pub(crate) const BENCH: &str = "bench";
-/// Run by hand, with a name that the reader chooses: the files and tests that they name exist.
+/// Not run by a suite, because the reader chooses a name: the files and tests in these commands
+/// exist.
 pub(crate) const HAND: &str = "hand";
 
-/// Every line of a shell block with the suite that runs it. The numbered steps of [`INSTALL`] are
-/// not here: the host suite runs all of them, in their order.
+/// Every line of a shell block, with the suite that runs it. The numbered steps of [`INSTALL`] are
+/// omitted: the host suite runs all of them, in order.
 pub(crate) const LINES: [(&str, &str); 42] = [
     ("./testbed/demo", "demo"),
     // The suites themselves.
@@ -36,7 +37,7 @@ pub(crate) const LINES: [(&str, &str); 42] = [
     ("cargo test --locked --lib a_spec_that_goes_away", HAND),
     ("cargo test --locked --test integration a_client_that_asks", HAND),
     ("testbed/check build", "build"),
-    ("cargo test --locked --test e2e a_person_switches", HAND),
+    ("cargo test --locked --test e2e machines_without_a_bmc", HAND),
     ("FUZZ_SECONDS=600 testbed/fuzz/run spec", HAND),
     ("testbed/install", "demo"),
     ("testbed/build", "build"),

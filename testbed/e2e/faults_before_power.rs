@@ -1,4 +1,4 @@
-//! Faults that are found before anything is switched on. All at one site: no node may disturb
+//! Faults that hostler finds before it switches a machine on. All at one site: no node may disturb
 //! another.
 
 use hostler::model::{fault::Step, status::Status};
@@ -26,7 +26,7 @@ fn a_bad_image_or_bmc_is_named_and_the_machine_is_never_switched_on() {
     let timeouts = "[timeouts]\npower = \"4s\"\n";
     site.write_spec(&silent_bmc, &format!("{right}{timeouts}[retry]\nattempts = 1\n"));
     site.write_password(&wrong_password, "not the password");
-    // Attempts are left, but BMCs lock users out who go on guessing.
+    // Attempts remain, but BMCs lock users out after repeated wrong passwords.
     site.write_spec(&wrong_password, &format!("{right}[retry]\nattempts = 3\n"));
     let missing = right.replace("disk.raw", "never-copied.raw");
     site.write_spec(&no_image, &format!("{missing}[retry]\nattempts = 1\n"));
@@ -52,7 +52,7 @@ fn a_bad_image_or_bmc_is_named_and_the_machine_is_never_switched_on() {
     before.iter().for_each(Before::assert_untouched);
 }
 
-/// Neither power nor boot device was touched, and the status says nothing else.
+/// Asserts that neither power nor boot device was changed, and that the status reports none.
 fn assert_never_touched(machine: &Machine, status: &Status) {
     const CHASSIS: Option<u8> = Some(0);
     const GET_CHASSIS_STATUS: Option<u8> = Some(1);

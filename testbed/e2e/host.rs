@@ -1,7 +1,6 @@
-//! hostler on a real host: a Debian with systemd, on which the documents' own commands install it,
-//! with the unit that is shipped.
+//! hostler on a Debian with systemd: the documents' own commands install it, with the shipped unit.
 //!
-//! `testbed/check host`. Every command of README.md and docs/ that a suite can run is run here;
+//! `testbed/check host` runs it, with every command of README.md and docs/ that a suite can run;
 //! `documents::LINES` names the others.
 
 mod debian;
@@ -31,12 +30,12 @@ use crate::{
 };
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// The README's node, and the machine of the rack that it is.
+/// The README's node, for the rack's machine.
 const NODE: &str = "edge-07";
 const MACHINE: &str = "node-1";
-/// Where the administrator is when she types what is not in "Install it".
+/// The administrator's working directory for commands outside of the installation.
 const CONFIGURATION: &str = "/etc/hostler";
-/// A node without a machine, and without an image.
+/// The spec of a node without a machine, and without an image.
 const HOPELESS: &str = r#"
 boot.mac = "52:54:00:00:00:77"
 bmc.driver = "none"
@@ -48,7 +47,7 @@ struct Host {
     debian: Debian,
     machine: Machine,
     image: Image,
-    /// The documents' commands that are still to be run.
+    /// The documents' commands that were not run yet.
     left: BTreeSet<&'static str>,
     rack: Rack,
 }
@@ -70,7 +69,7 @@ fn the_documents_commands_install_hostler_and_what_it_installed_outlives_restart
 }
 
 impl Host {
-    /// A bare Debian, and a machine that is on, as somebody's.
+    /// Boots a bare Debian, and a machine that is on with a foreign system.
     fn new() -> Self {
         let hostler = repository().join("target/x86_64-unknown-linux-gnu/release/hostler");
         assert!(hostler.exists(), "run testbed/build");
@@ -170,7 +169,8 @@ impl Host {
         let status = self.status(NODE).unwrap();
         assert_eq!(digest.trim(), status.spec_digest.unwrap().to_string());
         let phases = self.shown("grep '^phase' nodes/*.status.toml", 0);
-        // One line a node; the agent's own file, which has none, makes grep name the files.
+        // One line for each node; the agent's own file, without a phase, makes grep print file
+        // names.
         assert_eq!(phases, "nodes/edge-07.status.toml:phase = \"deployed\"\n");
         assert!(self.shown("hostler status", 0).contains("deployed"));
         let statuses = self.shown("hostler status -o json", 0);
@@ -180,7 +180,7 @@ impl Host {
         self.shown("hostler cache prune --to 5GiB", 0);
         let menu = self.shown("hostler show-boot 52:54:00:00:00:01", 0);
         assert!(menu.contains("local disk"), "{menu}");
-        // Nothing is wiped, and what a merge would wipe is told before.
+        // Nothing is wiped, and a plan shows in advance what a merge would wipe.
         self.shown("hostler approve --all", 0);
         self.debian.shell(&format!(
             "cd {CONFIGURATION}; mkdir --parents pull-request/nodes\n\
@@ -224,7 +224,7 @@ impl Host {
         assert!(output.contains("enabled"), "{output}");
     }
 
-    /// The file itself is nothing that hostler may read.
+    /// hostler may not read the file itself.
     fn takes_a_password_from_the_service_manager(&self) {
         self.debian.shell(
             "mv /etc/hostler/secrets/edge-07.bmc /root\n\
@@ -241,8 +241,8 @@ impl Host {
         assert!(status.contains("on"), "{status}");
     }
 
-    /// By the journal's own priorities: `journalctl -p warning` shows what somebody has to see, and
-    /// nothing else.
+    /// Checks the journal's priorities: `journalctl -p warning` shows all lines that need an
+    /// operator, and no others.
     fn tells_the_journal_what_to_alert_on(&self) {
         let hopeless = HOPELESS.replace("SUM", &"0".repeat(128));
         fs::write(self.debian.file("/etc/hostler/nodes/edge-08.toml"), hopeless).unwrap();
@@ -267,7 +267,7 @@ impl Host {
         assert!(others.iter().all(|text| text.starts_with("INFO ")), "{others:#?}");
     }
 
-    /// Runs a command of the documents, which has to end with that code. Returns its output.
+    /// Runs a command of the documents, which must exit with that code. Returns its output.
     fn shown(&mut self, line: &str, code: i32) -> String {
         assert!(self.left.remove(line), "{line:?} is not in documents::LINES, or was run before");
         let output = self.typed(line);
@@ -319,7 +319,7 @@ impl Host {
         }
     }
 
-    /// Until the machine has said for the nth time that it runs its image.
+    /// Waits until the machine has reported for the nth time that it runs its image.
     fn until_booted(&self, times: usize) {
         let deadline = Instant::now() + BOOT_LIMIT;
         while self.machine.console().matches(&booted_line()).count() < times {

@@ -1,4 +1,4 @@
-//! Images in other forms than a raw disk, from elsewhere, and what is put beside them.
+//! Images in other formats than a raw disk, from a web server, and files beside them.
 
 mod nginx;
 
@@ -63,7 +63,7 @@ fn a_compressed_qcow2_comes_over_http_and_gets_a_config_drive_and_the_machine_it
     site.assert_runs_image(&machine);
 }
 
-/// Makes a qcow2 of it whose clusters are compressed, and compresses that once more. Returns its
+/// Makes a qcow2 image with compressed clusters, and compresses the file once more. Returns its
 /// SHA-256.
 fn pack(raw: &Path, packed: &Path) -> String {
     let qcow2 = packed.with_extension("");
@@ -77,8 +77,7 @@ fn pack(raw: &Path, packed: &Path) -> String {
         .to_owned()
 }
 
-/// The config drive as cloud-init would find it: the partition's number, its place and the file on
-/// it.
+/// Reads the config drive as cloud-init does: the partition's number, its place and the file on it.
 fn user_data(machine: &Machine) -> String {
     let disk = machine.disks[0].path.to_str().unwrap();
     let table = String::from_utf8(run("sgdisk", &["--print", disk]).stdout).unwrap();

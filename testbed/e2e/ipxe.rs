@@ -1,5 +1,5 @@
-//! Machines that are sent to iPXE: the NIC of the first has it built in, the second is given it.
-//! Kernel and ramdisk come over HTTP.
+//! Machines that boot by iPXE: the first one's NIC has it built in, the second one loads it. Kernel
+//! and ramdisk come over HTTP.
 
 use std::fs;
 
@@ -51,7 +51,7 @@ fn ipxe_takes_kernel_and_ramdisk_over_http_and_both_machines_are_installed() {
     }
 }
 
-/// One attempt is under way, and only one boot loader's menu leads into it.
+/// Asserts that during an attempt only one boot loader's menu holds the key.
 fn assert_only_ipxe_gets_the_key(site: &Site, machine: &Machine) {
     for menu in site.rack.menus(machine) {
         assert!(menu.contains("handing over to iPXE") && !menu.contains("hostler.key"), "{menu}");
@@ -63,7 +63,7 @@ fn assert_only_ipxe_gets_the_key(site: &Site, machine: &Machine) {
     assert!(scripts[0].contains(&kernel), "{kernel}");
 }
 
-/// The machine's script, as iPXE would fetch it.
+/// Fetches the machine's script as iPXE does.
 fn script(site: &Site, machine: &Machine, scheme: &str) -> String {
     let port = if scheme == "http" { ":8069" } else { "" };
     let url = format!("{scheme}://{HOST}{port}/ipxe/01-{}.ipxe", machine.mac.replace(':', "-"));

@@ -1,5 +1,5 @@
 //! A machine installed by the deploy ramdisk of `OpenStack` Ironic's first years, as
-//! diskimage-builder built it: none of its code was written or changed here.
+//! diskimage-builder built it, unchanged.
 
 use std::{fs, io::Write as _};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 const NODE: &str = "node-1";
-/// Far less than `timeouts.completed`, after which the agent would go on though nobody listens on
+/// Far less than `timeouts.completed`, after which the agent would continue without an answer on
 /// port 10000.
 const DONE_LIMIT_MS: u64 = 60_000;
 
@@ -51,7 +51,7 @@ fn the_deploy_ramdisk_of_ironics_users_installs_a_machine() {
     site.assert_no_target_in_use();
 }
 
-/// Configures the agent for it, and starts it anew.
+/// Configures the agent for this ramdisk, and restarts it.
 fn serve_ironics_ramdisk(site: &mut Site) {
     let built = repository().join("target/testbed/ironic");
     for file in ["vmlinuz", "initramfs"] {

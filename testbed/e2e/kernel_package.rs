@@ -1,5 +1,5 @@
-//! The deploy ramdisk, built from Debian's own kernel package, and from a directory beside which a
-//! package of firmware was unpacked.
+//! The deploy ramdisk, built from Debian's own kernel package, and with an unpacked firmware
+//! package beside it.
 
 use std::{fs, os::unix::fs::symlink, process::Command};
 

@@ -1,5 +1,4 @@
-//! An agent that is killed without warning twice in one deploy, and then stopped, and goes on each
-//! time.
+//! An agent that is killed twice in one deploy, and then stopped, and continues each time.
 
 use std::fs;
 
@@ -10,7 +9,7 @@ use crate::{
     site::{BOOT_LIMIT, Site},
 };
 
-/// Enough that the machine is being written for several seconds.
+/// Enough that the machine's write takes several seconds.
 const NOISE_MIB: usize = 300;
 
 #[test]
@@ -28,8 +27,8 @@ fn an_agent_killed_while_waiting_and_killed_and_stopped_while_writing_finishes_t
     site.write_spec(&machine, &rest);
     let key = |site: &Site| site.record("node-1").unwrap().state.attempt().unwrap().key.clone();
 
-    // In the middle of a transfer: the machine has its kernel and is fetching the ramdisk, and then
-    // asks again.
+    // In the middle of a transfer: the machine has its kernel, is fetching the ramdisk, and then
+    // repeats the request.
     site.wait_for_fetch("node-1", BootStage::Kernel, BOOT_LIMIT);
     site.kill_agent();
     let first_key = key(&site);
@@ -38,7 +37,7 @@ fn an_agent_killed_while_waiting_and_killed_and_stopped_while_writing_finishes_t
     site.wait_for_the_middle_of_the_write("node-1");
     assert!(key(&site) == first_key, "another attempt was begun");
     site.kill_agent();
-    // Its last status is not the next agent's.
+    // The old agent's last status is not the next one's.
     fs::remove_file(site.status_path("node-1")).unwrap();
     site.start_agent();
 

@@ -1,6 +1,5 @@
-//! Machines that try the network first whatever their BMC was told, and have a disk to boot from:
-//! each gets there by the menu of its boot loader, in one boot, and nothing is installed a second
-//! time.
+//! Machines that ignore the BMC's boot device and try the network first, and have a bootable disk:
+//! each reaches it by the menu of its boot loader, in one boot, and is not installed a second time.
 
 use std::{
     fs::{self, File},
@@ -51,7 +50,7 @@ fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() 
     for machine in [&held, &stranger, &vendors] {
         site.rack.ipmitool(machine, &["chassis", "power", "on"]);
     }
-    // It must not have asked for its menu before the agent knows whose it is.
+    // The machine must not request its menu before the agent knows its node.
     site.rack.tell(&["stop", &held.name]);
     site.write_spec(&held, &rest(&held));
     site.wait_for_phase(&held.name, Phase::Held, SOON);
@@ -64,8 +63,10 @@ fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() 
     }
     let menu = |dir: &str, machine: &Machine| format!("{dir}01-{}", machine.mac.replace(':', "-"));
     let (its_menu, pxelinux) = (menu("pxelinux.cfg/", &installed), ["pxelinux.0", "ldlinux.c32"]);
-    let menu_and_ramdisk = [&its_menu, "deploy/vmlinuz", "deploy/initramfs"];
-    let deploy_and_local = [&pxelinux[..], &menu_and_ramdisk, &pxelinux, &[&its_menu]].concat();
+    // Kernel and ramdisk come over HTTP.
+    let script = format!("{}.ipxe", menu("ipxe/", &installed));
+    let menu_and_ipxe = [&its_menu, "ipxe.lkrn", &script];
+    let deploy_and_local = [&pxelinux[..], &menu_and_ipxe, &pxelinux, &[&its_menu]].concat();
     assert_eq!(fetched(&site, &installed), deploy_and_local);
     assert_eq!(fetched(&site, &held), ["grub.pxe", &menu("grub/grub.cfg-", &held)]);
     assert_eq!(fetched(&site, &stranger), [&pxelinux[..], &["pxelinux.cfg/default"]].concat());
@@ -78,7 +79,7 @@ fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() 
     assert_eq!(site.status(&installed.name).unwrap().attempt, 1);
 }
 
-/// As some installers leave it: nothing at the removable-media path.
+/// Removes the loader at the removable-media path, as some installers do.
 fn leave_only_a_vendors_loader(disk: &Path) {
     let esp = format!("{}@@2M", disk.display());
     let moved = disk.with_extension("efi");
@@ -89,7 +90,7 @@ fn leave_only_a_vendors_loader(disk: &Path) {
     mtool(&["mcopy", "-i", &esp, moved, "::/EFI/debian/grubx64.efi"]);
 }
 
-/// It says on the console that it runs, once.
+/// Waits until the system reports on the console that it runs, once.
 fn wait_for_its_own_system(machine: &Machine) {
     let deadline = Instant::now() + BOOT_LIMIT;
     while !machine.console().contains(&booted_line()) {
@@ -99,7 +100,7 @@ fn wait_for_its_own_system(machine: &Machine) {
     assert_eq!(machine.console().matches(&booted_line()).count(), 1, "{}", machine.name);
 }
 
-/// The files sent to the machine over TFTP, in order, each file once for the tries it took.
+/// The files sent to the machine over TFTP, in order, without repetitions.
 fn fetched(site: &Site, machine: &Machine) -> Vec<String> {
     let peer = format!("peer={}", machine.address);
     let log = site.agent_log();

@@ -1,10 +1,10 @@
-//! Real installations in the virtual rack: machines with firmware, disks and BMCs, and the release
-//! binaries that are shipped.
+//! Installations in the virtual rack: machines with firmware, disks and BMCs, and the shipped
+//! release binaries.
 //!
-//! Run by `./testbed/check`, after `./testbed/build`; needs root and no virtualisation. Every test
-//! has a rack of its own, so that two may run at once: `cargo test --test e2e -- --test-threads=2`.
-//! A test keeps its output in `target/testbed/e2e/<test>/`: the agent's log, specs and
-//! statuses, and of each machine its console and what its BMC was told.
+//! `./testbed/check` runs it after `./testbed/build`; needs root and no virtualisation. Every test
+//! has its own rack, so that two may run at once: `cargo test --test e2e -- --test-threads=2`. A
+//! test keeps its output in `target/testbed/e2e/<test>/`: the agent's log, specs and statuses, and
+//! the console and BMC log of each machine.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]

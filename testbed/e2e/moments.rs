@@ -1,5 +1,4 @@
-//! Moments of a deploy, as they can be told from outside: how far the agent's durable record and
-//! the machine's disk have come.
+//! Moments of a deploy, seen from outside: by the agent's durable record and the machine's disk.
 
 use std::{
     fmt,
@@ -18,34 +17,34 @@ use crate::{
     site::{Image, Site},
 };
 
-/// Short enough to come between a record and what it announces.
+/// Short enough to act between a record and the effects that follow it.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// The meaning of "at once" for the moments right after a place was reached.
+/// Longest delay of the moments "at once" after a point was reached.
 const AT_ONCE_MS: u64 = 300;
 const SECTOR_BYTES: usize = 512;
 
-/// How far a deploy has come. In order.
+/// The points of a deploy, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     /// Before an attempt, or between two.
     Pending,
     Preparing,
     PoweringOn,
-    /// The firmware is at work.
+    /// The firmware is booting.
     Booting,
-    /// The boot menu was fetched, and the kernel is being.
+    /// The boot menu was fetched; the machine is fetching the kernel.
     Menu,
-    /// The kernel was fetched, and the ramdisk is being.
+    /// The kernel was fetched; the machine is fetching the ramdisk.
     Kernel,
     /// The ramdisk was fetched, and boots.
     Ramdisk,
     /// The ramdisk has called.
     Called,
-    /// The target is known, and not written to yet.
+    /// The target is known, and no write has begun.
     Imaging,
-    /// The ends of the disk are zeros, and its body is being written.
+    /// The ends of the disk are zeros, and the body is being written.
     Wiped,
-    /// The head of the image is on the disk, and it is being read back.
+    /// The head of the image is on the disk, and the disk is being read back.
     Head,
     Switching,
     WaitingCompleted,
@@ -53,8 +52,7 @@ pub(crate) enum Place {
     Deployed,
 }
 
-/// Every place on the way and about how many milliseconds a machine without virtualisation stays
-/// there.
+/// Every point, and the approximate milliseconds that a machine without virtualisation stays there.
 const WAY: [(Place, u64); 14] = [
     (Place::Pending, 10),
     (Place::Preparing, 1500),
@@ -110,25 +108,25 @@ impl Place {
         matches!(self, Self::Menu | Self::Kernel)
     }
 
-    /// Whether the machine depends on an answer within the patience of its firmware or boot loader.
+    /// Whether the machine needs an answer within the time limits of its firmware or boot loader.
     pub(crate) fn netboots(self) -> bool {
         (Self::PoweringOn..Self::Ramdisk).contains(&self)
     }
 }
 
-/// A machine's disk or an image, as firmware sees it first.
+/// The first sector of a disk or an image.
 fn first_sector(path: &Path) -> [u8; SECTOR_BYTES] {
     let mut sector = [0; SECTOR_BYTES];
     File::open(path).unwrap().read_exact_at(&mut sector, 0).unwrap();
     sector
 }
 
-/// So long after a machine has reached a place.
+/// A time after a machine has reached a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment {
     place: Place,
     delay: Duration,
-    /// Which machine of the rack.
+    /// The machine's index in the rack.
     machine: usize,
 }
 
@@ -140,9 +138,9 @@ impl fmt::Display for Moment {
 }
 
 impl Moment {
-    /// So many moments for one of so many machines each: every other one falls anywhere in a
-    /// deploy, spread evenly over its time, and the rest at once after a place was reached, so that
-    /// the short ones have their turn too.
+    /// Chooses so many moments, each for one of the machines: every other one falls anywhere in a
+    /// deploy, spread evenly over its time, and the rest directly after a point, so that short ones
+    /// occur too.
     pub(crate) fn choose(dice: &mut Rng, count: usize, machines: usize) -> Vec<Self> {
         let total: u64 = WAY.iter().map(|(_, length)| length).sum();
         let slices = count.div_ceil(2) as u64;
@@ -166,7 +164,7 @@ impl Moment {
         (0..count).map(&mut choose_one).collect()
     }
 
-    /// Waits for the moment; one that has passed already is now.
+    /// Waits for the moment; a past one is now.
     pub(crate) fn wait(
         &self,
         site: &mut Site,
@@ -185,7 +183,8 @@ impl Moment {
     }
 }
 
-/// Where a deploy is so many milliseconds after its beginning, and for how long.
+/// The point of a deploy so many milliseconds after its start, and the milliseconds since the
+/// point.
 fn place_at(mut ms: u64) -> (Place, u64) {
     for (place, length) in WAY {
         if ms < length {

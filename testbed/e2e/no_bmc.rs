@@ -1,5 +1,5 @@
-//! Machines of which the agent is not told that they have a BMC: somebody switches them on, and
-//! they restart or end by themselves.
+//! Machines without a BMC in their specs: the test switches them on, and they restart or end by
+//! themselves.
 
 use std::{
     thread,
@@ -17,7 +17,7 @@ use crate::{
 const WHAT_TO_DO: &str = "switch the machine on, or restart it, so that it boots from the \
                           network: hostler will WIPE and install it";
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Busy phases of such an attempt: nothing restarts the machine but itself.
+/// The busy phases of such an attempt: only the machine itself restarts it.
 const PHASES: [Phase; 7] = [
     Phase::Preparing,
     Phase::PoweringOn,
@@ -74,8 +74,8 @@ fn machines_without_a_bmc_are_installed_when_somebody_switches_them_on_and_leave
         assert!(phases.ends_with(&PHASES), "{phases:?}");
     }
 
-    // One comes up in its own system: its firmware asks the network first, and is sent to the disk.
-    // The other goes off.
+    // One boots its own system: its firmware tries the network first, and gets the menu of the
+    // local disk. The other goes off.
     site.assert_runs_image(&stays_on);
     assert!(site.rack.machine(&stays_on.name).is_on);
     let soon = Instant::now() + SOON;

@@ -11,7 +11,7 @@ use crate::{
     site::{BOOT_LIMIT, Image, Site, assert_boots_once_more},
 };
 
-/// A soft shutdown is not what the machine is asked for: it is switched off and on.
+/// The machine gets no soft shutdown: it is switched off and on.
 const OFF_FOR: Duration = Duration::from_secs(2);
 
 #[test]
@@ -44,7 +44,7 @@ fn one_file_system_boots_by_its_own_kernel_from_the_network_and_from_a_disk_that
     assert_partitions(from_network, &["swap", "ext4"]);
     assert_partitions(from_disk, &["vfat", "swap", "ext4", "vfat", "ext4"]);
 
-    // The choice of the network was for good.
+    // The boot device "network" is persistent.
     site.rack.ipmitool(from_network, &["chassis", "power", "off"]);
     thread::sleep(OFF_FOR);
     site.rack.ipmitool(from_network, &["chassis", "power", "on"]);
@@ -97,7 +97,7 @@ fn root_partuuid(machine: &Machine) -> String {
     }
 }
 
-/// The findings of blkid in the machine's partitions, in their order on the disk.
+/// Asserts the file systems that blkid finds in the machine's partitions, in the order of the disk.
 fn assert_partitions(machine: &Machine, kinds: &[&str]) {
     let disk = &machine.disks[0].path;
     let table = output("sfdisk", &["--json".as_ref(), disk]);

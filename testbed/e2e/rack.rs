@@ -8,7 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
-/// Where the agent listens.
+/// The agent's address.
 pub(crate) const HOST: &str = "192.0.2.1";
 
 pub(crate) fn repository() -> &'static Path {
@@ -25,7 +25,7 @@ pub(crate) struct Machine {
     pub(crate) console_log: PathBuf,
     pub(crate) events_log: PathBuf,
     pub(crate) bmc: Bmc,
-    /// The one to install, and with another content a second one that nobody may touch.
+    /// The disk to install, and a second one whose content must never change.
     pub(crate) disks: [RackDisk; 2],
     #[serde(rename = "machine_running")]
     pub(crate) is_on: bool,
@@ -46,9 +46,9 @@ pub(crate) struct Bmc {
 /// One event or command of a BMC.
 #[derive(Debug, PartialEq, Deserialize)]
 pub(crate) struct BmcEvent {
-    /// `power` and `boot` when it did something, `command` when it was told something, and more.
+    /// `power` and `boot` for a change, `command` for a received command, and more.
     pub(crate) event: String,
-    /// The power it switched.
+    /// The new power state.
     #[serde(default)]
     pub(crate) on: bool,
     /// Whether a session was opened or closed.
@@ -70,7 +70,7 @@ pub(crate) struct Rack {
 
 impl Drop for Rack {
     fn drop(&mut self) {
-        // Everything that still runs in the namespace ends with it, whatever became of the test.
+        // Every process in the namespace ends with the rack, in every case.
         let down = self.rack(&["down"]);
         if !std::thread::panicking() {
             assert!(down.status.success(), "{down:?}");
@@ -79,8 +79,8 @@ impl Drop for Rack {
 }
 
 impl Rack {
-    /// One machine for each firmware, called `node-1` and so on, switched off. `more` is what else
-    /// `testbed/rack up` can be told.
+    /// Brings up one machine for each firmware, `node-1` and so on, switched off. `more` are other
+    /// arguments of `testbed/rack up`.
     pub(crate) fn up(dir: PathBuf, firmware: &[&str], disk_size: &str, more: &[&str]) -> Self {
         let rack = Self { dir };
         let (count, firmware) = (firmware.len().to_string(), firmware.join(","));
@@ -89,14 +89,14 @@ impl Rack {
         rack
     }
 
-    /// `testbed/rack` with these words; it has to succeed.
+    /// Runs `testbed/rack` with these arguments, which must succeed.
     pub(crate) fn tell(&self, words: &[&str]) -> String {
         let output = self.rack(words);
         assert!(output.status.success(), "rack {words:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A command in the rack's network.
+    /// A command that runs in the rack's network.
     pub(crate) fn inside(&self, words: &[&str]) -> Command {
         let mut command = self.command(&["exec"]);
         command.args(words);
@@ -111,7 +111,7 @@ impl Rack {
         self.machines().into_iter().find(|machine| machine.name == name).unwrap()
     }
 
-    /// The node's boot menus, as pxelinux and GRUB would fetch them.
+    /// Fetches the node's boot menus as pxelinux and GRUB do.
     pub(crate) fn menus(&self, machine: &Machine) -> [String; 2] {
         let mac = machine.mac.replace(':', "-");
         [format!("pxelinux.cfg/01-{mac}"), format!("grub/grub.cfg-01-{}", machine.mac)].map(
@@ -156,12 +156,12 @@ impl Machine {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Its firmware's own order has the network first from now on.
+    /// Puts the network first in the firmware's own order.
     pub(crate) fn boots_network_first(&self) {
         fs::write(self.console_log.with_file_name("network-first"), "").unwrap();
     }
 
-    /// How often the machine was switched on.
+    /// The number of times that the machine was switched on.
     pub(crate) fn times_switched_on(&self) -> usize {
         self.events().iter().filter(|event| event.event == "power" && event.on).count()
     }

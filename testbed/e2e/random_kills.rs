@@ -1,8 +1,8 @@
-//! The agent killed without warning at random moments of real deploys, and started again: every
-//! machine ends installed, in one attempt, and nothing is left behind.
+//! The agent is killed at random moments of real deploys, and started again: every machine ends
+//! installed, in one attempt, and without leftovers.
 //!
-//! `KILLS=` is how many there are, 3 unless told; `KILL_SEED=` repeats a run's moments. What each
-//! kill met is told on standard error.
+//! `KILLS=` sets the number of kills (3); `KILL_SEED=` repeats a run's moments. The test prints
+//! each kill's circumstances on standard error.
 
 use std::{
     env, fs,
@@ -24,20 +24,21 @@ use crate::{
 
 const KILLS_DEFAULT: usize = 3;
 const KILLS_PER_DEPLOY: usize = 4;
-/// Enough that the machines are being written for some seconds.
+/// Enough that the machines' writes take some seconds.
 const NOISE_MIB: usize = 150;
 const FIRMWARE: [&str; 2] = ["bios", "uefi"];
-/// How long the agent is away.
+/// The time until the agent starts again, in ms.
 const PAUSE_MS: RangeInclusive<u64> = 0..=5000;
-/// One in so many times it is away for longer than a ramdisk waits between two calls, and perhaps
-/// than a BMC keeps a silent session (60 s).
+/// One pause in so many is longer than a ramdisk waits between two calls, and perhaps than a BMC
+/// keeps a silent session (60 s).
 const LONG_PAUSE_ODDS: u8 = 6;
 const LONG_PAUSE_MS: RangeInclusive<u64> = 16_000..=70_000;
-/// For the module to be fetched; a machine that stands there already is not waited for.
+/// Longest wait for the fetch of the module; a machine that waits there already does not delay the
+/// kill.
 const MODULE_LIMIT: Duration = Duration::from_secs(2);
-/// A kill in the few milliseconds of pxelinux's own module leaves it asking for two minutes and
-/// standing for five before it resets the machine; nobody knows yet which node it is. The full run
-/// waits for that, the short one spares the module.
+/// A kill in the few milliseconds of the fetch of pxelinux's own module leaves pxelinux repeating
+/// requests for two minutes, and waiting for five before it resets the machine; the agent does not
+/// know its node yet. The full run waits for that, the short one avoids the module.
 const LIMIT: Duration = BOOT_LIMIT.saturating_add(Duration::from_secs(450));
 
 /// Invariant (attempt): An agent killed at any moment goes on in the same attempt and leaves
@@ -56,13 +57,13 @@ fn an_agent_killed_at_random_moments_finishes_every_deploy() {
     }
 }
 
-/// Past the test's own capture: the seed must be known however the run ends.
+/// Prints past the test's capture, because the seed must be known in every case.
 fn tell(line: &str) {
     let mut stderr = io::stderr();
     writeln!(stderr, "random_kills: {line}").unwrap();
 }
 
-/// Two machines at once, disturbed at these moments.
+/// Deploys two machines at once, with kills at these moments.
 fn deploy(dice: &mut Rng, number: usize, moments: &[Moment], spares_module: bool) {
     let mut site = Site::new(&format!("random_kills-{number}"), &FIRMWARE, "1G");
     let image = site.image("large.raw", NOISE_MIB);
@@ -81,7 +82,7 @@ fn deploy(dice: &mut Rng, number: usize, moments: &[Moment], spares_module: bool
     }
     let mut moments = moments.to_vec();
     moments.sort();
-    // The moments of the kills, for each machine.
+    // The points of the kills, for each machine.
     let mut met = vec![Vec::new(); machines.len()];
     for moment in moments {
         moment.wait(&mut site, &machines, &image, LIMIT);
@@ -94,7 +95,7 @@ fn deploy(dice: &mut Rng, number: usize, moments: &[Moment], spares_module: bool
         let pause = pause(dice, &places);
         tell(&format!("deploy {number}: {moment}: {places:?}, away for {pause:?}"));
         thread::sleep(pause);
-        // The last status of the old agent is not the new one's.
+        // The old agent's last status is not the new one's.
         for (machine, (met, place)) in machines.iter().zip(met.iter_mut().zip(places)) {
             drop(fs::remove_file(site.status_path(&machine.name)));
             met.push(place);
@@ -121,7 +122,7 @@ fn deploy(dice: &mut Rng, number: usize, moments: &[Moment], spares_module: bool
     assert_nothing_left(&site);
 }
 
-/// Until no machine is between pxelinux and the menu, where it fetches pxelinux's module.
+/// Waits until no machine is between pxelinux and the menu, where it fetches pxelinux's module.
 fn wait_for_modules(site: &Site, machines: &[Machine]) {
     let deadline = Instant::now() + MODULE_LIMIT;
     let fetches = |machine: &Machine| {
@@ -134,15 +135,14 @@ fn wait_for_modules(site: &Site, machines: &[Machine]) {
     }
 }
 
-/// How long the agent is away: now and then for longer, but not while somebody depends on an
-/// answer.
+/// Chooses the pause before the agent's next start: sometimes a long one, but not while a machine
+/// depends on an answer.
 fn pause(dice: &mut Rng, places: &[Place]) -> Duration {
     let long = dice.u8(..LONG_PAUSE_ODDS) == 0 && !places.iter().any(|place| place.netboots());
     Duration::from_millis(dice.u64(if long { LONG_PAUSE_MS } else { PAUSE_MS }))
 }
 
-/// Installed in one attempt, in which the disk was written once but for the kills that cut a write
-/// short.
+/// Asserts an installation in one attempt, in which only kills during a write caused another write.
 fn assert_deployed(site: &Site, machine: &Machine, status: &Status, met: &[Place]) {
     let name = &machine.name;
     assert!(status.ready && status.last_error.is_none() && status.attempt == 1, "{status:#?}");
@@ -155,12 +155,12 @@ fn assert_deployed(site: &Site, machine: &Machine, status: &Status, met: &[Place
     assert!((1..=1 + cut_short).contains(&written), "{name}: written {written} times, {met:?}");
 }
 
-/// On, from its disk and for ever, with no more power switched than the kills explain, and no
-/// session left but those of killed agents.
+/// Asserts that the machine is on, boots from its disk persistently, had no more power changes than
+/// the kills explain, and has no open sessions but those of killed agents.
 fn assert_bmc_is_settled(site: &Site, machine: &Machine, met: &[Place]) {
     let Machine { name, .. } = machine;
     assert!(site.rack.machine(name).is_on);
-    // A machine that was fetching its boot files begins again.
+    // A machine that was fetching its boot files starts again.
     let repeated =
         |place: Place| place.fetches() || matches!(place, Place::PoweringOn | Place::Restarting);
     let switched_on = machine.times_switched_on();
@@ -179,8 +179,8 @@ fn assert_bmc_is_settled(site: &Site, machine: &Machine, met: &[Place]) {
     assert!(boot.contains("Force Boot from default Hard-Drive"), "{boot}");
 }
 
-/// Neither half-written files nor set aside ones, and nothing an administrator would have to look
-/// into.
+/// Asserts that there are neither half-written nor set aside files, and no message that needs an
+/// administrator.
 fn assert_nothing_left(site: &Site) {
     for dir in ["nodes", "state"] {
         for file in fs::read_dir(site.file(dir)).unwrap() {

@@ -1,4 +1,4 @@
-//! Machines on which it is not sure which disk to write, or not possible.
+//! Machines whose root device is ambiguous, missing or late.
 
 use std::{
     fs::{self, File},
@@ -36,7 +36,7 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
     }
 
     let expected = [
-        // The hint, and every disk it might have meant.
+        // The hint, and every disk of the machine.
         ("NoRootDevice", 2, vec!["in-no-machine", "root-1", "data-1", "128.0 MiB", "16.0 MiB"]),
         ("NoRootDevice", 2, vec!["2 disks match an empty [root_device]", "root-2", "data-2"]),
         ("DiskTooSmall", 1, vec!["data-3", "16.0 MiB", "63.0 MiB"]),
@@ -47,7 +47,7 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
         for word in named {
             assert!(error.fault.message.contains(word), "{word:?}: {error:#?}");
         }
-        // Attempts are left. A disk may miss one start, and another netboot finds the same.
+        // Attempts remain. A disk may miss one start, and another netboot finds the same.
         assert_eq!(error.attempt, attempts);
         assert!(!site.rack.machine(&machine.name).is_on);
         assert_eq!(machine.times_switched_on(), usize::try_from(attempts).unwrap());
@@ -56,8 +56,7 @@ fn without_exactly_one_disk_that_fits_no_disk_is_written() {
     before.iter().for_each(Before::assert_untouched);
 }
 
-/// The deploy ramdisk's log has come, from before there was a network on, and nothing secret is in
-/// it.
+/// Asserts that the deploy ramdisk's log arrived, begins before its network, and holds no secret.
 fn tells_of_its_boot(log: &str, machine: &Machine, attempt: u32) {
     let header = format!("# {}, attempt {attempt}: its deploy ramdisk's log, ", machine.name);
     assert!(log.starts_with(&header), "{log:.200}");
@@ -71,7 +70,7 @@ fn tells_of_its_boot(log: &str, machine: &Machine, attempt: u32) {
     assert_eq!(words.filter(|word| *word != pin).count(), 0, "{log}");
 }
 
-/// As a RAID controller does that shows its volumes long after its driver is ready.
+/// Simulates a RAID controller that shows its volumes long after the load of its driver.
 #[test]
 fn a_disk_that_appears_while_the_ramdisk_looks_for_it_is_installed() {
     let mut site = Site::new("late_disk", &["bios"], "128M");
@@ -93,7 +92,7 @@ fn a_disk_that_appears_while_the_ramdisk_looks_for_it_is_installed() {
     assert!(machine.console().contains("appeared disk=vdc"), "{}", machine.console());
     assert_eq!(machine.times_switched_on(), 2, "to be installed, and into its own system");
     let [written, wanted] = [&late, &site.file("images/disk.raw")].map(|p| fs::read(p).unwrap());
-    // The image's own table, but for where its backup lies.
+    // The image's own table, except for the place of its backup.
     assert!(written[1 << 20..].starts_with(&wanted[1 << 20..wanted.len() - (1 << 20)]));
     before.iter().for_each(Before::assert_untouched);
 }

@@ -1,5 +1,5 @@
-//! A machine whose firmware runs nothing unsigned: installed by way of Debian's shim, GRUB and
-//! kernel, and left to a disk with the same.
+//! A machine whose firmware runs only signed programs: installed through Debian's shim, GRUB and
+//! kernel, and then booted from its disk by the same.
 
 use std::{fs, path::Path};
 
@@ -11,8 +11,7 @@ use crate::{
 };
 
 const SHIM: &str = "/usr/lib/shim/shimx64.efi.signed";
-/// GRUB for the network and for a disk; either reads its configuration only from the place it was
-/// signed with.
+/// GRUB for the network and for a disk; each reads its configuration only from its signed place.
 const NETWORK_GRUB: &str = "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed";
 const DISK_GRUB: &str = "/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
 /// A line that a kernel's EFI stub prints unless it has `quiet`.
@@ -44,7 +43,7 @@ fn a_machine_with_secure_boot_is_installed_and_boots_its_disk_by_signed_programs
     assert_eq!(machine.console().matches(SECURE).count(), 2, "not both kernels ran securely");
 }
 
-/// The test image with a shim and a GRUB before its kernel, which Debian has signed too.
+/// Makes the test image with a shim and a GRUB before its kernel, which Debian has signed too.
 fn signed_image(site: &Site) -> Image {
     let image = site.image("disk.raw", 0);
     let esp = format!("{}@@2M", image.path.display());

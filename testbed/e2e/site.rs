@@ -1,5 +1,5 @@
-//! A site as an administrator has it: a directory of specs, images and secrets, and an agent that
-//! runs on it in a rack's network.
+//! An administrator's site: a directory of specs, images and secrets, and an agent in a rack's
+//! network.
 
 use std::{
     fs::{self, File, Permissions},
@@ -23,10 +23,10 @@ use tempfile::TempDir;
 
 use crate::rack::{HOST, Machine, Rack, repository};
 
-/// From power on to the ramdisk's first call, and from there to the end; a machine without
-/// virtualisation takes a minute, and more when others run beside it.
+/// Time limit from power on to the ramdisk's first call, and from there to the end; a machine
+/// without virtualisation takes a minute, and more beside others.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(400);
-/// For whatever no machine has to boot for.
+/// Time limit of steps without a boot.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// The time that the agent may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -37,7 +37,7 @@ const MIB: usize = 1024 * 1024;
 pub(crate) struct Site {
     /// Outside of the checkout, which the agent's user may not be able to enter.
     dir: TempDir,
-    /// The directory of the test's output.
+    /// The directory of the test's kept output.
     kept: PathBuf,
     pub(crate) rack: Rack,
     agent: Option<Child>,
@@ -59,12 +59,12 @@ impl Image {
 }
 
 impl Site {
-    /// A rack with one machine for each firmware, and an agent that knows none of them yet.
+    /// Makes a rack with one machine for each firmware, and starts an agent without specs.
     pub(crate) fn new(test: &str, firmware: &[&str], disk_size: &str) -> Self {
         Self::with(test, firmware, disk_size, &[])
     }
 
-    /// The same with a rack that is told more.
+    /// Makes a site whose rack gets more arguments.
     pub(crate) fn with(test: &str, firmware: &[&str], disk_size: &str, more: &[&str]) -> Self {
         let kept = repository().join("target/testbed/e2e").join(test);
         fs::create_dir_all(&kept).unwrap();
@@ -75,7 +75,7 @@ impl Site {
         site
     }
 
-    /// As a user who may do nothing but bind the TFTP port.
+    /// Starts the agent as a user whose only privilege is to bind the TFTP port.
     pub(crate) fn start_agent(&mut self) {
         let log = File::options().append(true).create(true).open(self.kept.join(AGENT_LOG));
         let (hostler, config) = (self.file("hostler"), self.file("hostler.toml"));
@@ -96,8 +96,8 @@ impl Site {
         self.agent = Some(agent);
     }
 
-    /// Every word on the way to the agent's program is replaced by the next with exec, so that this
-    /// is the agent itself.
+    /// The agent's process id: every program before the agent's replaces itself by the next with
+    /// exec.
     pub(crate) fn agent_pid(&self) -> u32 {
         self.agent.as_ref().unwrap().id()
     }
@@ -108,7 +108,7 @@ impl Site {
         agent.wait().unwrap();
     }
 
-    /// Asks the agent to end as systemd does.
+    /// Stops the agent as systemd does.
     pub(crate) fn stop_agent(&mut self) -> ExitStatus {
         let mut agent = self.agent.take().unwrap();
         let sent = Command::new("kill").arg(agent.id().to_string()).status().unwrap();
@@ -139,8 +139,7 @@ impl Site {
         self.dir.path().join(path)
     }
 
-    /// The test image, and behind its partitions as many MiB of noise, which have to be written
-    /// like anything else.
+    /// Adds the test image, with so many MiB of incompressible noise after its partitions.
     pub(crate) fn image(&self, name: &str, noise_mib: usize) -> Image {
         let path = self.copy_image("disk.raw", name).path;
         let mut file = File::options().append(true).open(&path).unwrap();
@@ -149,32 +148,31 @@ impl Site {
         Image::at(path)
     }
 
-    /// One of the built images, or of what belongs to them.
+    /// Copies a built image, or a file that belongs to one.
     pub(crate) fn copy_image(&self, built: &str, name: &str) -> Image {
         let path = self.file(&format!("images/{name}"));
         fs::copy(repository().join("target/testbed/image").join(built), &path).unwrap();
         Image::at(path)
     }
 
-    /// A spec with the machine's NICs and BMC and what else is wanted: at least `[image]`.
+    /// Writes a spec with the machine's NICs and BMC and other tables: at least `[image]`.
     pub(crate) fn write_spec(&self, machine: &Machine, rest: &str) {
         self.write_spec_after(machine, "disk", rest);
     }
 
-    /// The same for a machine that boots from elsewhere once it is installed.
+    /// Writes a spec for a machine with another `boot.after`.
     pub(crate) fn write_spec_after(&self, machine: &Machine, after: &str, rest: &str) {
         let spec = spec(machine, after, "\"quiet\"", rest);
         fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
     }
 
-    /// The same for a machine whose deploy kernel is to tell everything, its command line too.
+    /// Writes a spec for a machine whose deploy kernel prints all messages, its command line too.
     pub(crate) fn write_spec_loudly(&self, machine: &Machine, rest: &str) {
         let spec = spec(machine, "disk", "\"loglevel=6\"", rest);
         fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
     }
 
-    /// A spec for a machine of whose BMC the agent is not told. `power`: as it is wanted once
-    /// deployed.
+    /// Writes a spec without the machine's BMC. `power` is the wanted state after the deploy.
     pub(crate) fn write_spec_without_bmc(&self, machine: &Machine, power: &str, rest: &str) {
         let Machine { name, mac, firmware, .. } = machine;
         let spec = format!(
@@ -191,7 +189,7 @@ impl Site {
         fs::write(self.file(&format!("nodes/{name}.toml")), spec).unwrap();
     }
 
-    /// In place of the one the machine's BMC was given.
+    /// Replaces the password of the machine's BMC.
     pub(crate) fn write_password(&self, machine: &Machine, password: &str) {
         let file = self.file(&format!("secrets/{}.bmc", machine.name));
         fs::write(file, format!("{password}\n")).unwrap();
@@ -201,25 +199,25 @@ impl Site {
         self.file(&format!("nodes/{node}.status.toml"))
     }
 
-    /// What the node's deploy ramdisk logged.
+    /// The log of the node's deploy ramdisk.
     pub(crate) fn ramdisk_log(&self, node: &str) -> String {
         fs::read_to_string(self.file(&format!("nodes/{node}.ramdisk.log"))).unwrap()
     }
 
-    /// None while there is no file. There is never half a file.
+    /// Reads the node's status; `None` without a file, which is never half-written.
     pub(crate) fn status(&self, node: &str) -> Option<Status> {
         let text = fs::read_to_string(self.status_path(node)).ok()?;
         Some(toml::from_str(&text).unwrap_or_else(|error| panic!("{node}: {error}\n{text}")))
     }
 
-    /// The agent's own record of the node, with the secrets that are in it.
+    /// Reads the agent's record of the node, with its secrets.
     pub(crate) fn record(&self, node: &str) -> Option<Record> {
         let text = fs::read_to_string(self.file(&format!("state/{node}.json"))).ok()?;
         let file: serde_json::Value = serde_json::from_str(&text).unwrap();
         Some(serde_json::from_value(file["content"].clone()).unwrap())
     }
 
-    /// Waits until the node's status is as wanted.
+    /// Waits until the node's status satisfies a condition.
     pub(crate) fn wait(
         &mut self,
         node: &str,
@@ -242,8 +240,8 @@ impl Site {
         }
     }
 
-    /// Waits until the node's machine has fetched this, and no more. The record has it at once, the
-    /// status file within a second.
+    /// Waits until the node's machine has fetched this file, and no later one. The record has it at
+    /// once, the status file within a second.
     pub(crate) fn wait_for_fetch(&mut self, node: &str, stage: BootStage, limit: Duration) {
         let deadline = Instant::now() + limit;
         let fetched = |record: Record| record.last_seen.fetched;
@@ -259,13 +257,13 @@ impl Site {
         self.wait(node, phase.as_str(), limit, |status| status.phase == phase)
     }
 
-    /// Waits until the body of the image is being written: the tables are wiped, and not written
-    /// yet.
+    /// Waits until the body of the image is being written: the tables are wiped, and not yet
+    /// rewritten.
     pub(crate) fn wait_for_the_middle_of_the_write(&mut self, node: &str) {
         self.wait(node, "the middle of the write", BOOT_LIMIT, is_in_the_middle_of_its_write);
     }
 
-    /// The same of whichever node comes first. Which of them that is.
+    /// Waits until the body of one of the nodes' images is being written; returns the node's index.
     pub(crate) fn wait_for_the_middle_of_a_write(&mut self, nodes: &[&str]) -> usize {
         let deadline = Instant::now() + BOOT_LIMIT;
         let is_there =
@@ -279,8 +277,8 @@ impl Site {
         }
     }
 
-    /// Waits until the node has failed for good, and checks what every failure has to leave behind:
-    /// a status that says what happened and what to do, boot files for the local disk, and no key.
+    /// Waits until the node has failed for good, and checks the invariants of every failure: a
+    /// status with cause and hint, boot files for the local disk, and no key.
     pub(crate) fn wait_for_failure(&mut self, node: &str, limit: Duration) -> LastError {
         let status = self.wait_for_phase(node, Phase::Failed, limit);
         let error = status.last_error.clone().unwrap();
@@ -303,7 +301,7 @@ impl Site {
         }
     }
 
-    /// The console tells which image has booted, and the machine says the same over the network.
+    /// Asserts that the console and the machine's web server report the image.
     pub(crate) fn assert_runs_image(&self, machine: &Machine) {
         let line = booted_line();
         let url = format!("http://{}/", machine.address);
@@ -327,7 +325,7 @@ impl Site {
     }
 }
 
-/// The image booted on it before, and does so again.
+/// Waits for another boot of the image.
 pub(crate) fn assert_boots_once_more(machine: &Machine) {
     let deadline = Instant::now() + BOOT_LIMIT;
     while machine.console().matches(&booted_line()).count() < 2 {
@@ -365,8 +363,8 @@ fn spec(machine: &Machine, after: &str, kernel_args: &str, rest: &str) -> String
     )
 }
 
-/// Everything an agent needs, in one directory that belongs to its unprivileged user. The state
-/// directory is left to the agent.
+/// Makes a directory with every file that an agent needs, owned by its unprivileged user. The agent
+/// makes the state directory.
 fn make_site(kept: &Path) -> TempDir {
     let dir = tempfile::Builder::new().prefix("hostler-e2e.").tempdir().unwrap();
     let at = dir.path();
@@ -438,7 +436,7 @@ impl Drop for Site {
 }
 
 impl Site {
-    /// The last words of everybody who was there.
+    /// Prints the ends of all logs.
     #[expect(clippy::print_stderr, reason = "the test has failed, and this is why")]
     fn show_ends(&self, machines: &[Machine]) {
         let agent = self.kept.join(AGENT_LOG);

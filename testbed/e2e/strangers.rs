@@ -1,4 +1,4 @@
-//! Machines that do not come, callers that do not belong, and machines that are somebody's.
+//! Machines that never netboot, callers with wrong keys, and machines in use.
 
 use std::{thread, time::Duration};
 
@@ -14,9 +14,9 @@ use crate::{
 };
 
 const WRONG_KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
-/// The time for the machine that cannot netboot: long enough to call with a wrong key meanwhile.
+/// The limit for the machine that cannot netboot: long enough for a call with a wrong key.
 const RAMDISK_LIMIT: &str = "30s";
-/// The power state of a held machine is looked at once a minute.
+/// Long enough for a poll of a held machine's power state, once a minute.
 const OBSERVED: Duration = Duration::from_secs(100);
 
 #[test]
@@ -35,7 +35,7 @@ fn a_machine_that_does_not_come_a_wrong_key_and_a_machine_that_is_on_change_noth
         )
     };
 
-    // Somebody uses the second machine already.
+    // The second machine is already in use.
     site.rack.ipmitool(&powered_on, &["chassis", "power", "on"]);
     site.write_spec(&powered_on, &spec(2));
     site.rack.tell(&["unplug", &unplugged.name]);
@@ -50,7 +50,7 @@ fn a_machine_that_does_not_come_a_wrong_key_and_a_machine_that_is_on_change_noth
     assert!(error.fault.message.contains("never fetched anything"), "{error:#?}");
     assert!(!site.rack.machine(&unplugged.name).is_on);
 
-    // All the while the machine that is on was left alone, until its user switches it off.
+    // The machine that is on was left untouched until its user switches it off.
     assert_eq!(site.status(&powered_on.name).unwrap().phase, Phase::Held);
     assert!(site.rack.machine(&powered_on.name).is_on);
     assert!(powered_on.events().iter().all(|event| event.event != "boot"));
@@ -70,8 +70,8 @@ fn assert_held(status: &Status) {
     assert_eq!((&*condition.status, &*condition.reason), ("True", "PoweredOn"));
 }
 
-/// A caller with a wrong key learns nothing, not even whether there is such a node; it is counted,
-/// and nothing else happens.
+/// Asserts that a caller with a wrong key learns nothing, not even whether the node exists; the
+/// agent only counts the call.
 fn assert_wrong_key_is_refused(site: &mut Site, before: &Status) {
     let node = before.node.as_str();
     let refused = [node, "no-such-node"].map(|node| call(&site.rack, node, "lookup"));
@@ -89,7 +89,7 @@ fn assert_wrong_key_is_refused(site: &mut Site, before: &Status) {
     assert_eq!(without(&after), without(before));
 }
 
-/// The whole answer but for the time in it.
+/// The whole answer without its time.
 fn call(rack: &Rack, node: &str, name: &str) -> String {
     let body = match name {
         "lookup" => {
@@ -106,7 +106,7 @@ fn call(rack: &Rack, node: &str, name: &str) -> String {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    // Leaves room under the limit on how often one address may call.
+    // Keeps below the limit of calls from one address.
     thread::sleep(Duration::from_millis(100));
     let answer = String::from_utf8(output.stdout).unwrap();
     answer.lines().filter(|line| !line.starts_with("date:")).collect::<Vec<_>>().join("\n")

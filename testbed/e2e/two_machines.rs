@@ -1,4 +1,4 @@
-//! The purpose of hostler: specs in, installed machines out, and nothing secret left behind.
+//! A whole deploy of two machines: specs in, installed machines out, and no secrets left behind.
 
 use std::{
     collections::BTreeSet,
@@ -69,9 +69,8 @@ fn a_bios_and_a_uefi_machine_are_installed_at_once_and_no_secret_is_left_behind(
     assert_no_secret_left(&site, &machines, &secrets);
 }
 
-/// Waits until every machine is deployed, and collects every secret that was made on the way. While
-/// they are known the agent's command line and environment, which every user may read, must not
-/// have them.
+/// Waits until every machine is deployed, and collects every secret of the deploy. The agent's
+/// command line and environment, which every user may read, must not hold any of them.
 fn follow_to_the_end(site: &mut Site, machines: &[Machine]) -> BTreeSet<String> {
     let mut secrets: BTreeSet<String> =
         machines.iter().map(|machine| read(&machine.bmc.password_file).trim().to_owned()).collect();
@@ -114,7 +113,8 @@ fn assert_deployed(status: &Status) {
     }
 }
 
-/// The agent runs as nobody, with the one capability it needs for port 69 and no way to another.
+/// Asserts that the agent runs as nobody, with the one capability for port 69 and no way to
+/// another.
 fn assert_unprivileged(pid: u32) {
     const NET_BIND_SERVICE: &str = "0000000000000400";
     let status = read(Path::new(&format!("/proc/{pid}/status")));
@@ -130,7 +130,7 @@ fn assert_unprivileged(pid: u32) {
     }
 }
 
-/// Who may read what.
+/// Asserts the modes of files and directories.
 fn assert_modes(site: &Site) {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let state = site.file("state");
@@ -146,7 +146,8 @@ fn assert_modes(site: &Site) {
     assert_eq!(mode(&site.status_path("node-1")), 0o644);
 }
 
-/// Attempts' secrets are nowhere; the BMCs' passwords only where the administrator put them.
+/// Asserts that attempts' secrets are in no file, and the BMCs' passwords only in the
+/// administrator's.
 fn assert_no_secret_left(site: &Site, machines: &[Machine], secrets: &BTreeSet<String>) {
     let mut texts = vec![("agent.log".to_owned(), site.agent_log())];
     for dir in ["nodes", "state"] {

@@ -1,5 +1,4 @@
-//! The admin socket against the real command, and against raw sockets that do what no decent client
-//! does.
+//! The admin socket against the real command, and against raw sockets that misbehave.
 
 use std::{
     fs::{self, Permissions},
@@ -16,8 +15,8 @@ use std::{
 };
 
 use hostler::{
-    admin::{AdminError, AdminRequest, Peer, Server, Wish, ask, show_boot, use_bmc},
-    model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Selection, ServedMenu},
+    admin::{AdminError, AdminPeer, AdminReply, AdminRequest, Server, ask, show_boot, use_bmc},
+    model::admin::{Answer, BmcCommand, Fact, NicBoot, Order, Question, Selection, ServedMenu},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -29,7 +28,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than any limit of the module.
+/// Longer than every limit of the module.
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
 
@@ -39,15 +38,13 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     let mut approve = hostler(&["approve", "edge-8", "edge-07", "edge-8"], &agent.socket);
     let child = approve.spawn().unwrap();
     let pid = child.id().unwrap();
-    let (order, who, reply) = agent.order().await;
+    let (order, peer, reply) = agent.order().await;
     assert_eq!(order, Order::Approve(nodes(&["edge-07", "edge-8"])));
-    assert_eq!(who, Peer { uid: rustix::process::getuid().as_raw(), pid });
-    reply
-        .send(vec![
-            answer("edge-07", true, "will be wiped"),
-            answer("edge-8", false, "is not held"),
-        ])
-        .unwrap();
+    assert_eq!(peer, AdminPeer { uid: rustix::process::getuid().as_raw(), pid });
+    reply.send(&Ok(vec![
+        answer("edge-07", true, "will be wiped"),
+        answer("edge-8", false, "is not held"),
+    ]));
     assert_eq!(
         said(child).await,
         (1, "edge-07: will be wiped\n".to_owned(), "error: edge-8: is not held\n".to_owned())
@@ -56,7 +53,7 @@ async fn an_order_gets_through_and_its_giver_is_known() {
     let child = hostler(&["retry", "--all"], &agent.socket).spawn().unwrap();
     let (order, _, reply) = agent.order().await;
     assert_eq!(order, Order::Retry(Selection::All));
-    reply.send(Vec::new()).unwrap();
+    reply.send(&Ok(Vec::<Answer>::new()));
     let (code, out, _) = said(child).await;
     assert_eq!((code, out.contains("nothing to retry")), (0, true), "{out}");
 }
@@ -70,24 +67,18 @@ async fn other_questions_get_through_and_their_answers_back() {
     let boot = Some(NicBoot { node: "edge-07".parse().unwrap(), menus });
     for answer in [boot, None] {
         let (shown, ()) = tokio::join!(show_boot(&socket, mac, true), async {
-            let Wish::ShowBoot { mac: requested, secrets, reply } = agent.request().await.wish
-            else {
-                panic!("another question")
-            };
-            assert_eq!((requested, secrets), (mac, true));
-            reply.send(answer.clone()).unwrap();
+            let AdminRequest { question, reply, .. } = agent.request().await;
+            assert_eq!(question, Question::ShowBoot { mac, secrets: true });
+            reply.send(&Ok(&answer));
         });
         assert_eq!(shown.unwrap(), answer);
     }
     let (node, command) = ("edge-07".parse().unwrap(), BmcCommand::Off { hard: true });
     for answer in [Ok(vec![Fact::new("power", "off")]), Err("has no BMC".to_owned())] {
         let (done, ()) = tokio::join!(use_bmc(&socket, &node, command), async {
-            let Wish::Bmc { node: requested, command: given, reply } = agent.request().await.wish
-            else {
-                panic!("another question")
-            };
-            assert_eq!((&requested, given), (&node, command));
-            reply.send(answer.clone()).unwrap();
+            let AdminRequest { question, reply, .. } = agent.request().await;
+            assert_eq!(question, Question::Bmc { node: node.clone(), command });
+            reply.send(&answer);
         });
         match answer {
             Ok(facts) => assert_eq!(done.unwrap(), facts),
@@ -102,9 +93,8 @@ async fn other_questions_get_through_and_their_answers_back() {
 async fn an_operator_who_goes_away_while_a_bmc_works_is_noticed() {
     let mut agent = Agent::new().await;
     let mut child = hostler(&["bmc", "edge-07", "cycle"], &agent.socket).spawn().unwrap();
-    let Wish::Bmc { mut reply, command: BmcCommand::Cycle, .. } = agent.request().await.wish else {
-        panic!("another question")
-    };
+    let AdminRequest { question, mut reply, .. } = agent.request().await;
+    assert!(matches!(question, Question::Bmc { command: BmcCommand::Cycle, .. }), "{question:?}");
     child.kill().await.unwrap();
     let gone = Instant::now();
     within(reply.closed()).await;
@@ -118,7 +108,7 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
     assert_eq!(mode(&agent.socket), 0o660);
     assert_eq!(mode(agent.socket.parent().unwrap()), 0o750);
 
-    // A directory that lets everybody through, so that it is the socket that does not.
+    // A directory open to every user, so that only the socket's mode protects it.
     for dir in [agent.socket.parent().unwrap(), agent.dir.path()] {
         fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
     }
@@ -143,9 +133,9 @@ async fn owner_and_group_may_give_orders_and_nobody_else() {
 
     chown(&agent.socket, None, Some(NOBODY)).unwrap();
     let child = stranger();
-    let (_, who, reply) = agent.order().await;
-    assert_eq!(who, Peer { uid: NOBODY, pid: child.id().unwrap() });
-    reply.send(vec![answer("edge-07", true, "will be wiped")]).unwrap();
+    let (_, peer, reply) = agent.order().await;
+    assert_eq!(peer, AdminPeer { uid: NOBODY, pid: child.id().unwrap() });
+    reply.send(&Ok(vec![answer("edge-07", true, "will be wiped")]));
     assert_eq!(said(child).await.0, 0);
 }
 
@@ -192,7 +182,7 @@ async fn the_socket_goes_with_the_agent() {
     assert!(!socket.exists());
     let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
     assert!(matches!(&error, AdminError::NoAgent(path) if *path == socket), "{error}");
-    // The same for one that was killed.
+    // A killed agent's socket is taken, too.
     drop(StdListener::bind(&socket).unwrap());
     let error = ask(&socket, &Order::Retry(Selection::All)).await.unwrap_err();
     assert!(matches!(&error, AdminError::NoAgent(path) if *path == socket), "{error}");
@@ -204,17 +194,17 @@ async fn whoever_says_nothing_is_dropped_and_keeps_nobody_waiting_long() {
     let mut agent = Agent::new().await;
     let connected = Instant::now();
     let mut silent = Vec::new();
-    // More than may talk at once: one of them says half an order, the others nothing.
+    // More clients than allowed: one sends half an order, the others nothing.
     for _ in 0..40 {
         let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
         if silent.is_empty() {
-            stream.write_all(b"{\"version\":1,").await.unwrap();
+            stream.write_all(b"{\"version\":2,").await.unwrap();
         }
         silent.push(stream);
     }
     agent.answers(&agent.socket.clone()).await;
     assert!(connected.elapsed() < Duration::from_secs(15), "{:?}", connected.elapsed());
-    // Closed without a word, after 5 s at most.
+    // Closed without an answer, after at most 5 s.
     for mut stream in silent {
         assert_eq!(received(&mut stream).await, "");
     }
@@ -228,7 +218,7 @@ async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_ask
     let mut waits = hostler(&["retry", "edge-07"], &agent.socket).spawn().unwrap();
     let (_, _, reply) = agent.order().await;
     let mut silent = Vec::new();
-    // With the one that has asked, as many as may talk at once.
+    // With the waiting operator, as many clients as allowed.
     for _ in 0..31 {
         silent.push(UnixStream::connect(&agent.socket).await.unwrap());
     }
@@ -240,7 +230,7 @@ async fn the_oldest_that_says_nothing_makes_room_for_an_operator_and_who_has_ask
     };
     assert!(silent[1..].iter().all(is_open), "more than the oldest made room");
     assert!(waits.try_wait().unwrap().is_none());
-    reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
+    reply.send(&Ok(vec![answer("edge-07", true, "is so")]));
     assert_eq!(said(waits).await.1, "edge-07: is so\n");
 }
 
@@ -275,7 +265,7 @@ async fn an_operator_waits_for_a_place_at_a_busy_agent() {
                 return;
             }
         }
-        // The last of them may not have written yet.
+        // The last client may not have written yet.
     });
     accepting.await.unwrap();
     let error = within(asking).await.unwrap().unwrap_err();
@@ -298,7 +288,7 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     for (line, why) in [
         (b"GET / HTTP/1.1\r\n".to_vec(), "not a message"),
         (b"{\"version\":7,\"body\":{\"order\":{\"approve\":\"all\"}}}\n".to_vec(), "version 7"),
-        (b"{\"version\":1,\"body\":{\"wipe\":\"all\"}}\n".to_vec(), "unknown variant"),
+        (b"{\"version\":2,\"body\":{\"wipe\":\"all\"}}\n".to_vec(), "unknown variant"),
         (b"\xff\xfe\x00\n".to_vec(), "not a message"),
         (vec![b'['; 60_000].into_iter().chain(*b"\n").collect(), "not a message"),
     ] {
@@ -309,7 +299,7 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
     }
     // The end of an order is missing.
     let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
-    stream.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}").await.unwrap();
+    stream.write_all(b"{\"version\":2,\"body\":{\"order\":{\"approve\":\"all\"}}}").await.unwrap();
     stream.shutdown().await.unwrap();
     assert!(received(&mut stream).await.contains("cut off"));
     assert!(agent.requests.try_recv().is_err());
@@ -318,13 +308,13 @@ async fn what_is_no_order_is_refused_and_never_handed_over() {
 #[tokio::test]
 async fn an_order_whose_giver_has_gone_is_not_handed_over() {
     let mut agent = Agent::new().await;
-    // All of it before the server hears of the first thing.
+    // The whole order arrives before the server reads its beginning.
     let mut gone = StdStream::connect(&agent.socket).unwrap();
-    gone.write_all(b"{\"version\":1,\"body\":{\"order\":{\"approve\":\"all\"}}}\n").unwrap();
+    gone.write_all(b"{\"version\":2,\"body\":{\"order\":{\"approve\":\"all\"}}}\n").unwrap();
     drop(gone);
-    // One that only says that it has no more to say is still there.
+    // A client that only shuts down its sending side is still there.
     let mut there = StdStream::connect(&agent.socket).unwrap();
-    there.write_all(b"{\"version\":1,\"body\":{\"order\":{\"retry\":\"all\"}}}\n").unwrap();
+    there.write_all(b"{\"version\":2,\"body\":{\"order\":{\"retry\":\"all\"}}}\n").unwrap();
     there.shutdown(Shutdown::Write).unwrap();
     assert_eq!(agent.order().await.0, Order::Retry(Selection::All));
     agent.answers(&agent.socket.clone()).await;
@@ -341,7 +331,7 @@ async fn an_endless_order_is_cut_off() {
         }
     };
     timeout(LIMIT, endless).await.unwrap();
-    // The kernel's buffers come on top of the limit of 64 KiB.
+    // The kernel's buffers add to the limit of 64 KiB.
     assert!(sent < 1 << 20, "{sent} bytes were taken");
 }
 
@@ -358,8 +348,9 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
     let requested = tokio::spawn(async move { ask(&socket, &given).await });
     let (given, _, reply) = agent.order().await;
     assert_eq!(given, order);
-    let many = names[..1000].iter().map(|name| answer(name, true, &"x".repeat(300))).collect();
-    reply.send(many).unwrap();
+    let many: Vec<Answer> =
+        names[..1000].iter().map(|name| answer(name, true, &"x".repeat(300))).collect();
+    reply.send(&Ok(many));
     assert_eq!(requested.await.unwrap().unwrap().len(), 1000);
 }
 
@@ -367,9 +358,7 @@ async fn an_order_too_long_for_an_agent_is_not_sent() {
 async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     let mut agent = Agent::new().await;
     let patient = hostler(&["bmc", "edge-07", "on"], &agent.socket).spawn().unwrap();
-    let Wish::Bmc { reply: bmc, .. } = agent.request().await.wish else {
-        panic!("another question")
-    };
+    let bmc = agent.request().await.reply;
     let child = hostler(&["approve", "edge-07"], &agent.socket).spawn().unwrap();
     let (_, _, reply) = agent.order().await;
     let (code, _, errors) = said(child).await;
@@ -377,7 +366,7 @@ async fn a_driver_without_time_is_told_of_and_sees_that_nobody_waits() {
     assert!(errors.contains("10 s") && errors.contains("hostler status"), "{errors}");
     assert!(reply.is_closed());
     // A BMC may take longer.
-    bmc.send(Ok(vec![Fact::new("power", "on")])).unwrap();
+    bmc.send(&Ok(vec![Fact::new("power", "on")]));
     assert_eq!(said(patient).await, (0, "power  on\n".to_owned(), String::new()));
 }
 
@@ -412,7 +401,7 @@ async fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
     assert!(error.to_string().starts_with(&said), "{error}");
 }
 
-/// A server whose driver is the test.
+/// An admin server whose requests the test answers.
 struct Agent {
     requests: mpsc::Receiver<AdminRequest>,
     ended: oneshot::Sender<()>,
@@ -440,18 +429,18 @@ impl Agent {
         within(self.requests.recv()).await.unwrap()
     }
 
-    async fn order(&mut self) -> (Order, Peer, oneshot::Sender<Vec<Answer>>) {
-        let AdminRequest { wish, who } = self.request().await;
-        let Wish::Order { order, reply } = wish else { panic!("no order: {wish:?}") };
-        (order, who, reply)
+    async fn order(&mut self) -> (Order, AdminPeer, AdminReply) {
+        let AdminRequest { question, peer, reply } = self.request().await;
+        let Question::Order(order) = question else { panic!("no order: {question:?}") };
+        (order, peer, reply)
     }
 
-    /// Takes one order, as a living agent would.
+    /// Answers one order, as a running agent does.
     async fn answers(&mut self, socket: &Path) {
         let order = Order::Approve(nodes(&["edge-07"]));
         let (requested, ()) = tokio::join!(ask(socket, &order), async {
             let (_, _, reply) = self.order().await;
-            reply.send(vec![answer("edge-07", true, "is so")]).unwrap();
+            reply.send(&Ok(vec![answer("edge-07", true, "is so")]));
         });
         assert_eq!(requested.unwrap(), [answer("edge-07", true, "is so")]);
     }
@@ -476,7 +465,7 @@ async fn said(child: Child) -> (i32, String, String) {
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// Everything until the other end hangs up.
+/// Reads until the other end closes the stream.
 async fn received(stream: &mut UnixStream) -> String {
     let mut received = String::new();
     within(stream.read_to_string(&mut received)).await.unwrap();

@@ -1,8 +1,8 @@
 //! The real agent, from spec to installed machine, against pyghmi for the BMC, tgtd for the disk
 //! and curl for the deploy ramdisk.
 //!
-//! Kernels and firmware are tested in the virtual rack; here a whole deploy takes
-//! seconds, so that every fault has its test.
+//! Kernels and firmware are tested in the virtual rack; here a whole deploy takes seconds, so that
+//! every fault has a test.
 
 mod bmc;
 mod clock;
@@ -44,15 +44,15 @@ use hostler::model::{
 
 use self::{machine::Machine, site::Site};
 
-/// The node that most tests are about.
+/// The node of most tests.
 const NODE: &str = "edge-07";
 
-/// The commands to the BMC in an attempt that ends well.
+/// The BMC's acts in a successful attempt.
 const DEPLOYED: [&str; 5] = ["network once", "on from network", "off", "disk always", "on from hd"];
-/// The commands when the attempt fails after the machine was switched on.
+/// The BMC's acts in an attempt that fails after the machine was switched on.
 const SWITCHED_OFF: [&str; 4] = ["network once", "on from network", "off", "disk always"];
 
-/// Waits until the node is deployed and judges everything an administrator would look at.
+/// Waits until the node is deployed, and checks everything that an administrator sees.
 fn ends_deployed(site: &Site, machine: &Machine) -> Status {
     let status =
         site.until(&machine.node, "over", |status| status.ready || status.phase == Phase::Failed);
@@ -68,8 +68,8 @@ fn ends_deployed(site: &Site, machine: &Machine) -> Status {
     status
 }
 
-/// Waits until the node has failed with this fault; the machine boots its own disk and is off if it
-/// was ever switched on.
+/// Waits until the node has failed with this fault, and checks that the machine boots its own disk
+/// and is off, if it was ever switched on.
 fn ends_failed(site: &Site, machine: &Machine, step: Step, code: &str) -> Status {
     let status =
         site.until(&machine.node, "over", |status| status.ready || status.phase == Phase::Failed);
@@ -86,7 +86,7 @@ fn ends_failed(site: &Site, machine: &Machine, step: Step, code: &str) -> Status
     status
 }
 
-/// For people who run a test with `--nocapture` to read what administrators read.
+/// Prints a status for readers of `--nocapture`.
 #[expect(clippy::print_stdout, reason = "the captured output of a test")]
 fn show(status: &Status) {
     println!("{}", toml::to_string(status).unwrap());

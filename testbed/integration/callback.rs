@@ -1,4 +1,4 @@
-//! The callback listener against curl, and against raw sockets that do what no decent client does.
+//! The callback listener against curl, and against raw sockets that misbehave.
 
 mod crowd;
 mod refusals;
@@ -11,7 +11,8 @@ use std::{
 };
 
 use hostler::{
-    callback::{CallbackLimits, CallbackRequest, Identity, Server},
+    boot_call::BootCalls,
+    callback::{CallbackLimits, CallbackRequest, Server, TlsIdentity},
     model::{
         callback::{Call, DeployState, LookupReply, Reply},
         secret::AttemptKey,
@@ -153,7 +154,7 @@ async fn a_head_too_big_or_with_too_many_fields_is_refused() {
     let agent = Agent::judging(CallbackLimits::default()).await;
     for fields in ["a: b\r\n".repeat(33), format!("a: {}\r\n", "b".repeat(32 << 10))] {
         let mut tls = agent.connect().await;
-        // It may hang up before everything is said.
+        // The server may hang up before the request's end.
         let said = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
         tls.write_all(said.as_bytes()).await.unwrap_or_default();
         let got = String::from_utf8(until_closed(&mut tls).await).unwrap();
@@ -199,8 +200,8 @@ async fn no_key_and_no_body_reaches_the_log_at_any_level() {
         .with_ansi(false)
         .with_writer(Arc::new(log.reopen().unwrap()))
         .finish();
-    // For the whole test binary: with one for a single thread, tracing may decide elsewhere that
-    // nobody listens to a call site.
+    // For the whole test binary: with a subscriber for a single thread, tracing may decide
+    // elsewhere that a call site has no listener.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let agent = Agent::judging(CallbackLimits::default()).await;
     for node in ["edge-07", "quiet-node"] {
@@ -233,7 +234,7 @@ async fn shutdown_cuts_a_question_that_waits() {
     timeout(Duration::from_secs(5), agent.server).await.unwrap().unwrap();
 }
 
-/// A listener with a pretended driver behind it.
+/// A listener with a simulated driver.
 struct Agent {
     addr: SocketAddr,
     pin: String,
@@ -250,7 +251,7 @@ struct Got {
     all_but_the_date: String,
 }
 
-/// Knows one node with one key.
+/// Answers for one node with one key.
 fn judge(request: &CallbackRequest) -> Reply {
     let known = request.node.as_str() == "edge-07"
         && request.key == AttemptKey::from_bytes(&[0x5a; 32])
@@ -282,11 +283,11 @@ fn path(node: &str, call: &str) -> String {
     format!("/v1/nodes/{node}/vendor_passthru/{call}")
 }
 
-/// Everything the other end says until it hangs up, which it must.
+/// Reads until the other end hangs up, which it must.
 async fn until_closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
     let mut said = Vec::new();
     let closing = timeout(Duration::from_secs(10), async {
-        // A reset is as good as an end.
+        // A reset counts as an end.
         while let Ok(1..) = stream.read_buf(&mut said).await {}
     });
     closing.await.expect("the listener keeps a connection it should close");
@@ -298,13 +299,13 @@ impl Agent {
         Self::start(limits, |request| Some(judge(request))).await
     }
 
-    /// Listens on a free port; `None` from the driver is silence.
+    /// Listens on a free port; `None` from the driver means no answer.
     async fn start(
         limits: CallbackLimits,
         driver: impl Fn(&CallbackRequest) -> Option<Reply> + Send + 'static,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_create(dir.path()).unwrap();
+        let identity = TlsIdentity::load_or_create(dir.path()).unwrap();
         let pin = identity.pin().to_owned();
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, limits).await.unwrap();
         let addr = server.local_addr().unwrap();
@@ -316,7 +317,7 @@ impl Agent {
             let mut unanswered = Vec::new();
             while let Some(request) = calls.recv().await {
                 match driver(&request) {
-                    // Whoever asked may have gone.
+                    // The client may be gone.
                     Some(reply) => drop(request.reply.send(reply)),
                     None => unanswered.push(request),
                 }
@@ -325,7 +326,8 @@ impl Agent {
         });
         let server = tokio::spawn(async move {
             let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
-            server.serve(requests, ticks, stopped).await;
+            let (calls, _nobody) = BootCalls::channel(1);
+            server.serve(requests, calls, ticks, stopped).await;
         });
         Self { addr, pin, dir, changed, requested, shutdown, server }
     }
@@ -345,7 +347,7 @@ impl Agent {
         self.try_curl(method, path, key, body).await.expect("no answer")
     }
 
-    /// The whole answer, if there is one.
+    /// Runs curl; returns the whole answer, if there is one.
     async fn try_curl(
         &self,
         method: &str,

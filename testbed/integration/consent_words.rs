@@ -1,5 +1,5 @@
-//! No text that people read names an act that lets hostler wipe a disk without the word WIPE: not a
-//! message, a hint or a help text in the program, not the documents, not the examples.
+//! No text names an act that lets hostler wipe a disk without the word WIPE: messages, hints and
+//! help of the program, the documents, and the examples.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ use crate::{
     layers::sources,
 };
 
-/// Texts that name such an act and advise nothing, each with why.
+/// Texts that name such an act without advice, each with the reason.
 const NO_ADVICE: [(&str, &str); 6] = [
     ("redeploy changed from", "`plan` says why, beside what it WIPES"),
     ("cannot reach this agent", "the socket is missing"),
@@ -20,7 +20,7 @@ const NO_ADVICE: [(&str, &str); 6] = [
     ("It stands for the image", "what a digest is of"),
 ];
 
-/// Whether it names an act that consents: another `redeploy`, an approval, or a machine switched
+/// Whether a text names an act of consent: another `redeploy`, an approval, or a machine switched
 /// off.
 fn names_an_act(text: &str) -> bool {
     // A single word is a key, a command or an order's name.
@@ -30,7 +30,7 @@ fn names_an_act(text: &str) -> bool {
     is_sentence && acts.iter().any(|act| text.contains(act))
 }
 
-/// Without what is put in, which has a name like what it says, and without the names of tests.
+/// Removes placeholders, whose names resemble the acts, and the names of tests.
 fn without_names(text: &str) -> String {
     let put_in = |part: &str| {
         part.split_once('}').map_or_else(|| part.to_owned(), |(_, rest)| rest.to_owned())
@@ -52,8 +52,7 @@ fn judge(place: &str, text: &str, found: &mut Vec<String>, named: &mut usize) {
     }
 }
 
-/// The texts in a Rust file: its string literals and, where clap shows them as help, its doc
-/// comments.
+/// Collects the texts of a Rust file: string literals and, for clap's help, doc comments.
 fn texts(tokens: TokenStream, is_help: bool, found: &mut Vec<String>) {
     let mut doc = String::new();
     let (mut is_test, mut is_inner) = (false, false);
@@ -114,7 +113,8 @@ fn no_message_hint_or_help_names_an_act_that_wipes_without_the_word_wipe() {
     assert!(named > 6, "only {named} texts are found at all");
 }
 
-/// Paragraphs, list items and rows of a table; a block of code belongs to what leads to it.
+/// Splits Markdown into paragraphs, list items and table rows; a block of code belongs to the text
+/// before it.
 fn paragraphs(markdown: &str) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let (mut in_code, mut begins) = (false, true);
@@ -140,7 +140,7 @@ fn paragraphs(markdown: &str) -> Vec<String> {
 fn no_document_and_no_example_names_an_act_that_wipes_without_the_word_wipe() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut named) = (Vec::new(), 0);
-    // Those that administrators read: the others explain such acts and advise none.
+    // Only documents for administrators: the others explain such acts without advice.
     let is_advice = |document: &&String| {
         ["README.md", "SECURITY.md"].contains(&document.as_str())
             || document.starts_with("docs/using/")
@@ -152,7 +152,7 @@ fn no_document_and_no_example_names_an_act_that_wipes_without_the_word_wipe() {
     }
     for example in walk(&root.join("examples")) {
         let text = fs::read_to_string(&example).unwrap();
-        // A value stands beside each comment.
+        // Each comment is beside its value.
         let mut comment = String::new();
         for line in text.lines().chain([""]) {
             if let Some(words) = line.trim_start().strip_prefix('#') {

@@ -1,6 +1,6 @@
-//! The output of `hostler dhcp-snippet`, used by the DHCP servers it is for: each one's own judge
-//! of configurations, and then a machine that asks for an address over a wire of its own. And what
-//! the deploy ramdisk says to these servers and reads of their answers.
+//! The output of `hostler dhcp-snippet` in its DHCP servers: each server checks its configuration,
+//! and then answers a machine over a virtual cable. Also the deploy ramdisk's DHCP client against
+//! these servers.
 
 use std::{
     fs::{self, File},
@@ -16,9 +16,9 @@ use tempfile::TempDir;
 use crate::namespace::Namespace;
 
 const HOSTLER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
-/// For a server to start and to answer.
+/// Time limit of a server's start and of its answers.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Each firmware by its own words, architecture and user class, and the file it is to run.
+/// Each firmware by architecture and user class, and its boot file.
 const MACHINES: [(u16, &str, &str); 7] = [
     (0, "", "pxelinux.0"),
     (7, "", "grubx64.efi"),
@@ -26,7 +26,7 @@ const MACHINES: [(u16, &str, &str); 7] = [
     (11, "", "grubaa64.efi"),
     (0, "iPXE", "boot.ipxe"),
     (11, "iPXE", "boot.ipxe"),
-    // IA32 UEFI, for which there is nothing.
+    // IA32 UEFI, which gets no boot file.
     (6, "", ""),
 ];
 
@@ -79,7 +79,7 @@ fn dhcpd_sends_every_machine_where_the_snippet_says() {
     site.answers("dhcpd", &server, &dir);
 }
 
-/// A default route and one to another network, by option 121 alone: without it there is no way out.
+/// A default route and a route to another network, by option 121 alone.
 const ROUTES: &str = "00:c0:00:02:01:08:0a:c0:00:02:07";
 
 /// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it ignores
@@ -173,7 +173,7 @@ fn dhcp_snippet(server: &str, advertise: &str, more: &str) -> (bool, String, Str
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-/// Two network namespaces and the wire between them: the server's end is `site`, the machine's end
+/// Two network namespaces and a virtual cable: the server's end is `site`, the machine's end
 /// `machine`.
 struct Site {
     server: Namespace,
@@ -197,7 +197,7 @@ impl Site {
         Self { server, machine }
     }
 
-    /// Runs the server, and has every machine ask it.
+    /// Runs the server, and checks its answer to every machine.
     fn answers(&self, program: &str, arguments: &[&str], dir: &TempDir) {
         let _server = self.start(program, arguments, dir);
         let received = self.at_the_machine(|socket| {
@@ -214,7 +214,7 @@ impl Site {
         }
     }
 
-    /// Runs the server, and has the deploy ramdisk borrow an address and keep it.
+    /// Runs the server, and lets the deploy ramdisk lease and renew an address.
     fn lends(&self, program: &str, arguments: &[&str], dir: &TempDir, is_overloaded: bool) {
         let _server = self.start(program, arguments, dir);
         let received = self.at_the_machine(borrow);
@@ -235,12 +235,12 @@ impl Site {
         let log = File::create(dir.path().join("log")).unwrap();
         let mut command = self.server.command();
         command.arg(program).args(arguments).stdin(Stdio::null());
-        // Where Kea keeps its lock and its pid.
+        // Directories of Kea's lock and pid files.
         command.env("KEA_PIDFILE_DIR", dir.path()).env("KEA_LOCKFILE_DIR", dir.path());
         Killed(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
     }
 
-    /// Runs something with a socket of the machine's, on a DHCP client's port.
+    /// Runs code with a socket in the machine's namespace, on a DHCP client's port.
     fn at_the_machine<T: Send>(&self, act: impl FnOnce(&UdpSocket) -> T + Send) -> T {
         thread::scope(|scope| {
             let asking = scope.spawn(|| {
@@ -255,7 +255,7 @@ impl Site {
     }
 }
 
-/// An address on loan, and whether the server had more options than room for them.
+/// Leases an address; returns it, and whether the options needed other fields.
 fn borrow(socket: &UdpSocket) -> Option<(Lease, bool)> {
     let talk = Conversation { mac: "52:54:00:00:00:01".parse().unwrap(), xid: 0x0700_0001 };
     let limit = Instant::now() + LIMIT;
@@ -279,7 +279,7 @@ fn borrow(socket: &UdpSocket) -> Option<(Lease, bool)> {
     None
 }
 
-/// Asks for an address until one is offered: the next server and the boot file that come with it
+/// Requests an address until one is offered; returns the next server and the boot file of the offer
 /// (RFC 2131 §2).
 fn offer(socket: &UdpSocket, architecture: u16, class: &str) -> Option<(Ipv4Addr, String)> {
     let limit = Instant::now() + LIMIT;
@@ -297,7 +297,7 @@ fn offer(socket: &UdpSocket, architecture: u16, class: &str) -> Option<(Ipv4Addr
     None
 }
 
-/// The next server and the boot file in a reply of this conversation.
+/// Reads the next server and the boot file of a reply to this transaction.
 fn read(reply: &[u8], xid: u32) -> Option<(Ipv4Addr, String)> {
     const BOOTREPLY: u8 = 2;
     let is_reply = *reply.first()? == BOOTREPLY && reply.get(4..8)? == xid.to_be_bytes();
@@ -307,7 +307,7 @@ fn read(reply: &[u8], xid: u32) -> Option<(Ipv4Addr, String)> {
 }
 
 fn discover(xid: u32, architecture: u16, class: &str) -> Vec<u8> {
-    // Ethernet; the answer is to be broadcast, because the machine has no address.
+    // Ethernet; with the broadcast flag, because the machine has no address.
     let mut message = vec![1, 1, 6, 0];
     message.extend(xid.to_be_bytes());
     message.extend([0, 0, 0x80, 0]);
@@ -326,7 +326,7 @@ fn discover(xid: u32, architecture: u16, class: &str) -> Vec<u8> {
     message
 }
 
-/// A server, killed when the test is over.
+/// A server, killed on drop.
 struct Killed(Child);
 
 impl Drop for Killed {

@@ -1,5 +1,5 @@
-//! The documents against the code and against each other: tests, commands, files and keys that a
-//! document names exist, links lead somewhere, and no line is too wide.
+//! The documents against the code and against each other: tests, commands, files and keys in a
+//! document exist, links have targets, and no line is too wide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,12 +15,12 @@ use crate::{
     layers::sources,
 };
 
-/// Generated of the tests themselves, and compared with them by `invariants`.
+/// Generated from the tests, and compared by `invariants`.
 const INVARIANTS: &str = "docs/contributing/invariants.md";
-/// Speaks of what was, too.
+/// The changelog, which also names former functions and files.
 const CHANGELOG: &str = "CHANGELOG.md";
 const WIDTH: usize = 100;
-/// The roots of paths that documents name in code.
+/// The first directories of paths in the documents.
 const ROOTS: [&str; 5] = ["src/", "testbed/", "docs/", "systemd/", "examples/"];
 
 /// The names of all functions.
@@ -34,7 +34,7 @@ fn functions() -> BTreeSet<String> {
     [sources("src"), sources("testbed")].concat().into_iter().flat_map(functions).collect()
 }
 
-/// Text in backticks, outside of blocks.
+/// The inline code of a document, outside of blocks.
 fn code(document: &str) -> Vec<String> {
     let text = prose(document);
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
@@ -58,8 +58,7 @@ fn every_test_that_a_document_names_exists() {
     let mut named = 0;
     for document in documents().iter().filter(|document| *document != INVARIANTS) {
         for code in code(document) {
-            // A path into the code, such as `axum::serve`, is short; the name of a test is a
-            // sentence.
+            // A path into the code, such as `axum::serve`, is short; a test's name is a sentence.
             let name = code.rsplit("::").next().unwrap();
             let is_name =
                 name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
@@ -107,7 +106,7 @@ fn the_ten_changes_name_their_files() {
 fn every_key_of_a_spec_is_documented() {
     let page = read("docs/using/specs.md");
     let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
-    // By itself, or in the row of its table.
+    // By its own name, or in the row of its table.
     let is_said = |table: &str, key: &str| {
         let (whole, all, key) =
             (format!("`{table}.{key}`"), format!("`{table}.*`"), format!("`{key}`"));
@@ -126,7 +125,7 @@ fn every_key_of_a_spec_is_documented() {
             missing.extend(keys.map(|key| format!("{table}.{key}")));
         }
     }
-    // Those that no example has, and that the schema reads by name.
+    // Keys that no example has, and that the schema reads by name.
     let is_test = |path: &PathBuf| path.to_str().unwrap().contains("tests");
     let files = sources("src/spec_dir").into_iter().filter(|path| !is_test(path));
     let schema: String = files.map(|path| fs::read_to_string(path).unwrap()).collect();
@@ -184,7 +183,7 @@ fn every_line_of_the_documents_shell_blocks_is_run_by_a_suite() {
     }
 }
 
-/// The programs, the test or the fuzz target in a line that people run by hand.
+/// Asserts that the programs, tests or fuzz targets in a manual command exist.
 fn assert_names_what_exists(line: &str, last: &str, functions: &BTreeSet<String>) {
     for path in line.split_whitespace().filter(|word| word.starts_with("testbed/")) {
         assert!(root().join(path).exists(), "{line}: {path} is not there");
@@ -212,7 +211,7 @@ fn every_link_and_every_anchor_leads_somewhere() {
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
             let file = if file.is_empty() { document.clone() } else { beside(document, file) };
             assert!(root().join(&file).exists(), "{document} links to {target}");
-            // The book holds docs/ and nothing else.
+            // The book holds only docs/.
             let stays = !document.starts_with("docs/") || file.starts_with("docs/");
             assert!(stays, "{document} links to {target}, which is not in the book: name the path");
             let known =
@@ -223,7 +222,7 @@ fn every_link_and_every_anchor_leads_somewhere() {
     assert!(links > 30, "only {links} links are found");
 }
 
-/// A link's file, by its path from the repository's root.
+/// The path of a link's file from the repository's root.
 fn beside(document: &str, link: &str) -> String {
     let mut path = PathBuf::new();
     for component in Path::new(document).parent().unwrap().join(link).components() {
@@ -235,7 +234,7 @@ fn beside(document: &str, link: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The headings of a document as mdBook and forges make links of them.
+/// The anchors of a document's headings, as in mdBook and forges.
 fn anchors(document: &str) -> BTreeSet<String> {
     let text = prose(document);
     let headings = text.lines().filter(|line| line.starts_with('#'));

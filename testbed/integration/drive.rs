@@ -22,7 +22,7 @@ fn tag<'t>(tags: &'t str, name: &str) -> &'t str {
     tags.lines().find_map(value).unwrap_or_else(|| panic!("no {name}: {tags}")).trim()
 }
 
-/// The output of a program. It has to be there and to be content.
+/// Runs a program, which must exist and succeed; returns its output.
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -34,7 +34,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Asserts that the checker finds nothing to mend, nor clusters that nobody has.
+/// Asserts that the checker reports no errors and no lost clusters.
 fn assert_clean_fat(place: &Place) {
     let said = run("fsck.vfat", &["-n", "-v", place.text("image")]);
     assert!(!said.contains("Reclaim"), "{said}");

@@ -1,5 +1,5 @@
-//! The HTTP side of the netboot subsystem against curl and busybox's wget, and against clients that
-//! say nothing, take nothing or talk nonsense.
+//! The HTTP server of the netboot subsystem against curl and busybox's wget, and against clients
+//! that misbehave.
 
 #![expect(clippy::unwrap_in_result, reason = "helpers of tests may fail like tests")]
 
@@ -13,6 +13,7 @@ use std::{
 };
 
 use hostler::{
+    boot_call::BootCalls,
     model::{
         boot::{BootMenu, BootStage, Fetch, Firmware},
         ids::{MacAddr, NodeName},
@@ -25,10 +26,10 @@ use tokio::{
     sync::{mpsc::Receiver, oneshot},
 };
 
-/// The longest that anything may take on a machine that runs many tests at once.
+/// Time limit of each wait, on a machine that runs many tests at once.
 const LIMIT: Duration = Duration::from_secs(20);
 const KERNEL_BYTES: usize = 300_000;
-/// More than all buffers between two sockets, as a hole in a file.
+/// Bytes of a sparse file, more than all buffers between two sockets.
 const LARGE_BYTES: u64 = 1 << 30;
 
 /// Both servers on free loopback ports, with files of their own.
@@ -76,7 +77,8 @@ impl BootServer {
         let server = runtime.block_on(bind).unwrap();
         let http = server.local_addr().unwrap();
         let (shut_down, ended) = oneshot::channel();
-        runtime.spawn(server.serve(running.catalog(), async { drop(ended.await) }));
+        let (calls, _nobody) = BootCalls::channel(1);
+        runtime.spawn(server.serve(running.catalog(), calls, async { drop(ended.await) }));
         let shut_down = Some(shut_down);
         Self { tftp, http, table, fetched, dir, shut_down, _running: running, runtime }
     }
@@ -87,7 +89,7 @@ impl BootServer {
         ramdisk.unwrap().set_len(bytes).unwrap();
     }
 
-    /// A connection on which a request has been sent.
+    /// Opens a connection and sends a request.
     fn ask(&self, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.http).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
@@ -107,7 +109,7 @@ impl BootServer {
         if output.status.success() { Ok(output.stdout.clone()) } else { Err(failure()) }
     }
 
-    /// The status code alone.
+    /// Runs curl; returns the status code.
     fn status(&self, path: &str, options: &[&str]) -> String {
         let url = format!("http://{}{path}", self.http);
         let output = Command::new("curl")
@@ -120,7 +122,7 @@ impl BootServer {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Waits for the next fetch reported.
+    /// Waits for the next reported fetch.
     fn reported(&mut self) -> Fetch {
         let next = async { tokio::time::timeout(LIMIT, self.fetched.recv()).await };
         self.runtime.block_on(next).expect("no fetch is reported").unwrap()
@@ -287,7 +289,7 @@ fn a_client_that_takes_nothing_is_cut_holds_no_memory_and_keeps_nobody_waiting()
 
     let cut = boot_server.reported();
     assert_eq!((cut.stage, cut.complete), (BootStage::Ramdisk, false));
-    // The system's buffers between two sockets, and one piece.
+    // At most the system's buffers between two sockets, and one piece.
     assert!(cut.sent_bytes < 32 << 20, "{cut:?}");
     assert!(began.elapsed() > idle && began.elapsed() < LIMIT, "{:?}", began.elapsed());
     let mut taken = 0;
@@ -366,7 +368,7 @@ fn connections_are_bounded_and_their_places_come_back() {
     }
 }
 
-/// A connection from an address that is this machine's, too.
+/// Opens a connection from another loopback address.
 fn connect_from(boot_server: &BootServer, from: [u8; 4]) -> tokio::net::TcpStream {
     boot_server.runtime.block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -390,7 +392,7 @@ fn silence_keeps_no_machine_out_and_ends_no_download() {
             assert!(boot_server.curl("ipxe.efi", &[]) == Ok(noise(42_000)), "after {number}");
         }
     }
-    // And as many from the machine's own address.
+    // As many from the machine's own address.
     crowd.extend((0..100).map(|_| connect_from(&boot_server, [127, 0, 0, 1])));
     assert!(boot_server.curl("ipxe.efi", &[]) == Ok(noise(42_000)));
     download.read_exact(&mut vec![0; 32 << 20]).unwrap();

@@ -1,4 +1,5 @@
-//! The imaging pipeline against tgtd, over lines that break and past a proxy that lies.
+//! The imaging pipeline against tgtd, over connections that break and through a proxy that loses
+//! writes.
 
 #![expect(clippy::indexing_slicing, reason = "helpers of tests may fail like tests")]
 
@@ -31,7 +32,7 @@ const STALL: Duration = Duration::from_secs(30);
 /// The byte of the disk's old content.
 const OLD: u8 = 0xAA;
 
-/// The way to a target's disk.
+/// The connector of a target's disk.
 struct Way(TargetAddress);
 
 impl Way {
@@ -50,13 +51,13 @@ impl Connector for Way {
     }
 
     async fn close(&self, lun: Arc<Lun>) {
-        // A failure on a broken line is no matter.
+        // A failure on a broken connection does no harm.
         drop(Lun::clone(&lun).logout().await);
     }
 }
 
-/// An image in a file, and its bytes: data that repeats nowhere, with a hole in its midst and a run
-/// of written zeros.
+/// An image in a file, and its bytes: data without repetition, with a hole in it and a run of
+/// written zeros.
 struct Image {
     file: NamedTempFile,
     bytes: Vec<u8>,
@@ -92,14 +93,14 @@ async fn write(way: &Way, order: &ImagingOrder, cancel: Cancel) -> Result<Writte
     Box::pin(disk.write(order, &Meter::default(), cancel)).await
 }
 
-/// A target with a disk of old content.
+/// Starts a target with a disk of old content.
 fn target(disk_bytes: u64) -> Tgtd {
     let tgtd = Tgtd::serve(IQN, disk_bytes);
     tgtd.fill_disk(OLD);
     tgtd
 }
 
-/// The image, both ends wiped, everything else as it was.
+/// Asserts that the disk has the image, wiped ends, and old content elsewhere.
 fn assert_holds(tgtd: &Tgtd, image: &[u8]) {
     let disk = tgtd.disk();
     assert!(disk.starts_with(image), "the disk differs from the image");
@@ -224,7 +225,7 @@ async fn a_target_that_hangs_cannot_hold_up_a_cancel_and_keeps_no_session() {
         Instant::now()
     };
     let (written, since) = tokio::join!(write(&way, &order, cancelled), cancelling);
-    // 900 ms, and what a busy machine adds.
+    // 900 ms, and the delays of a busy machine.
     assert!(since.elapsed() < Duration::from_millis(1500), "{:?}", since.elapsed());
     let Err(ImagingError::NotWiped { cause, .. }) = written else { panic!("{written:?}") };
     assert!(matches!(*cause, ImagingError::Cancelled), "{cause}");

@@ -1,4 +1,4 @@
-//! The IPMI subsystem against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and on bad
+//! The IPMI subsystem against pyghmi (suites 3 and 17) and `ipmi_sim` (suite 3), on good and bad
 //! networks, in process and by `ipmitool`.
 
 mod console;
@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use network::{Badness, GOOD, Network};
 use simulators::{PASSWORD, Simulator, USER, ipmi_sim, pyghmi, pyghmi_at};
 
-/// Loopback is quick; the simulators share two cores with everything else.
+/// Loopback is fast; the simulators share two cores with all other tests.
 const TIMING: Timing = Timing {
     resend_first: Duration::from_millis(200),
     resend_max: Duration::from_millis(800),
@@ -359,7 +359,7 @@ async fn a_host_name_is_resolved_and_ipv6_works() {
     assert!(matches!(error.kind, IpmiErrorKind::Unresolved { .. }), "{error}");
 }
 
-/// 40 sessions, 8 at a time, each one power status.
+/// Runs 40 sessions, 8 at a time, each with one power status.
 async fn survives(simulator: &Simulator, cipher_suite: Option<CipherSuite>, seed: u64) {
     let badness = Badness { loss: 15, repeat: 30, late: Duration::from_millis(10), damage: 0 };
     let network = Network::before(simulator.port, badness, seed).await;

@@ -1,4 +1,4 @@
-//! hostler's initiator against tgtd and istgt, targets nobody here wrote.
+//! hostler's initiator against tgtd and istgt, other authors' targets.
 
 mod istgt;
 mod proxy;
@@ -22,7 +22,7 @@ use self::{
     tgtd::{DISK_BYTES, IQN, Tgtd},
 };
 
-/// The time for something that must be quick, on a machine that runs many tests at once.
+/// Time limit of fast operations, on a machine that runs many tests at once.
 const QUICK: Duration = Duration::from_secs(10);
 
 fn options() -> IscsiOptions {
@@ -37,7 +37,7 @@ async fn connect(target: &TargetAddress) -> Lun {
     Lun::connect(target, None, &options()).await.unwrap()
 }
 
-/// Bytes that repeat nowhere near each other, so that a block in a wrong place is seen.
+/// Bytes without near repetitions, so that a block in a wrong place shows.
 fn noise(bytes: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut noise = Vec::with_capacity(bytes + 8);
@@ -84,7 +84,7 @@ async fn concurrent_writes_of_every_size_arrive_bit_exact() {
     assert_eq!((lun.block_bytes(), lun.capacity_bytes()), (512, DISK_BYTES));
     let data = noise(24 << 20, 1);
     for (index, chunk) in [512, 4096, 60 << 10, 1 << 20, 5 << 20].into_iter().enumerate() {
-        // The smallest sizes would be tens of thousands of commands.
+        // With the smallest sizes, the whole data would need tens of thousands of commands.
         let part = data.slice(..data.len().min(chunk * 512));
         let offset = index as u64 * (8 << 20) + 512;
         write_all(&lun, offset, &part, chunk).await.unwrap();
@@ -287,7 +287,7 @@ async fn a_target_that_does_not_ask_for_chap_is_refused() {
     let tgtd = Tgtd::start();
     let chap = chap("a-secret-of-twelve", None);
     let error = Lun::connect(&tgtd.lun(1), Some(&chap), &options()).await.unwrap_err();
-    assert_eq!(error.kind, IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotAsked));
+    assert_eq!(error.kind, IscsiErrorKind::LoginRefused(LoginRefusal::ChapNotDemanded));
     assert_eq!(
         error.to_string(),
         format!("target {IQN}: login: refused: the target does not ask for CHAP, must")
@@ -397,8 +397,8 @@ async fn reading_and_writing_past_the_end_gives_the_targets_sense() {
     lun.logout().await.unwrap();
 }
 
-/// Keeps writing until a write fails, and lets `event` happen in the midst of it; the error and how
-/// long after the event it came.
+/// Writes until a write fails, and runs `event` in the middle; returns the error, and its delay
+/// after the event.
 async fn write_until_failure(lun: &Lun, event: impl FnOnce()) -> (IscsiError, Duration) {
     let (lun, data) = (lun.clone(), noise(16 << 20, 9));
     let (running, is_running) = oneshot::channel();
@@ -453,7 +453,8 @@ async fn a_target_that_hangs_while_nothing_is_asked_is_found_by_the_keepalive() 
     let before = alive_tasks();
     let brisk = IscsiOptions { keepalive: Duration::from_millis(200), ..options() };
     let lun = Lun::connect(&tgtd.lun(1), None, &brisk).await.unwrap();
-    // More silence on our side than the limit: the pings are answered and the session lives.
+    // The initiator is silent for longer than the limit: the target answers its NOP-Outs, and the
+    // session lives.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     lun.flush().await.unwrap();
     tgtd.signal("-STOP");

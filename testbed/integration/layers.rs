@@ -1,8 +1,8 @@
-//! The shape of the code, kept by reading it: who may name whom, how long a file may be, and that
-//! every module says what it is.
+//! Rules of the code, checked on its text: dependencies of modules, lengths of files, and module
+//! docs.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -27,8 +27,7 @@ const ADAPTERS: [&str; 14] = [
     "port_probe",
 ];
 
-/// The top-level modules one of them may name, besides itself; `None` when it is not in the drawing
-/// at all.
+/// The top-level modules that a module may name, besides itself; `None` for an unknown module.
 fn may_name(module: &str) -> Option<&'static [&'static str]> {
     match module {
         "lib" | "bin" | "agent" | "cli" => Some(&["*"]),
@@ -36,6 +35,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             Some(&[])
         }
         "progress" | "lifecycle" => Some(&["model"]),
+        "boot_call" => Some(&["model", "listener"]),
         "ramdisk" => Some(&["model", "regular_file"]),
         adapter if ADAPTERS.contains(&adapter) => Some(&[
             "model",
@@ -45,6 +45,7 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
             "listener",
             "regular_file",
             "progress",
+            "boot_call",
         ]),
         _ => None,
     }
@@ -55,6 +56,40 @@ fn may_name(module: &str) -> Option<&'static [&'static str]> {
 fn every_module_names_only_those_below_it() {
     let wrong: Vec<String> = sources("src").iter().flat_map(|path| offences(path)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Invariant (code): The files of a folder name each other in one direction.
+#[test]
+fn no_files_of_a_folder_name_each_other_in_a_circle() {
+    let paths = [sources("src"), sources("testbed/sim")].concat();
+    let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> =
+        paths.iter().map(|path| (module_of(path), siblings_named(path))).collect();
+    loop {
+        let left = named.len();
+        let modules: BTreeSet<PathBuf> = named.keys().cloned().collect();
+        // A module that names no remaining module is in no circle.
+        named.retain(|module, others| others.iter().any(|o| o != module && modules.contains(o)));
+        if named.len() == left {
+            break;
+        }
+    }
+    assert!(named.is_empty(), "these, or some of them, name each other: {named:#?}");
+}
+
+/// The path of a file's module: `a/b` for `a/b.rs` and for `a/b/mod.rs`.
+fn module_of(path: &Path) -> PathBuf {
+    let is_folder = path.file_name().is_some_and(|name| name == "mod.rs");
+    if is_folder { path.parent().unwrap().to_owned() } else { path.with_extension("") }
+}
+
+/// The modules beside a file's own that its code names, tests left out.
+fn siblings_named(path: &Path) -> BTreeSet<PathBuf> {
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let code = without_comments(code).replace("super::super::", "");
+    let beside = module_of(path);
+    let beside = beside.parent().unwrap();
+    code.split("super::").skip(1).flat_map(heads).map(|name| beside.join(name)).collect()
 }
 
 #[test]
@@ -76,7 +111,7 @@ fn every_file_says_what_it_is_and_stays_readable_in_one_sitting() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// How a file is opened or read where nobody has looked at what it is.
+/// Functions that open or read a file without a check of its kind.
 const BARE_OPENS: [&str; 9] = [
     "File::open(",
     "File::options(",
@@ -89,7 +124,7 @@ const BARE_OPENS: [&str; 9] = [
     "openat2(",
 ];
 
-/// Who may, and why.
+/// Files that may use them, each with the reason.
 const MAY_OPEN: [(&str, &str); 12] = [
     ("regular_file.rs", "it is the helper"),
     ("regular_file/beneath.rs", "it is the helper"),
@@ -138,7 +173,7 @@ fn whatever_lies_in_other_peoples_directories_is_opened_by_one_helper() {
     }
 }
 
-/// Who writes to standard output or error besides `cli/print.rs`, and why.
+/// Files that may print besides `cli/print.rs`, each with the reason.
 const MAY_PRINT: [(&str, &str); 5] = [
     ("cli/print.rs", "it is the one writer"),
     ("cli/log.rs", "the log, which escapes every value"),
@@ -176,7 +211,7 @@ fn the_reader_of_names_sees_plain_grouped_and_nested_ones_but_no_comments() {
     assert_eq!(names, ["bmc", "iscsi", "model", "netboot", "store", "watch"]);
 }
 
-/// The modules that a file names and may not.
+/// The forbidden modules that a file names.
 fn offences(path: &Path) -> Vec<String> {
     let inside = path.strip_prefix(root().join("src")).unwrap();
     let first = inside.components().next().unwrap();
@@ -193,12 +228,12 @@ fn offences(path: &Path) -> Vec<String> {
 
 /// The top-level modules a file names by `crate::`.
 fn named(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap().trim())
-        .collect::<Vec<_>>()
-        .join(" ");
-    code.split("crate::").skip(1).flat_map(heads).collect()
+    without_comments(text).split("crate::").skip(1).flat_map(heads).collect()
+}
+
+fn without_comments(text: &str) -> String {
+    let code = text.lines().map(|line| line.split("//").next().unwrap().trim());
+    code.collect::<Vec<_>>().join(" ")
 }
 
 /// The first name of a path, or of each path in a `{group}`.
@@ -229,7 +264,7 @@ fn head(path: &str) -> String {
     path.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
 }
 
-/// Every Rust file below a folder of the package.
+/// Every Rust file in a folder of the package.
 pub(crate) fn sources(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];

@@ -1,8 +1,7 @@
-//! The adapters against their real counterparts: tgtd, pyghmi, `ipmi_sim`, nginx, tinyproxy, curl,
+//! The adapters against other authors' programs: tgtd, pyghmi, `ipmi_sim`, nginx, tinyproxy, curl,
 //! tftp-hpa. One binary, so that it links once.
 //!
-//! Run by `./testbed/check`. A counterpart that is missing fails its tests by name; none is
-//! skipped.
+//! `./testbed/check` runs it. A missing program fails its tests by name; no test is skipped.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 #![allow(missing_docs, reason = "tests are not an interface")]

@@ -1,4 +1,4 @@
-//! Networks of their own for what has to have its own: servers and clients on either end of a wire.
+//! Network namespaces for tests: servers and clients at the ends of a virtual cable.
 
 use std::{
     fs::File,
@@ -9,7 +9,7 @@ use std::{
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// A network namespace, for as long as its process lives.
+/// A network namespace, which lives as long as its process.
 pub(crate) struct Namespace(Child);
 
 impl Namespace {
@@ -26,7 +26,7 @@ impl Namespace {
         Self(process)
     }
 
-    /// Its name for ip(8).
+    /// The namespace's name for ip(8).
     pub(crate) fn id(&self) -> String {
         self.0.id().to_string()
     }
@@ -42,7 +42,7 @@ impl Namespace {
         assert!(output.status.success(), "{words:?}: {output:?}");
     }
 
-    /// Takes the calling thread there.
+    /// Moves the calling thread into the namespace.
     pub(crate) fn enter(&self) {
         let namespace = File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();

@@ -1,4 +1,4 @@
-//! Loopback ports for counterparts and agents.
+//! Loopback ports for other programs and agents.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
@@ -8,8 +8,7 @@ use std::{
     },
 };
 
-/// A port nobody uses, UDP or TCP, and nobody is given before the test is over: it lies below those
-/// the kernel gives to connections.
+/// A free UDP and TCP port, reserved until the test ends: it is below the kernel's ephemeral ports.
 pub(crate) fn free() -> SocketAddr {
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
         let spread = std::process::id().wrapping_mul(211) % 18_000;

@@ -1,5 +1,5 @@
-//! Layouts as other tools see them: sgdisk, fdisk, parted and blkid make the images, and judge the
-//! disks that come of them.
+//! Layouts against other tools: sgdisk, fdisk, parted and blkid make the images, and check the
+//! resulting disks.
 
 mod bios;
 mod disk;

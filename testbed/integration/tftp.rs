@@ -58,7 +58,7 @@ impl BootServer {
         Self::with_table(BootTable::default(), adjust)
     }
 
-    /// The same, with menus in this table.
+    /// Starts the server of [`Self::with`] with menus in this table.
     fn with_table(table: BootTable, adjust: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let loaders = dir.path().join("loaders");
@@ -93,7 +93,7 @@ impl BootServer {
 
     /// The menu of the first NIC under names that begin so.
     fn menu(&self, prefix: &str) -> String {
-        let (_, menus) = self.table.show(mac(1)).unwrap();
+        let (_, menus) = self.table.show(mac(1), false).unwrap();
         let menu = menus.into_iter().find(|menu| menu.name.starts_with(prefix));
         menu.unwrap().text.expose().to_owned()
     }

@@ -1,5 +1,5 @@
-//! A hundred machines of which thirty misbehave, each in its own way, under the limits an agent has
-//! by default: the seventy others are installed as soon as if the thirty were not there.
+//! A hundred machines, of which thirty misbehave in ten ways, under the agent's default limits: the
+//! other seventy are installed as soon as without the thirty.
 
 use std::collections::BTreeMap;
 
@@ -12,27 +12,27 @@ use crate::{
     dice::Dice,
     plan::Plan,
     watch::Violation,
-    world::{World, machine::Quirk, work::IMAGE_BYTES},
+    world::{IMAGE_BYTES, World, machine::Quirk},
 };
 
 const MACHINES: usize = 100;
 const BAD: usize = 30;
-/// `limits.waiting` and `limits.imaging` as they are by default.
+/// The defaults of `limits.waiting` and `limits.imaging`.
 const WAITING: usize = 50;
 const IMAGING: usize = 4;
-/// A write that stalls keeps its turn for `timeouts.imaging_stall` and a few seconds, one whose
-/// target dies for less. Of the thirty, ten do so, in three attempts each; what they keep is shared
-/// by the turns there are.
+/// A stalled write keeps its permit for `timeouts.imaging_stall` and a few seconds, one whose
+/// target dies for less. Of the thirty, ten do so, in three attempts each; the permits share the
+/// delay.
 const TOLERANCE_S: u64 = 10 * 3 * 190 / IMAGING as u64;
-/// Longer than both runs need.
+/// Longest run: both runs need less.
 const GIVE_UP_S: u64 = 12 * 3600;
 
-/// Plays the site with the thirty and without them, and prints the numbers.
+/// Plays the site with and without the thirty, and prints the numbers.
 pub(crate) fn compare() -> Vec<Violation> {
     let (without, _) = play(false);
     let (with, given_up) = play(true);
-    // Which machine comes up first is chance: the first one installed is compared with the first,
-    // the last with the last.
+    // The order of machines is random: the first one installed is compared with the first, the last
+    // with the last.
     let sorted = |times: BTreeMap<NodeName, u64>| {
         let mut times: Vec<u64> = times.into_values().collect();
         times.sort_unstable();
@@ -59,7 +59,8 @@ pub(crate) fn compare() -> Vec<Violation> {
     vec![Violation { rule, node: None, step: 0, what, timeline: Vec::new() }]
 }
 
-/// When each good machine was installed, in seconds, and how many bad ones were given up.
+/// Plays a site; returns the time of each good machine's installation in seconds, and the number of
+/// failed bad ones.
 fn play(with_bad: bool) -> (BTreeMap<NodeName, u64>, usize) {
     let policy = Policy {
         attempts_max: WAITING,
@@ -94,7 +95,7 @@ fn play(with_bad: bool) -> (BTreeMap<NodeName, u64>, usize) {
     (installed, given_up)
 }
 
-/// The n-th machine misbehaves in one of ten ways.
+/// Makes the n-th machine misbehave in one of ten ways.
 fn spoil(world: &mut World, n: usize) {
     let machine = &mut world.site.machines[n];
     match n / 10 {

@@ -1,6 +1,6 @@
-//! Chance, from a seed: the same everywhere and for ever, so that a run can be played again.
+//! Random numbers from a seed, the same on every machine, so that a run can be repeated.
 
-/// `SplitMix64`.
+/// A generator by `SplitMix64`.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 
@@ -9,7 +9,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// 0 to `sides` - 1.
+    /// A number from 0 to `sides` - 1.
     pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -18,12 +18,12 @@ impl Dice {
         (z ^ (z >> 31)) % sides.max(1)
     }
 
-    /// `from` to `to`, both included.
+    /// A number from `from` to `to`, both included.
     pub(crate) fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.roll(to - from + 1)
     }
 
-    /// Whether something happens that happens so often in a thousand times.
+    /// Whether an event of this probability, in thousandths, happens.
     pub(crate) fn permille(&mut self, permille: u64) -> bool {
         self.roll(1000) < permille
     }

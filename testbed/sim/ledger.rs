@@ -1,4 +1,4 @@
-//! The knowledge of the rules about each node and its machine, and which machine a spec names.
+//! The rules' knowledge of each node and its machine, and of the machine that a spec names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,52 +14,53 @@ use hostler::model::{
 use jiff::Timestamp;
 
 type Redeploy = Option<String>;
-/// The knowledge of a machine; `None`: only that there is something to know.
+/// The knowledge of a machine; `None` if it exists, but its content is unknown.
 pub(crate) type Known = Option<Ledger>;
 
 /// The knowledge of one node and its machine.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "a list of what was said and seen")]
 pub(crate) struct Ledger {
-    /// The last good spec the core was told.
+    /// The last good spec that the core received.
     pub(crate) spec: Option<Arc<NodeSpec>>,
-    /// Somebody said so, or a series of attempts was begun with consent, and no reason has come up
-    /// to ask again.
+    /// Whether an operator consented, or a series of attempts began with consent, and no new reason
+    /// has come up since.
     pub(crate) approved: bool,
-    /// Somebody wants the machine switched.
+    /// Whether an operator ordered a change of the machine's power.
     pub(crate) power_ordered: bool,
-    /// The `redeploy` that what is installed answers to: only a change from it is consent to
-    /// reinstall.
+    /// The `redeploy` of the installation: only a change from it is consent to reinstall.
     pub(crate) under: Option<Redeploy>,
     /// The `redeploy` of the first spec that named it. While its record waits to be written, a hold
     /// counts from here.
     pub(crate) first_redeploy: Option<Redeploy>,
-    /// The machine as it was named when that was installed.
+    /// The machine's names at the time of the installation.
     pub(crate) installed_as: Option<Machine>,
-    /// Nobody knows what is on its disk: being off is no consent. It ends when the disk is written.
+    /// Whether the disk's content is unknown: being off is then no consent. Ends when the disk is
+    /// written.
     pub(crate) unknown: bool,
-    /// Whether the spec names a machine that it did not name before, and nobody has consented to
-    /// anything since.
+    /// Whether the spec newly names this machine, without consent since.
     pub(crate) turned: bool,
-    /// The power state that the BMC last reported, of which machine.
+    /// The power state that the BMC last reported, and its machine.
     pub(crate) polled: Option<(PowerState, MachineId)>,
-    /// The machine that the present attempt switched on, and for which installation.
+    /// The machine that the current attempt switched on, and its spec.
     pub(crate) begun: Option<(MachineId, Arc<NodeSpec>)>,
+    /// The machine of the last attempt, during its clean-up.
+    pub(crate) abandoned: Option<MachineId>,
     pub(crate) restarted: bool,
-    /// Whether the disk is written, and nobody has seen the machine restarted into that.
+    /// Whether the disk is written, without an observed restart since.
     pub(crate) unrestarted: bool,
-    /// When the reinstall that is wanted came up, and how many nodes were installed then.
+    /// The time when the wanted reinstall came up, and the number of nodes installed then.
     pub(crate) came_up: Option<Change>,
-    /// Somebody consented to it since.
+    /// Whether an operator has consented to it since.
     pub(crate) agreed: bool,
     pub(crate) next_attempt_at: Option<Timestamp>,
 }
 
-/// A reinstall that is newly wanted.
+/// A newly wanted reinstall.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Change {
     pub(crate) at: Timestamp,
-    /// The time by a clock that nobody sets, in milliseconds.
+    /// The time by a steady clock, in milliseconds.
     pub(crate) t: u64,
     pub(crate) deployed: usize,
 }
@@ -71,7 +72,7 @@ pub(crate) struct LetThrough {
 }
 
 impl Ledger {
-    /// Takes over knowledge from elsewhere, or that nobody knows.
+    /// Takes over another node's knowledge, or none.
     pub(crate) fn learn(&mut self, known: Option<Self>, new: &NodeSpec) {
         let known = known.filter(|known| known.under.is_some());
         self.unknown = known.is_none();
@@ -79,14 +80,14 @@ impl Ledger {
         self.installed_as = known.and_then(|known| known.installed_as);
     }
 
-    /// Whether the spec names an interface of the machine that is known to be installed.
+    /// Whether the spec names an interface of the installed machine.
     pub(crate) fn shares_mac(&self, spec: &NodeSpec) -> bool {
         let installed_as = self.installed_as.as_ref().filter(|_| self.under.is_some());
         installed_as
             .is_some_and(|machine| machine.macs.iter().any(|mac| spec.boot.macs.contains(mac)))
     }
 
-    /// Whether what is known of the machine is about the one that the new spec names, too.
+    /// Whether the knowledge of the machine applies to the new spec's, too.
     pub(crate) fn is_taken_along(&self, old: &NodeSpec, new: &NodeSpec) -> bool {
         let installed_as = self.installed_as.as_ref().filter(|_| self.under.is_some());
         is_same(old, new)
@@ -105,7 +106,7 @@ impl Ledger {
     }
 }
 
-/// Whether both specs name one machine by all its names.
+/// Whether both specs name the same machine by all its names.
 pub(crate) fn is_same(old: &NodeSpec, new: &NodeSpec) -> bool {
     let macs = |spec: &NodeSpec| spec.boot.macs.iter().copied().collect::<BTreeSet<_>>();
     old.bmc_address() == new.bmc_address() && macs(old) == macs(new)

@@ -2,11 +2,10 @@
 //! ramdisks, operators, a network, a clock, a state directory, and an agent that is killed at any
 //! point. A step is one event brought to the core.
 //!
-//! Run by `./testbed/check sim`. Seeds that once failed are in `seeds` and are played first, and
-//! then others in order, from one that is another in each hour: `SIM_SEED_BASE=` plays those of
-//! another run again. `SIM_STEPS=` sets how many steps are played in all; `SIM_SEED=` plays one
-//! seed, and with `SIM_TRACE=1` prints all that happens in it. The last line sums it up; the exit
-//! code is 1 if a rule was broken.
+//! `./testbed/check sim` runs it. It first plays the seeds in `seeds`, which once failed, and then
+//! others in order, from a number that differs each hour: `SIM_SEED_BASE=` repeats another run.
+//! `SIM_STEPS=` sets the total number of steps; `SIM_SEED=` plays one seed, and with `SIM_TRACE=1`
+//! prints all events. The last line is a summary; the exit code is 1 if a rule was broken.
 
 #![expect(
     clippy::unwrap_used,
@@ -35,9 +34,9 @@ use jiff::Timestamp;
 
 use self::{play::Played, watch::Violation};
 
-/// Enough for a change of the core; a night has fifty times as many.
+/// Steps of a run: enough for a change of the core; a night has time for fifty times as many.
 const STEPS: u64 = 1_200_000;
-/// Violations that are shown in full.
+/// Most violations that are shown in full.
 const SHOWN_MAX: usize = 5;
 
 fn number(variable: &str) -> Option<u64> {
@@ -59,14 +58,13 @@ fn main() -> ExitCode {
     sum_up(all, crowd)
 }
 
-/// The first of this hour's seeds: no two hours share one, however long they play.
+/// The first of this hour's seeds: no two hours share a seed.
 fn seed_base() -> u64 {
     let hours = Timestamp::now().as_second().div_euclid(3600);
     u64::try_from(hours).unwrap_or(0) * 1_000_000
 }
 
-/// Plays seeds on all cores until so many steps are done: first those that once failed, then from
-/// `base` on.
+/// Plays seeds on all cores for so many steps: first the kept ones, then from `base` on.
 fn play_many(steps: u64, kept: &[u64], base: u64) -> Vec<Played> {
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let take = || {

@@ -1,21 +1,27 @@
-//! The kind of site that a seed plays: its size, its limits, and the rate of each trouble.
+//! The properties of a seed's site: its size, its limits, and the rate of each fault.
 
 use hostler::lifecycle::Policy;
 
 use crate::dice::Dice;
 
-/// Rates are per mille; `0` everywhere is a site without trouble.
+/// The first seed whose site may have Ironic's ramdisk.
+const OTHER_RAMDISKS_FROM: u64 = 100_000_000;
+
+/// Properties of a site. Rates are per mille; with `0` everywhere the site has no faults.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) machines: usize,
     pub(crate) policy: Policy,
     /// Machines without a spec.
     pub(crate) spares: usize,
-    /// Whether some machines have no BMC, and somebody goes about and presses their buttons.
+    /// Whether some machines have no BMC, and an operator presses their buttons.
     pub(crate) manual_power: bool,
-    /// Seconds from one whim of fate to the next, at most.
+    /// Whether some machines get Ironic's ramdisk, and some of hostler's ramdisks do not compare
+    /// their disk although they should.
+    pub(crate) other_ramdisks: bool,
+    /// Longest time between two random faults, in seconds.
     pub(crate) pause_s: u64,
-    /// The weights of what fate and operators do.
+    /// The weights of the faults and of operators' acts.
     pub(crate) operator: u64,
     pub(crate) crash: u64,
     pub(crate) bmc: u64,
@@ -24,20 +30,21 @@ pub(crate) struct Plan {
     pub(crate) clock: u64,
     pub(crate) button: u64,
     pub(crate) stranger: u64,
-    /// The rate at which a ramdisk, a boot, a write or a call goes wrong by itself.
+    /// The rate of spontaneous failures of ramdisks, boots, writes and calls.
     pub(crate) mishap: u64,
-    /// Minutes an image takes to be written, at most.
+    /// Longest write of an image, in minutes.
     pub(crate) write_m: u64,
 }
 
 impl Plan {
-    /// A site where nothing goes wrong by chance.
+    /// A site without random faults.
     pub(crate) fn quiet(machines: usize, policy: Policy) -> Self {
         Self {
             machines,
             policy,
             spares: 0,
             manual_power: false,
+            other_ramdisks: false,
             pause_s: 3600,
             operator: 0,
             crash: 0,
@@ -52,7 +59,8 @@ impl Plan {
         }
     }
 
-    pub(crate) fn of(dice: &mut Dice) -> Self {
+    /// The options of the site of `seed`, by its dice.
+    pub(crate) fn of(seed: u64, dice: &mut Dice) -> Self {
         let machines = usize::try_from(if dice.permille(700) {
             dice.between(3, 16)
         } else {
@@ -66,13 +74,15 @@ impl Plan {
             breaker: !dice.permille(100),
             enforce_power: dice.permille(300),
         };
-        // Some sites know one kind of trouble well, and others hardly.
+        // Some sites have many faults of one kind, others few.
         let mut weight = |most: u64| if dice.permille(250) { 0 } else { dice.between(1, most) };
         Self {
             machines,
             policy,
             spares: machines / 8,
             manual_power: machines.is_multiple_of(2),
+            // Earlier seeds keep their sites, because they reproduce known errors.
+            other_ramdisks: seed >= OTHER_RAMDISKS_FROM && seed.is_multiple_of(2),
             operator: 20 + weight(60),
             crash: weight(20),
             bmc: weight(20),

@@ -1,4 +1,4 @@
-//! A seed from its beginning to its end: trouble for a while, and then the site must settle.
+//! Plays one seed: first with faults, and then the site must come to rest.
 
 use hostler::model::{ids::NodeName, status::Phase};
 
@@ -7,19 +7,19 @@ use crate::{
     invariants::settling,
     plan::Plan,
     watch::Violation,
-    world::{World, operator::LaterEdit},
+    world::{LaterEdit, World},
 };
 
-/// Seeds that once broke a rule, one a line, with what they found.
+/// Seeds that once broke a rule, one a line, with the fault.
 const SEEDS: &str = include_str!("seeds");
-/// Steps of trouble in one seed, for each machine.
+/// Steps with faults in one seed, for each machine.
 const STEPS_EACH: u64 = 250;
-/// More violations of one seed say nothing new.
+/// Most violations of one seed; more give no information.
 const VIOLATIONS_MAX: usize = 3;
-/// From one round of operators who let things go on to the next.
+/// The time between two rounds of operators who release held nodes.
 const ROUND_S: u64 = 1800;
 
-/// The result of a seed.
+/// The result of a played seed.
 #[derive(Debug)]
 pub(crate) struct Played {
     pub(crate) seed: u64,
@@ -38,7 +38,7 @@ pub(crate) fn kept_seeds() -> Vec<u64> {
         .collect()
 }
 
-/// Plays a seed. One that breaks a rule is played again with a trace, so that it can be told.
+/// Plays a seed. A seed that breaks a rule is repeated with a trace.
 pub(crate) fn play(seed: u64, traced: bool) -> Played {
     let played = play_once(seed, traced);
     if played.violations.is_empty() || traced { played } else { play_once(seed, true) }
@@ -46,7 +46,7 @@ pub(crate) fn play(seed: u64, traced: bool) -> Played {
 
 fn play_once(seed: u64, traced: bool) -> Played {
     let mut dice = Dice::new(seed);
-    let plan = Plan::of(&mut dice);
+    let plan = Plan::of(seed, &mut dice);
     let trouble = STEPS_EACH * plan.machines as u64;
     let mut world = World::new(plan, dice, traced);
     while world.site.steps < trouble && world.site.watch.violations.len() < VIOLATIONS_MAX {
@@ -60,7 +60,7 @@ fn play_once(seed: u64, traced: bool) -> Played {
     Played { seed, steps: world.site.steps, hash: world.site.hash, violations }
 }
 
-/// Trouble is over: within a bound, every node must come to rest where its spec wants it.
+/// Ends the faults, and checks that every node comes to rest in time where its spec wants it.
 fn settle(world: &mut World) {
     world.site.come_to_rest();
     world.site.last_word();
@@ -86,7 +86,7 @@ fn settle(world: &mut World) {
     }
 }
 
-/// Nodes that are not where their spec wants them.
+/// The nodes that are not where their spec wants them.
 fn unsettled(world: &World) -> Vec<(NodeName, String)> {
     let Some(executor) = &world.executor else {
         return vec![("agent".parse().unwrap(), "the agent is not running".to_owned())];
@@ -107,7 +107,7 @@ fn unsettled(world: &World) -> Vec<(NodeName, String)> {
     wrong
 }
 
-/// The first seed twice: all that happens is the same.
+/// Plays the first seed twice, with the same events.
 pub(crate) fn twice_the_same() -> Played {
     let (first, mut second) = (play_once(1, false), play_once(1, true));
     if first.hash != second.hash || first.steps != second.steps {

@@ -1,6 +1,6 @@
 //! The trace of a run, as `SIM_TRACE=1` prints it.
 
-/// Whether everything that happens is printed.
+/// Whether all events are printed.
 pub(crate) fn prints() -> bool {
     static PRINTS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *PRINTS.get_or_init(|| std::env::var_os("SIM_TRACE").is_some())

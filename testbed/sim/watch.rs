@@ -1,6 +1,6 @@
-//! The memory of the rules: what they noted of the site and of the core.
+//! The rules' memory of the site and of the core.
 //!
-//! Written by `invariants`, kept by the site. It judges nothing.
+//! The `invariants` write it, and the site keeps it. It judges nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,14 +21,14 @@ use crate::{
     names::state_name,
 };
 
-/// A rule that was broken.
+/// A broken rule.
 #[derive(Clone, Debug)]
 pub(crate) struct Violation {
     pub(crate) rule: &'static str,
     pub(crate) node: Option<NodeName>,
     pub(crate) step: u64,
     pub(crate) what: String,
-    /// The last that happened before, if it was traced.
+    /// The last events before, if there is a trace.
     pub(crate) timeline: Vec<String>,
 }
 
@@ -38,37 +38,36 @@ pub(crate) struct Watch {
     pub(crate) violations: Vec<Violation>,
     /// The consent that operators gave, for each node.
     pub(crate) ledgers: BTreeMap<NodeName, Ledger>,
-    /// The ledgers as the agent would know them after a crash: as its records were last saved.
+    /// The agent's ledgers after a crash: those of its last saved records.
     pub(crate) durable: BTreeMap<NodeName, Ledger>,
     /// Records that could not be saved.
     pub(crate) unsaved: BTreeMap<NodeName, Record>,
     /// The ledgers of machines whose spec went away, while the agent lives.
     pub(crate) unclaimed: BTreeMap<MachineId, Ledger>,
-    /// Those ledgers as they would be found after a crash.
+    /// Those ledgers after a crash.
     pub(crate) unclaimed_kept: BTreeMap<MachineId, Ledger>,
-    /// The state directory was lost once: any machine that is named for the first time may be
-    /// installed.
+    /// Whether the state directory was lost once, so that any newly named machine may be installed.
     pub(crate) is_incomplete: bool,
-    /// Nodes without a record whose status file tells of a disk that was written since.
+    /// Nodes without a record whose status file names a disk that was written since.
     pub(crate) outdated: BTreeSet<NodeName>,
-    /// Update of a scan that the core has not received yet.
+    /// Updates of a scan that the core has not received yet.
     pub(crate) updates: BTreeMap<NodeName, Update>,
-    /// Nodes that the core has been told of since it started: before, nothing goes on.
+    /// Nodes whose specs the core has received since its start: before that, they do not go on.
     pub(crate) informed: BTreeSet<NodeName>,
-    /// Records that are damaged when the agent starts.
+    /// Records that are damaged at the agent's start.
     pub(crate) garbled: BTreeSet<NodeName>,
     pub(crate) running: BTreeMap<NodeName, OpId>,
     pub(crate) touched: BTreeSet<NodeName>,
     pub(crate) waits: BTreeMap<NodeName, Wait>,
-    /// The installation for whose first boot each machine was restarted last.
+    /// By node: the time of the installation whose first boot last restarted the machine.
     pub(crate) restarted_again: BTreeMap<NodeName, Timestamp>,
     pub(crate) shares: BTreeMap<NodeName, Share>,
     pub(crate) queue: BTreeMap<NodeName, QueuePlace>,
-    /// Reinstalls that were begun without a word of consent, with when they came up.
+    /// Reinstalls that began without an operator's consent, with the time when they came up.
     pub(crate) let_through: Vec<LetThrough>,
 }
 
-/// The update of a scan about one node.
+/// A scan's update of one node.
 #[derive(Clone, Debug)]
 pub(crate) enum Update {
     Spec(Arc<NodeSpec>),
@@ -77,7 +76,7 @@ pub(crate) enum Update {
     Gone,
 }
 
-/// A wait under way.
+/// A wait in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wait {
     pub(crate) state: &'static str,
@@ -101,7 +100,7 @@ impl Wait {
     }
 }
 
-/// An activity that only so many nodes may have at once.
+/// An activity with a concurrency limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
     Attempt,

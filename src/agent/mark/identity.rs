@@ -1,4 +1,5 @@
-//! The description of this process in a mark, and whether another mark's process lives.
+//! Describes this process in a mark, and checks whether another mark's process lives. Called by the
+//! mark's thread.
 
 use std::{path::Path, process};
 
@@ -14,14 +15,14 @@ use crate::{
     regular_file,
 };
 
-/// Binds the hash of the machine id to hostler, as machine-id(5) asks for.
+/// Makes the hash of the machine id specific to hostler, as machine-id(5) requires.
 const MACHINE_ID_PURPOSE: &str = "hostler agent mark\n";
-/// One line each; a process's name is short.
+/// Most bytes of the kernel's files, which have one line each.
 const FILE_BYTES_MAX: u64 = 4096;
-/// The place of `starttime` in `/proc/PID/stat` (proc(5)), counted behind the process's name.
+/// The index of `starttime` in `/proc/PID/stat` (proc(5)), counted after the process's name.
 const START_TIME: usize = 19;
 
-/// The mark of this process; `run_id` has to be one that no other start has.
+/// Makes the mark of this process. `run_id` must be unique among all starts.
 pub(super) fn of_this_process(
     state_id: &str,
     run_id: String,
@@ -46,7 +47,7 @@ pub(super) fn of_this_process(
     }
 }
 
-/// Whether the mark's process is known to live, because it is one of this very host.
+/// Whether the mark's process is one of this host and lives.
 pub(super) fn lives(mark: &AgentMark) -> bool {
     let is_here = !mark.boot_id.is_empty() && mark.boot_id == boot_id();
     is_here && started_ticks(mark.pid).is_some_and(|ticks| ticks == mark.pid_started_ticks)
@@ -67,10 +68,10 @@ fn boot_id() -> String {
     id.trim().to_owned()
 }
 
-/// When a process began; `None` if there is none.
+/// The start time of a process, or `None` if it does not exist.
 fn started_ticks(pid: u32) -> Option<u64> {
     let stat = read(&format!("/proc/{pid}/stat"))?;
-    // The name may hold anything, spaces and brackets too.
+    // The process's name may hold anything, even spaces and brackets.
     let (_, behind_name) = stat.rsplit_once(')')?;
     behind_name.split_whitespace().nth(START_TIME)?.parse().ok()
 }

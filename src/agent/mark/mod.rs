@@ -1,10 +1,9 @@
-//! Only one agent acts upon a status directory: it marks the directory as its own, and says every
-//! ten seconds that it lives.
+//! Keeps this agent's mark, so that only one agent acts upon a status directory.
 //!
-//! Called by `hostler run`, which stands by while the mark of another agent changes, and by the
-//! agent's operations, which wait while nobody has been able to look at the mark. A thread of its
-//! own reads and writes the file, so that a directory that hangs holds up nothing else. It must
-//! never act, nor let anything act, while the mark is another agent's.
+//! Called by `hostler run`, which stands by while another agent's mark changes, and by the agent's
+//! operations, which wait while the mark cannot be read. A thread of its own reads the mark every
+//! second and writes a heartbeat every ten, so that a directory that hangs blocks nothing else. The
+//! agent must never act while the mark is another agent's.
 
 mod identity;
 mod vigil;
@@ -41,22 +40,22 @@ use crate::{
 
 use super::{StartError, prepare_status_dir, status_dir};
 
-/// From one heartbeat to the next, in seconds.
+/// The time between two heartbeats, in seconds.
 const INTERVAL_S: u32 = 10;
-/// How often every agent looks at the mark, so that one that is missing is soon there again.
+/// The time between two reads of the mark, after which a missing one is restored.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an agent that begins waits for a mark where status files tell that an agent was here
-/// before.
+/// The time that a starting agent waits for a missing mark in a directory with status files.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How many heartbeats an agent that took over waits before it acts: the other one, should it live
-/// after all, finds the new mark and stops.
-const GRACE_BEATS: u32 = 2;
-/// For how long a look at the mark holds good: less than another agent waits before it takes over.
+/// The heartbeats that an agent waits after it took over: the other agent, if it lives after all,
+/// reads the new mark and stops.
+const GRACE_HEARTBEATS: u32 = 2;
+/// The time for which a read of the mark is valid: less than another agent waits before it takes
+/// over.
 const LEASE: Duration = Duration::from_secs(90);
-/// How long the last word in the mark may take when the agent stops.
+/// The limit for the last write of the mark when the agent stops.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// A state directory that is locked, and the status directory marked as its agent's.
+/// A locked state directory and a marked status directory.
 #[derive(Debug)]
 pub struct Claim {
     pub(super) store: Store,
@@ -65,7 +64,7 @@ pub struct Claim {
     pub(super) after_another: bool,
 }
 
-/// The mark's verdict on this agent. Stopping the last of them ends its thread.
+/// Whether this agent may act, according to the mark. Stopping it ends the thread.
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     now: watch::Receiver<Now>,
@@ -75,22 +74,23 @@ pub(super) struct Standing {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Now {
-    Looking,
-    /// Another agent acts: who.
+    Unknown,
+    /// Another agent, with this description, acts.
     StandingBy(String),
-    /// This one may act, as was last seen then.
+    /// This agent may act, as of the last read.
     Acting {
         after_another: bool,
         polled: Instant,
     },
-    /// Another one took over: who.
+    /// Another agent, with this description, took over.
     Overtaken(String),
     Stopped,
 }
 
 impl Claim {
     /// Locks the state directory and marks the status directory, once no other agent acts there.
-    /// `standing_by` is told who does. `was_overtaken`: this process has acted before.
+    /// `standing_by` gets the other agent's description. `was_overtaken`: another agent took over
+    /// from this process.
     pub async fn take(
         config: &Config,
         was_overtaken: bool,
@@ -105,7 +105,8 @@ impl Claim {
         let dir = status_dir(config);
         let (file, another) = (MarkFile::in_dir(dir), store.another_agent());
         if store.is_new() && file.is_there() {
-            // Whatever it is: somebody acted here, and this directory knows nothing of it.
+            // Any file there proves that an agent acted, of which this state directory knows
+            // nothing.
             another.note().map_err(no_heartbeat)?;
         }
         let place = MarkPlace { dir, is_made: config.specs.status_dir.is_some() };
@@ -126,10 +127,10 @@ impl Claim {
                     warn!(%dir, other = who, "another agent acts here, or did lately; {then}");
                     standing_by(&who);
                 }
-                // A note of an earlier start counts too: that one ended before it had put its
+                // A note of an earlier start counts, too: that start ended before it had put the
                 // records in order.
                 Now::Acting { after_another, .. } => break after_another || another.has_acted(),
-                Now::Looking | Now::Overtaken(_) | Now::Stopped => {}
+                Now::Unknown | Now::Overtaken(_) | Now::Stopped => {}
             }
             if now.changed().await.is_err() {
                 return Err(no_heartbeat(io::Error::other("its thread ended")));
@@ -143,21 +144,21 @@ fn no_heartbeat(source: io::Error) -> StartError {
     StartError::Listen { what: "the heartbeat".to_owned(), source }
 }
 
-/// How often things are looked at.
+/// The times of the thread, which tests shorten.
 #[derive(Clone, Copy, Debug)]
 struct MarkTimings {
-    /// From one heartbeat to the next.
+    /// The time between two heartbeats.
     heartbeat: Duration,
-    /// From one look to the next.
+    /// The time between two reads of the mark.
     poll: Duration,
-    /// How long a mark is waited for that is missing.
+    /// The wait for a missing mark.
     patience: Duration,
 }
 
 impl Default for MarkTimings {
     fn default() -> Self {
-        let beat = Duration::from_secs(u64::from(INTERVAL_S));
-        Self { heartbeat: beat, poll: POLL_INTERVAL, patience: PATIENCE }
+        let heartbeat = Duration::from_secs(u64::from(INTERVAL_S));
+        Self { heartbeat, poll: POLL_INTERVAL, patience: PATIENCE }
     }
 }
 
@@ -165,7 +166,7 @@ impl Default for MarkTimings {
 #[derive(Clone, Copy, Debug)]
 struct MarkPlace<'a> {
     dir: &'a Path,
-    /// Whether it is made again if it is gone: it holds status files alone.
+    /// Whether a missing directory is made again, because it is for status files alone.
     is_made: bool,
 }
 
@@ -179,7 +180,7 @@ impl Standing {
     ) -> io::Result<Self> {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let (reported, now) = watch::channel(Now::Looking);
+        let (reported, now) = watch::channel(Now::Unknown);
         let (stop, stopped) = channel();
         let ours = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
@@ -201,13 +202,12 @@ impl Standing {
         Ok(Self { now, ours, stop })
     }
 
-    /// Whether status files are this agent's to write.
+    /// Whether this agent may write status files.
     pub(super) fn ours(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.ours)
     }
 
-    /// Waits until it is certain that this agent may still act: at once as long as the mark was
-    /// looked at lately.
+    /// Waits until a read of the mark within the lease confirms that this agent may act.
     pub(super) async fn confirmed(&self) {
         let fresh = |now: &Now| match now {
             Now::Acting { polled, .. } => polled.elapsed() < LEASE,
@@ -222,12 +222,12 @@ impl Standing {
             );
         }
         if now.wait_for(fresh).await.is_err() {
-            // The agent has stopped: nothing may be started any more.
+            // The agent has stopped: nothing may start any more.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Waits until another agent has taken over, and says who.
+    /// Waits until another agent has taken over, and returns its description.
     pub(super) async fn overtaken(&self) -> String {
         let mut now = self.now.clone();
         let overtaken = now.wait_for(|now| matches!(now, Now::Overtaken(_))).await;
@@ -237,10 +237,10 @@ impl Standing {
         }
     }
 
-    /// Says in the mark that the agent has stopped, if that can be written quickly.
+    /// Notes in the mark that the agent has stopped, within a limit.
     pub(super) async fn stop(self) {
         let mut now = self.now.clone();
-        // Its thread may have ended.
+        // The thread may have ended.
         self.stop.send(()).unwrap_or_default();
         drop(self.stop);
         let ended = now.wait_for(|now| matches!(now, Now::Stopped | Now::Overtaken(_)));
@@ -248,28 +248,28 @@ impl Standing {
     }
 }
 
-/// The thread's own.
+/// The state of the thread.
 struct Keeper {
     timings: MarkTimings,
     file: MarkFile,
     statuses: StatusFiles,
-    /// Where it is written down that another agent acts, before this one takes over.
+    /// The note that another agent acted, which precedes a takeover.
     another: AnotherAgent,
-    /// The directory, if it is made again when it is gone.
+    /// The directory, if it is made again when it is missing.
     made_dir: Option<PathBuf>,
     mark: AgentMark,
     stopped: Receiver<()>,
     reported: watch::Sender<Now>,
     ours: Arc<AtomicBool>,
-    /// Whether the mark was ever written.
+    /// Whether this start has ever written the mark.
     is_marked: bool,
-    /// Why the mark could not be written, as it was told.
+    /// The logged error of a failed read or write.
     failed: Option<String>,
-    /// The fault that was reported.
+    /// The logged damage.
     damage: Option<String>,
 }
 
-/// The agent is to stop.
+/// The agent was told to stop.
 struct Stop;
 
 impl Keeper {
@@ -281,7 +281,8 @@ impl Keeper {
         }
     }
 
-    /// Waits until this agent may act, and marks the directory; whether another one acted before.
+    /// Waits until this agent may act, and marks the directory. Returns whether another agent acted
+    /// before.
     fn stand_by(&mut self, was_overtaken: bool) -> Result<bool, Stop> {
         let nodes = self.statuses.nodes();
         let is_new = nodes.map_or_else(|error| error.is_absence(), |nodes| nodes.is_empty());
@@ -303,7 +304,7 @@ impl Keeper {
             let made_room = matches!(&found, Found::Mark(mark) if mark.stopped.is_some());
             match vigil.judge(&found, identity::lives, std::time::Instant::now()) {
                 Verdict::Taken(who) => {
-                    // Again before it takes over, if that fails.
+                    // If this fails, the takeover retries it.
                     self.another.note().unwrap_or_default();
                     self.tell(Now::StandingBy(who));
                 }
@@ -319,7 +320,7 @@ impl Keeper {
                          {error}"
                     ))),
                     Err(error) => {
-                        // As without status files: two agents then do not see each other.
+                        // The agent acts without a mark, as it does without status files.
                         self.tell_failure(&error);
                         return Ok(false);
                     }
@@ -330,8 +331,8 @@ impl Keeper {
         }
     }
 
-    /// Marks the directory. The fact that another agent acted is on disk before that: from then on
-    /// the mark is this agent's own, whatever becomes of it.
+    /// Marks the directory. The note that another agent acted must be on disk first, because
+    /// afterwards the mark is this agent's own.
     fn mark(&mut self, found: &Found, after_another: bool) -> io::Result<bool> {
         if after_another {
             self.another.note()?;
@@ -339,9 +340,10 @@ impl Keeper {
         self.put(found)
     }
 
-    /// Whether the mark still stands when the agent before this one, if it lives, has seen it.
+    /// Waits until the other agent, if it lives, has read the mark. Returns whether the mark is
+    /// still there.
     fn is_settled(&mut self) -> Result<bool, Stop> {
-        for _ in 0..GRACE_BEATS {
+        for _ in 0..GRACE_HEARTBEATS {
             self.sleep(self.timings.heartbeat)?;
             match self.find() {
                 Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => self.write_heartbeat(),
@@ -351,15 +353,15 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Says that it lives, until another agent takes over.
+    /// Writes heartbeats until another agent takes over.
     fn act(&mut self, after_another: bool) -> Result<(), Stop> {
         self.ours.store(true, Ordering::SeqCst);
-        let mut beaten = Instant::now();
+        let mut heartbeat_at = Instant::now();
         loop {
             let polled = Instant::now();
             self.tell(Now::Acting { after_another, polled });
-            // Another look before the next time that is told: whose the mark is has to be seen.
-            while !self.is_still_ours(&mut beaten)? {
+            // Reads until the mark's owner is certain.
+            while !self.is_still_ours(&mut heartbeat_at)? {
                 if !self.ours.load(Ordering::SeqCst) {
                     return Ok(());
                 }
@@ -367,14 +369,14 @@ impl Keeper {
         }
     }
 
-    /// Looks once more after a moment. Restores the mark where it is missing or damaged. `false`:
-    /// nobody knows by now whose it is, or that it is another agent's.
-    fn is_still_ours(&mut self, beaten: &mut Instant) -> Result<bool, Stop> {
+    /// Reads the mark once more after a pause, and restores a missing or damaged one. Returns
+    /// `false` if the owner is uncertain or another agent.
+    fn is_still_ours(&mut self, heartbeat_at: &mut Instant) -> Result<bool, Stop> {
         self.sleep(self.timings.poll)?;
         let other = match self.find() {
             Ok(Found::Mark(mark)) if mark.run_id == self.mark.run_id => {
-                if beaten.elapsed() >= self.timings.heartbeat {
-                    *beaten = Instant::now();
+                if heartbeat_at.elapsed() >= self.timings.heartbeat {
+                    *heartbeat_at = Instant::now();
                     self.write_heartbeat();
                 }
                 return Ok(true);
@@ -386,10 +388,13 @@ impl Keeper {
                 return Ok(match self.put(&found) {
                     Ok(true) => {
                         let path = self.file.path().display();
-                        info!(%path, "the agent's mark was not as it was written: written again");
+                        info!(
+                            %path,
+                            "the agent's mark was changed or removed: the agent writes it again"
+                        );
                         true
                     }
-                    // Another agent was quicker, and is looked at.
+                    // Another agent was quicker; the next read shows which one.
                     Ok(false) => false,
                     Err(error) => {
                         self.tell_failure(&error);
@@ -399,8 +404,8 @@ impl Keeper {
             }
             Err(error) => {
                 self.tell_failure(&error);
-                // Nobody knows whose the mark is by now: the last look at it holds good for
-                // a while. Where there never was one, none is missed.
+                // The owner is uncertain, and the last read stays valid for the lease. An agent
+                // that never wrote a mark goes on without one.
                 return Ok(!self.is_marked);
             }
         };
@@ -422,7 +427,7 @@ impl Keeper {
         })
     }
 
-    /// Puts the mark in place of what was found; `false`: somebody else was quicker.
+    /// Writes the mark over what was found. Returns `false` if another agent was quicker.
     fn put(&mut self, found: &Found) -> io::Result<bool> {
         self.mark.heartbeat = Timestamp::now();
         let is_put = match found {
@@ -446,7 +451,8 @@ impl Keeper {
         }
     }
 
-    /// The last word; an agent that stands by takes over at once.
+    /// Notes in the mark that this agent has stopped, so that one that stands by takes over at
+    /// once.
     fn say_stopped(&mut self) {
         self.ours.store(false, Ordering::SeqCst);
         let ours =
@@ -457,12 +463,12 @@ impl Keeper {
         }
     }
 
-    /// Names the file, once for each damage.
+    /// Logs each damage once.
     fn tell_damage(&mut self, found: &Found) {
         let Found::Damaged(why) = found else { return };
         if self.damage.as_ref() != Some(why) {
             let path = self.file.path().display();
-            let then = "it says nothing about agents, and is written anew";
+            let then = "it says nothing about agents, and this one writes it again";
             error!(%path, why, "the agent's mark is damaged: {then}");
             self.damage = Some(why.clone());
         }
@@ -493,14 +499,14 @@ impl Keeper {
     }
 }
 
-/// Whether something else than a mark lies in its place.
+/// Whether something other than a file has the mark's name.
 fn is_in_the_way(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory};
     matches!(error.kind(), InvalidData | IsADirectory)
 }
 
-/// Whether an agent that cannot look at its mark runs without one, as it runs without status files:
-/// the directory answers, and does not let it.
+/// Whether an error of the directory is permanent, so that the agent runs without a mark, as it
+/// does without status files.
 fn will_stay(error: &io::Error) -> bool {
     use io::ErrorKind::{NotADirectory, PermissionDenied};
     matches!(error.kind(), NotADirectory | PermissionDenied)

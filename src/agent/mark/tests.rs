@@ -1,4 +1,4 @@
-//! Agents that mark one directory, each with its own thread.
+//! Tests of several agents, each with its own thread, that mark one directory.
 
 use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
@@ -21,8 +21,7 @@ fn start(dir: &TempDir, state_id: &str) -> Standing {
     start_in(dir.path(), dir, state_id)
 }
 
-/// An agent with a state directory beside the status directory, and a record there of what it knows
-/// of others.
+/// Starts the mark of an agent, whose state directory lies beside the status directory.
 fn start_in(statuses: &Path, dir: &TempDir, state_id: &str) -> Standing {
     let place = beside_specs(statuses);
     Standing::start(QUICK, place, state_id, false, note(dir, state_id)).unwrap()
@@ -40,7 +39,7 @@ fn path(dir: &TempDir) -> PathBuf {
     MarkFile::in_dir(dir.path()).path().to_owned()
 }
 
-/// Waits until it acts; whether another one acted before.
+/// Waits until the agent acts, and returns whether another one acted before.
 async fn acts(standing: &Standing) -> bool {
     let mut now = standing.now.clone();
     let now = now.wait_for(|now| matches!(now, Now::Acting { .. })).await.unwrap();
@@ -54,7 +53,7 @@ async fn stands_by(standing: &Standing) -> String {
     who.clone()
 }
 
-/// Waits for as many looks at the mark.
+/// Waits for so many polls of the mark.
 async fn polls(standing: &Standing, polls: usize) {
     let mut now = standing.now.clone();
     now.mark_unchanged();
@@ -63,10 +62,10 @@ async fn polls(standing: &Standing, polls: usize) {
     }
 }
 
-/// Waits for as many heartbeats at least.
-async fn heartbeats(standing: &Standing, beats: usize) {
-    // Each look takes its interval at least.
-    polls(standing, beats * 5 + 1).await;
+/// Waits for at least so many heartbeats.
+async fn heartbeats(standing: &Standing, count: usize) {
+    // Each poll takes its interval at least.
+    polls(standing, count * 5 + 1).await;
 }
 
 #[tokio::test]
@@ -194,7 +193,7 @@ async fn that_another_agent_acts_is_on_disk_before_this_one_takes_over() {
     assert!(!note(&dir, "one").has_acted());
     second.stop().await;
     first.stop().await;
-    // Without it the other one's mark stays.
+    // Without the heartbeat, the other agent's mark stays.
     let other = mark_in(&dir);
     let nowhere = AnotherAgent::in_dir(&dir.path().join("missing"));
     let third = Standing::start(QUICK, beside_specs(dir.path()), "three", false, nowhere).unwrap();
@@ -202,7 +201,7 @@ async fn that_another_agent_acts_is_on_disk_before_this_one_takes_over() {
     assert_eq!(mark_in(&dir), other);
 }
 
-/// An agent that begins while the mark is missing meets the agent that acts here.
+/// An agent that starts while the mark is missing still notices the agent that acts.
 #[tokio::test]
 async fn an_agent_that_begins_while_the_mark_is_missing_waits_until_it_is_there() {
     for nodes in [true, false] {
@@ -287,7 +286,7 @@ async fn where_no_mark_can_be_written_the_agent_runs_without_one() {
     let standing = start_in(&missing, &dir, "one");
     assert!(!acts(&standing).await);
     standing.confirmed().await;
-    // And marks the directory once it is there.
+    // The agent marks the directory once it exists.
     fs::create_dir(&missing).unwrap();
     heartbeats(&standing, 3).await;
     assert_eq!(MarkFile::in_dir(&missing).read().unwrap().unwrap().state_id, "one");

@@ -1,54 +1,54 @@
-//! Whether an agent may begin to act where it finds a mark. Pure: what is found, who lives and the
-//! time are arguments.
+//! Decides whether an agent may begin to act in a directory with this mark.
 //!
-//! The other agent's heartbeat is never compared with this host's clock: it counts that the file
-//! has changed since it was last looked at.
+//! Called by the mark's thread. Pure: the mark, the living processes and the time are arguments. It
+//! must never compare another agent's heartbeat with this host's clock: only a change of the file
+//! since the last poll counts.
 
 use std::time::{Duration, Instant};
 
 use crate::model::agent_mark::AgentMark;
 
-/// How long a mark has to stay unchanged before its agent is taken for dead: far longer than a
-/// restart, or than the heartbeats that a busy disk swallows.
+/// The time without a change of a mark after which its agent counts as dead: far longer than a
+/// restart, or than a busy disk delays heartbeats.
 pub(super) const SILENCE: Duration = Duration::from_secs(180);
 
-/// The file in the mark's place.
+/// The content of the mark's file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Found {
-    /// No file is there.
+    /// There is no file.
     None,
-    /// A mark.
+    /// A whole mark.
     Mark(Box<AgentMark>),
-    /// A file that no agent wrote so, and that says nothing about agents; with the fault.
+    /// A file that is no mark, or a damaged one, which says nothing about agents; with the fault.
     Damaged(String),
-    /// An agent's that cannot be understood: of another version, or in a directory that does not
-    /// answer. Why.
+    /// A mark that cannot be read, of another version or in a directory that does not answer; with
+    /// the reason.
     Unclear(String),
 }
 
-/// The consequence.
+/// The decision about this agent.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Verdict {
-    /// The agent may act. Whether another one acted here last, so that this one's records are old.
+    /// The agent may act.
     Free {
-        /// See above.
+        /// Whether another agent acted here last, so that this one's records are old.
         after_another: bool,
     },
-    /// An agent that lives would have marked the directory in a moment.
+    /// Not yet: a living agent would restore its missing mark within the patience.
     Wait,
-    /// Another agent acts here: who.
+    /// Another agent, with this description, acts here.
     Taken(String),
 }
 
-/// The patience of one agent that wants to act.
+/// The wait of an agent that wants to act.
 #[derive(Debug)]
 pub(super) struct Vigil {
     me: AgentMark,
-    /// Whether this process acted here before and another agent took over: then a mark with its own
-    /// state id is that of a copy of its state directory.
+    /// Whether another agent took over from this process. A mark with the own state id is then that
+    /// of a copy of the state directory.
     was_overtaken: bool,
     met_another: bool,
-    /// How long an agent that lives may take to write its mark anew, should it be missing.
+    /// The time in which a living agent restores a missing mark.
     patience: Duration,
     /// The last whole mark of another agent.
     other: Option<AgentMark>,
@@ -95,7 +95,7 @@ impl Vigil {
                 self.other = Some(AgentMark::clone(mark));
                 lives
             }
-            // A mark that goes away says nothing about its agent, which writes it anew if it lives.
+            // A missing mark says nothing about its agent, which restores it if it lives.
             _ => self.other.as_ref().is_some_and(lives),
         };
         self.met_another = true;
@@ -115,8 +115,8 @@ impl Vigil {
         Verdict::Free { after_another: self.met_another }
     }
 
-    /// Whether it is the mark of an earlier start of this agent. A state directory that was copied
-    /// to another host makes that host's agent another one.
+    /// Whether the mark is that of an earlier start of this agent. With a copied state directory,
+    /// an agent on another host is another agent.
     fn is_mine(&self, mark: &AgentMark) -> bool {
         let other_host = !mark.machine_id.is_empty()
             && !self.me.machine_id.is_empty()
@@ -141,7 +141,7 @@ mod tests {
         Found::Mark(Box::new(mark.clone()))
     }
 
-    /// As long as the mark of an agent that lives may be missing.
+    /// The time in which a living agent restores a missing mark.
     const PATIENCE: Duration = Duration::from_secs(3);
 
     fn wants_to_act(was_overtaken: bool) -> Vigil {
@@ -171,9 +171,9 @@ mod tests {
         let mut vigil = wants_to_act(false);
         let began = Instant::now();
         let mut other = mark("another", "old");
-        for beat in 0..1000 {
+        for number in 0..1000 {
             other.heartbeat -= SignedDuration::from_secs(3600);
-            let now = began + Duration::from_secs(170) * beat;
+            let now = began + Duration::from_secs(170) * number;
             assert!(is_taken(&vigil.judge(&found(&other), |_| false, now)));
         }
         let last = began + Duration::from_secs(170) * 999;
@@ -222,7 +222,7 @@ mod tests {
             assert!(is_taken(&vigil.judge(&gone, |_| true, at(350))), "its process lives");
             assert_eq!(vigil.judge(&gone, |_| false, at(350)), FREE_AFTER_ANOTHER);
         }
-        // Nor one that was overtaken, and has not seen yet by whom.
+        // Nor one that was overtaken by an agent whose mark it has not read yet.
         let mut vigil = wants_to_act(true);
         assert!(is_taken(&vigil.judge(&Found::None, |_| false, began)));
         assert!(is_taken(&vigil.judge(&Found::None, |_| false, at(179))));
@@ -241,7 +241,7 @@ mod tests {
             assert_eq!(fresh.judge(&bad, |_| true, early), Verdict::Wait);
             assert_eq!(fresh.judge(&bad, |_| true, began + PATIENCE), FREE);
 
-            // The agent that acts here writes it anew.
+            // The acting agent restores its mark.
             let mut fresh = wants_to_act(false);
             assert_eq!(fresh.judge(&bad, |_| true, began), Verdict::Wait);
             assert!(is_taken(&fresh.judge(&found(&mark("another", "old")), |_| true, early)));
@@ -254,10 +254,10 @@ mod tests {
         let elsewhere = AgentMark { machine_id: "n".to_owned(), ..mark("s", "old") };
         let mut vigil = wants_to_act(false);
         assert!(is_taken(&vigil.judge(&found(&elsewhere), |_| false, now)));
-        // On this host its process tells.
+        // On the same host, the process tells.
         let mut vigil = wants_to_act(false);
         assert!(is_taken(&vigil.judge(&found(&mark("s", "copy")), |_| true, now)));
-        // And two that overtake each other do not take turns.
+        // Two agents with the same state id do not overtake each other alternately.
         let mut vigil = wants_to_act(true);
         assert!(is_taken(&vigil.judge(&found(&mark("s", "copy")), |_| false, now)));
     }
@@ -267,7 +267,7 @@ mod tests {
         let mut vigil = wants_to_act(false);
         let (began, later) = (Instant::now(), Found::Unclear("version 2".to_owned()));
         let Verdict::Taken(who) = vigil.judge(&later, |_| false, began) else {
-            panic!("taken for nobody's")
+            panic!("taken for no agent's mark")
         };
         assert!(who.contains("version 2"), "{who}");
         assert_eq!(vigil.judge(&later, |_| false, began + SILENCE), FREE_AFTER_ANOTHER);

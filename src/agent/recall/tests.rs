@@ -1,5 +1,5 @@
-//! Files that are damaged, cut short or gone, with everything that protects a disk in them: nothing
-//! is wiped, and each is told.
+//! Tests of damaged, truncated and missing files, which protect the disks of a site: nothing is
+//! WIPED, and the log has each loss.
 //!
 //! `DAMAGE_ROUNDS` and `DAMAGE_SEED` repeat a run or make a longer one; the seed of each run is
 //! printed.
@@ -41,7 +41,8 @@ const POLICY: Policy = Policy {
     breaker: true,
     enforce_power: false,
 };
-const ROUNDS: u64 = 3000;
+/// Rounds of damage, unless `DAMAGE_ROUNDS` says how many: `testbed/check damage` plays more.
+const ROUNDS: u64 = 500;
 
 fn now() -> Timestamp {
     "2026-11-22T12:00:00Z".parse().unwrap()
@@ -51,7 +52,7 @@ fn name(text: &str) -> NodeName {
     text.parse().unwrap()
 }
 
-/// A spec for this machine.
+/// Makes a spec for this machine.
 fn spec(node: &str, machine: u8) -> NodeSpec {
     let mut spec = NodeSpec { name: name(node), ..NodeSpec::example() };
     spec.redeploy = Some("first".into());
@@ -90,12 +91,12 @@ fn deployed(spec: &NodeSpec) -> Record {
     }
 }
 
-/// Effects on real files, with machines that only say whether they are on.
+/// Effects with real files and simulated machines, which only have a power state.
 struct FakeEffects {
     store: Store,
     files: StatusFiles,
     running: VecDeque<(NodeName, OpId, Operation)>,
-    /// Written when the agent ends: that takes most of the time.
+    /// Written when the agent ends, to save time.
     shown: BTreeMap<NodeName, Status>,
 }
 
@@ -104,7 +105,7 @@ impl Effects for FakeEffects {
         self.store.save(node, record).map_err(|error| error.to_string())
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         self.store.save_site(unclaimed).map_err(|error| error.to_string())
     }
 
@@ -135,12 +136,12 @@ impl Effects for FakeEffects {
     }
 }
 
-/// An agent on these directories.
+/// A simulated agent with these directories.
 struct Agent {
     executor: Executor,
     effects: FakeEffects,
     losses: String,
-    /// The nodes for whose machine more was begun than a look at its power state.
+    /// The nodes with an operation other than a poll.
     touched: BTreeSet<String>,
 }
 
@@ -149,10 +150,10 @@ impl Agent {
         Self::start_after(dir, false)
     }
 
-    /// Another agent has acted here, or has not.
+    /// Starts the agent, after another one has acted or not.
     fn start_after(dir: &Path, overtaken: bool) -> Self {
         let mut store = loop {
-            // A process that another test is just starting has the lock file open for a moment.
+            // A process that another test just forks has the lock file open for a moment.
             match Store::open(dir.join("state")) {
                 Err(StoreError::InUse { .. }) => thread::yield_now(),
                 store => break store.unwrap(),
@@ -168,7 +169,7 @@ impl Agent {
         Self { executor, effects, losses, touched: BTreeSet::new() }
     }
 
-    /// The directory is read, and every machine that is asked is off.
+    /// Scans the directory, and answers every poll with off.
     fn scan(&mut self, specs: &[NodeSpec]) {
         let specs: Specs =
             specs.iter().map(|spec| (spec.name.clone(), Ok(Arc::new(spec.clone())))).collect();
@@ -193,7 +194,7 @@ impl Agent {
         }
     }
 
-    /// It stops, and its status files are as it wanted them.
+    /// Stops the agent, and checks its status files.
     fn stop(self) {
         for status in self.effects.shown.values() {
             self.effects.files.write(status).unwrap();
@@ -205,9 +206,9 @@ impl Agent {
     }
 }
 
-/// Every file of a site whose machines are protected in every way there is: `a` is installed, `b`
-/// as well, and its spec has changed since, `c` is held because its record was lost, `d` because
-/// too many were to be reinstalled, and `e` has no spec any more.
+/// Makes the files of a site with every kind of protection: `a` is installed; `b` is, too, and has
+/// drifted; `c` is held because of a lost record; `d` is held by the breaker; `e` has no spec any
+/// more.
 struct Site {
     dir: TempDir,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -257,7 +258,7 @@ impl Site {
         assert_eq!(agent.held_for("c"), Some(Hold::RecordLost));
         assert_eq!(agent.held_for("d"), Some(Hold::TooManyChanges));
         agent.stop();
-        // Its machine comes back under another name, beside one that nobody has ever seen.
+        // The machine comes back under another name, beside a new one.
         specs.extend([NodeSpec { name: name("f"), ..gone }, spec("new", 9)]);
         let mut site = Self { dir, files: BTreeMap::new(), specs };
         site.files = site.read();
@@ -286,7 +287,7 @@ impl Site {
         paths.map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
     }
 
-    /// Every file is again as it was.
+    /// Restores every file.
     fn restore(&self) {
         for (path, bytes) in self.read() {
             match self.files.get(&path) {
@@ -300,7 +301,7 @@ impl Site {
         }
     }
 
-    /// Does one kind of damage, and says to which files.
+    /// Does one kind of damage, and returns the damaged files.
     fn damage(&self, rng: &mut Rng) -> BTreeMap<PathBuf, &'static str> {
         let pick = |rng: &mut Rng| self.files.iter().nth(rng.usize(..self.files.len())).unwrap();
         let mut damaged = BTreeMap::new();
@@ -330,14 +331,13 @@ impl Site {
                 }
             }
         }
-        // A bit that was turned twice is as it was.
+        // A bit that is flipped twice is unchanged.
         damaged.retain(|path, _| fs::read(path).ok().as_ref() != self.files.get(path));
         damaged
     }
 }
 
-/// Checks an agent that started on these files. The node that is new may go on unless something
-/// says that it is not.
+/// Checks an agent's start on these files. The new node may go on unless a loss may concern it.
 fn check(agent: &Agent, may_be_held: bool, seed: u64) {
     let mut touched: Vec<&str> = agent.touched.iter().map(String::as_str).collect();
     if may_be_held {
@@ -370,7 +370,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
         let damaged = site.damage(&mut rng);
         let mut agent = Agent::start(site.dir.path());
         for (path, how) in &damaged {
-            // The text of the lock file is for people, and for an agent that finds nothing else.
+            // The lock file matters only if all other files are missing.
             let file = shown(path);
             assert!(
                 file == "lock" || agent.losses.contains(&reported(&file, how)),
@@ -384,7 +384,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
         if incomplete {
             assert_eq!(agent.held_for("new"), Some(Hold::RecordLost), "seed {seed}");
         }
-        // A doubt stays a doubt.
+        // A loss stays known.
         if rng.u8(..8) == 0 {
             agent.stop();
             let mut agent = Agent::start(site.dir.path());
@@ -395,7 +395,7 @@ fn whatever_bits_are_flipped_cut_off_or_files_are_gone_no_machine_is_wiped_and_e
     }
 }
 
-/// How a loss names its file.
+/// The text by which a loss names its file.
 fn reported(file: &str, how: &str) -> String {
     match file.strip_suffix(".status.toml") {
         Some(node) if how == "gone" => format!("the first of them {node};"),

@@ -1,8 +1,8 @@
-//! One call to a BMC: the turn, the session, and everything that may pass tried again until the
+//! One call to a BMC: its lock, its session, and the retries of passing failures until the
 //! deadline.
 //!
-//! Called by the client, which speaks to it in commands. It must never outlast the deadline, try a
-//! wrong password again and again, or open a second session beside the first.
+//! The client makes a call for each operation. A call must never outlast its deadline, repeat a
+//! wrong password, or open a second session beside the first.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -16,62 +16,61 @@ use super::{
     client::{IpmiClient, Memory},
     commands::IpmiCommand,
     error::{IpmiError, IpmiErrorKind, is_short_of_sessions},
+    exchange::{CommandAnswer, Exchange, LoginFailure, NotOpened},
     link::{Link, SENDS_MAX},
     refusal::Verdict,
-    transport::{Channel, CommandAnswer, Exchange, LoginFailure, NotOpened, Tries},
+    transport::{Channel, Tries},
 };
 use crate::{
     bmc::timing::Timing,
     model::{backoff::Backoff, spec::CipherSuite},
 };
 
-/// Suites in the order they are tried when the spec names none.
+/// Cipher suites in the order of the tries, if the spec names none.
 const SUITES: [CipherSuite; 2] = [CipherSuite::Sha256, CipherSuite::Sha1];
 /// Longest user key (IPMI 2.0 §13.31).
 const PASSWORD_BYTES_MAX: usize = 20;
 
-/// A call under way. It holds the BMC's turn.
+/// A call in progress. It holds the BMC's lock.
 pub(super) struct IpmiCall<'a> {
     pub(super) bmc: &'a IpmiClient,
     pub(super) memory: MutexGuard<'a, Memory>,
     started: Instant,
     deadline: Instant,
     channel: Option<Box<dyn Channel>>,
-    /// The search for a channel that is not over.
+    /// The unfinished search for a channel.
     search: Option<Search>,
-    /// How long each datagram waits for its answer, and how often one is sent that begins a
-    /// session.
+    /// The waits for answers, and the number of times that each datagram of a login is sent.
     timing: Timing,
     sends_max: u32,
-    /// The last obstacle: the error if the deadline comes now.
+    /// The last obstacle, which becomes the error if the deadline comes now.
     trouble: Trouble,
 }
 
 #[derive(Clone, Debug)]
 enum Trouble {
-    /// Nothing: the last command was answered.
+    /// The last command was answered.
     None,
     Unresolved(String),
     Silence(Option<io::ErrorKind>),
     Status(u8),
     Busy(IpmiCommand, u8),
-    /// Refused, and nobody can say for how long.
+    /// The BMC refused a command, and the refusal may pass.
     Refused(IpmiCommand, u8),
     /// Refused, although it was accepted before.
     Doubted(IpmiErrorKind),
     Program(String),
 }
 
-/// Polls that meet nothing but silence before the next ones send few datagrams.
+/// Unanswered polls in a row before a poll sends fewer datagrams.
 const SILENT_POLLS_SPARED: u32 = 2;
-/// How often those send each: one may be lost.
+/// Datagrams of each kind in such a poll: one may be lost.
 const SPARING_SENDS_MAX: u32 = 2;
-/// How often a command is sent whose refusal the caller can live with, while the refusals are
-/// unclear.
+/// Tries of a command that its caller can do without, while the refusals may pass.
 const OPTIONAL_SENDS_MAX: u32 = 2;
 
 impl<'a> IpmiCall<'a> {
-    /// Waits for the BMC's turn and for the pause since the last call.
+    /// Waits for the BMC's lock, and for the pause since the last call.
     pub(super) async fn begin(bmc: &'a IpmiClient, deadline: Instant) -> Result<Self, IpmiError> {
         let started = Instant::now();
         let waited = || started.elapsed();
@@ -86,42 +85,43 @@ impl<'a> IpmiCall<'a> {
         Ok(call)
     }
 
-    /// Waits for the pause since the BMC was last spoken to.
+    /// Waits out the pause since the last contact with the BMC.
     async fn rest(&self) {
         if let Some(last) = self.memory.last_contact {
             sleep_until((last + self.bmc.config.spacing).min(self.deadline)).await;
         }
     }
 
-    /// Ends the call: closes the session if there is one.
+    /// Ends the call and closes its session, if one is open.
     pub(super) async fn end(mut self) {
         self.close_channel().await;
     }
 
-    /// Ends the call, and leaves its session to the caller.
+    /// Ends the call, and gives its open session to the caller.
     pub(super) fn end_with_link(mut self) -> Result<Link, IpmiError> {
         let link = self.channel.take().and_then(Channel::into_link);
         link.ok_or_else(|| self.overdue())
     }
 
-    /// Has it end by then at the latest.
-    pub(super) fn hurry(&mut self, deadline: Instant) {
+    /// Moves the deadline forward to `deadline`, if that is earlier.
+    pub(super) fn shorten_deadline(&mut self, deadline: Instant) {
         self.deadline = self.deadline.min(deadline);
     }
 
-    /// Spreads few datagrams over the call's time, if the last polls of the BMC met nothing but
-    /// silence: many BMCs may be silent for ever, so that each datagram counts.
+    /// Sends few datagrams, spread over the call's time, if the last polls got no answer: a site
+    /// may have many BMCs that stay silent for ever.
     pub(super) fn spare_silent(&mut self) {
         if self.memory.silent_polls >= SILENT_POLLS_SPARED {
             let left = self.deadline.saturating_duration_since(Instant::now());
-            // As often with each of the two cipher suites, and the last one waits for the rest.
+            // Both cipher suites get the same number of datagrams, and the last wait takes the
+            // remaining time.
             let wait = left * 4 / 15;
             self.timing = Timing { resend_first: wait, resend_max: wait, ..self.timing };
             self.sends_max = SPARING_SENDS_MAX;
         }
     }
 
-    /// Takes note of how a poll ended.
+    /// Counts the unanswered polls in a row.
     pub(super) fn note_poll<T>(&mut self, end: &Result<T, IpmiError>) {
         let is_silent = matches!(
             end,
@@ -131,18 +131,18 @@ impl<'a> IpmiCall<'a> {
             if is_silent { self.memory.silent_polls.saturating_add(1) } else { 0 };
     }
 
-    /// Sends a command until it is done or refused for good. Returns the answer's data.
+    /// Sends a command until the BMC accepts it or refuses it for good. Returns the answer's data.
     pub(super) async fn command(&mut self, command: IpmiCommand) -> Result<Vec<u8>, IpmiError> {
         self.command_few_times(command, u32::MAX).await
     }
 
-    /// Sends a command that the caller can do without: no refusal keeps it long.
+    /// Sends a command that the caller can do without: few refusals end the tries.
     pub(super) async fn optional(&mut self, command: IpmiCommand) -> Result<Vec<u8>, IpmiError> {
         self.command_few_times(command, OPTIONAL_SENDS_MAX).await
     }
 
-    /// Sends a command until it is answered, and again while the refusals are unclear, so many
-    /// times in all.
+    /// Sends a command until the BMC answers it, and repeats it while the refusals may pass:
+    /// `sends_max` times in all.
     pub(super) async fn command_few_times(
         &mut self,
         command: IpmiCommand,
@@ -161,7 +161,7 @@ impl<'a> IpmiCall<'a> {
         end < self.deadline
     }
 
-    /// Whether the deadline came in the middle of a command though nothing stood in its way.
+    /// Whether the deadline interrupted a command that met no obstacle.
     pub(super) fn cut_off(&self) -> bool {
         matches!(self.trouble, Trouble::None) && self.deadline <= Instant::now()
     }
@@ -193,11 +193,11 @@ impl<'a> IpmiCall<'a> {
                 }
                 Verdict::Privilege => {
                     let trusted = self.memory.trust.covers(command);
-                    // The privilege is the session's.
+                    // The session has the privilege, so that a new one needs a new session.
                     self.close_channel().await;
                     self.doubt(trusted, self.privilege_refused()).await?;
                 }
-                // A BMC that is starting knows fewer commands than it will.
+                // A BMC that is still starting knows fewer commands.
                 Verdict::Final
                     if command == IpmiCommand::GetChassisStatus
                         && self.memory.trust.covers(command) =>
@@ -221,19 +221,20 @@ impl<'a> IpmiCall<'a> {
         }
     }
 
-    /// Whether a final refusal of this command contradicts what the BMC did before. A power command
-    /// may be right in one state and wrong in another: its caller knows which.
+    /// Whether a final refusal contradicts an earlier success of the same command. Power commands
+    /// are left to their callers: one may be right in one state and wrong in the other.
     fn is_doubtful(&self, command: IpmiCommand) -> bool {
         !matches!(command, IpmiCommand::ChassisControl(_)) && self.memory.trust.covers(command)
     }
 
-    /// Takes a refusal for final, or waits before the next try: what was accepted before is not
-    /// given up for one refusal, which BMCs are good for just after a power change.
+    /// Returns a refusal as final, or waits before the next try. Just after a power change, BMCs
+    /// refuse commands that they accepted before.
     async fn doubt(&mut self, trusted: bool, refusal: IpmiErrorKind) -> Result<(), IpmiError> {
         let time = self.bmc.timing.doubt;
         let pause = if trusted { self.memory.trust.doubt(time) } else { None };
         let Some(pause) = pause else { return Err(self.error(refusal)) };
-        tracing::debug!(bmc = %self.bmc.config.address, ?refusal, "refused what it accepted before");
+        let bmc = &self.bmc.config.address;
+        tracing::debug!(%bmc, ?refusal, "the bmc refused what it accepted before");
         self.trouble = Trouble::Doubted(refusal);
         sleep(pause).await;
         Ok(())
@@ -245,10 +246,10 @@ impl<'a> IpmiCall<'a> {
         }
     }
 
-    /// Sends a command once, on the channel that is open or a new one. `None`: it was not answered.
+    /// Sends a command once, on the open channel or a new one. `None`: no answer came.
     async fn send(&mut self, command: IpmiCommand) -> Result<Option<CommandAnswer>, IpmiError> {
-        // A local while it is in use: if the deadline drops this future, the channel goes with it,
-        // and a session says goodbye.
+        // The channel is a local variable during the exchange: if the deadline drops this future,
+        // the channel is dropped too, and closes its session.
         let mut channel = match self.channel.take() {
             Some(channel) => channel,
             None => self.connect().await?,
@@ -285,7 +286,8 @@ impl<'a> IpmiCall<'a> {
         Ok(None)
     }
 
-    /// Opens a channel, for as long as it takes. A session is raised to the privilege wanted.
+    /// Opens a channel, with as many tries as it takes, and raises its session to the wanted
+    /// privilege.
     async fn connect(&mut self) -> Result<Box<dyn Channel>, IpmiError> {
         let bmc = self.bmc;
         let keeps_session = bmc.transport.habits().keeps_session;
@@ -312,7 +314,7 @@ impl<'a> IpmiCall<'a> {
         }
     }
 
-    /// The search that is under way, or a new one.
+    /// Takes the unfinished search, or starts a new one.
     fn take_search(&mut self) -> Result<Search, IpmiError> {
         self.search.take().map_or_else(|| self.search(), Ok)
     }
@@ -334,8 +336,8 @@ impl<'a> IpmiCall<'a> {
         })
     }
 
-    /// The address to try next, and in the search the suite: all addresses with one suite, then
-    /// with the other.
+    /// Sets the next cipher suite in the search and returns the next address: all addresses with
+    /// one suite, then all with the other.
     async fn candidate(&mut self, search: &mut Search) -> Result<SocketAddr, IpmiError> {
         loop {
             let addresses = self.resolve().await;
@@ -358,8 +360,8 @@ impl<'a> IpmiCall<'a> {
         }
     }
 
-    /// The suite of a try: the spec's, else the one known to work, else 17 and 3 by turns, leaving
-    /// out what was refused.
+    /// The suite of a try: the spec's; else the last one that worked; else 17 and 3 alternately,
+    /// without refused ones.
     fn suite(&self, refused: &[CipherSuite], round: usize) -> Result<CipherSuite, IpmiErrorKind> {
         let allowed: &[CipherSuite] = self.bmc.config.cipher_suite.as_slice();
         let allowed = if allowed.is_empty() { &SUITES } else { allowed };
@@ -373,7 +375,7 @@ impl<'a> IpmiCall<'a> {
             .ok_or_else(|| IpmiErrorKind::SuitesRefused { suites: allowed.to_vec() })
     }
 
-    /// The BMC's addresses; none if its name cannot be resolved now.
+    /// Resolves the BMC's name; empty if the resolver fails now.
     async fn resolve(&mut self) -> Vec<SocketAddr> {
         let address = &self.bmc.config.address;
         match lookup_host((address.host.as_str(), address.port)).await {
@@ -385,7 +387,7 @@ impl<'a> IpmiCall<'a> {
         }
     }
 
-    /// Prepares the next try by a failure, after a pause if the BMC has to get over something.
+    /// Adapts the next try to a failure, and pauses if the BMC needs time to recover.
     async fn learn(&mut self, search: &mut Search, failed: &NotOpened) -> Result<(), IpmiError> {
         let (suite, habits) = (search.suite, self.bmc.transport.habits());
         tracing::debug!(bmc = %self.bmc.config.address, suite = u8::from(suite), ?failed, "no \
@@ -398,18 +400,18 @@ impl<'a> IpmiCall<'a> {
                 self.trouble = Trouble::Silence(failed.network);
                 let nothing_received = failed.network.is_none() && !failed.suite_accepted;
                 if nothing_received && self.memory.suite.take().is_some() {
-                    // New firmware may ignore what the old one took.
+                    // New firmware may ignore the suite that the old firmware accepted.
                     search.attempts = 0;
                 }
-                // The network answers at once and so may the program; a silent BMC has cost its
-                // time already.
+                // An error from the network or from `ipmitool` may come at once; a silent BMC has
+                // already cost its time.
                 if failed.network.is_some() || !habits.keeps_session {
                     sleep(search.pauses.next_pause()).await;
                 }
             }
             LoginFailure::Mismatch => {
                 search.mismatches += 1;
-                // One muddled handshake is no harm where the next refusal is doubted anyway.
+                // One mismatch does no harm if the next refusal is not final anyway.
                 let trusted = self.memory.trust.covers_login();
                 let max = if trusted { 1 } else { habits.mismatches_max };
                 if search.mismatches >= max {
@@ -449,8 +451,8 @@ impl<'a> IpmiCall<'a> {
         Ok(())
     }
 
-    /// Every session begins as `user`, who may look but not touch. `None`: the session was lost at
-    /// once.
+    /// Raises the session's privilege: every session begins as `user`, who may not change anything.
+    /// `None`: the BMC lost the session at once.
     async fn raise_privilege(
         &mut self,
         mut channel: Box<dyn Channel>,
@@ -504,7 +506,7 @@ impl<'a> IpmiCall<'a> {
         }
     }
 
-    /// The error for a deadline that came before the answer.
+    /// The error of a call whose deadline came before the answer.
     fn overdue(&self) -> IpmiError {
         let waited = self.started.elapsed();
         self.error(match &self.trouble {
@@ -540,12 +542,12 @@ impl Drop for IpmiCall<'_> {
 /// The search for a session, and its failures so far.
 struct Search {
     attempts: usize,
-    /// The suite of the try under way.
+    /// The suite of the current try.
     suite: CipherSuite,
     mismatches: u32,
     key_mismatches: u32,
     refused: Vec<CipherSuite>,
     pauses: Backoff,
-    /// After refusals that a BMC may count as failed logins.
+    /// Pauses after refusals that a BMC may count as failed logins.
     refusal_pauses: Backoff,
 }

@@ -1,88 +1,53 @@
-//! A BMC that speaks IPMI: power states to reach and boot devices to set.
+//! The IPMI client: a BMC's address and credentials, and what it accepted before.
 //!
-//! Called by the IPMI and ipmitool drivers. It must never take an accepted command for a
-//! carried-out one.
+//! The drivers `ipmi` and `ipmitool` make it. Two calls must never use it at once: the holder of
+//! its memory's lock has the BMC.
 
 use std::time::Duration;
 
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
-    call::IpmiCall,
-    commands::{self, BootFlags, IpmiCommand},
+    config::IpmiConfig,
     error::{IpmiError, IpmiErrorKind},
-    link::Rmcp,
-    refusal::{NOT_IN_THIS_STATE, Trust, Verdict},
+    refusal::Trust,
+    rmcp::Rmcp,
     transport::Transport,
 };
-use crate::{
-    bmc::{
-        power::{self, PowerCall, Switched},
-        timing::Timing,
-    },
-    model::{
-        bmc_key::BmcKey,
-        boot::Firmware,
-        power::{BootDevice, BootPersistence, ChassisControl, PowerState},
-        secret::Secret,
-        spec::{CipherSuite, HostPort, Privilege},
-        system_guid::SystemGuid,
-    },
-};
+use crate::{bmc::timing::Timing, model::spec::CipherSuite};
 
-/// The way to a BMC that speaks IPMI, and the user to speak as.
-#[derive(Clone, Debug)]
-pub struct IpmiConfig {
-    /// Where it answers.
-    pub address: HostPort,
-    /// Its user, at most 16 bytes; may be empty.
-    pub username: String,
-    /// The user's password, at most 20 bytes.
-    pub password: Secret,
-    /// The BMC key (`K_g`), if it has one beside the users' (IPMI 2.0 §13.32).
-    pub kg: Option<BmcKey>,
-    /// The privilege level to ask for.
-    pub privilege: Privilege,
-    /// The one cipher suite to use; `None` tries 17, then 3, and remembers what worked.
-    pub cipher_suite: Option<CipherSuite>,
-    /// The pause between two calls, and between two polls of the power state: some BMCs crash when
-    /// they are asked more often.
-    pub spacing: Duration,
-}
-
-/// One BMC that speaks IPMI. Calls take turns; each opens a session, does its work, and closes the
-/// session, also when it fails or is dropped. Every call tries again what may pass, until its
-/// deadline.
+/// A client of one BMC. Its calls run one after the other. Each opens a session and closes it, also
+/// when it fails or its future is dropped. Every call retries passing failures until its deadline.
 #[derive(Debug)]
 pub struct IpmiClient {
     pub(super) config: IpmiConfig,
     pub(super) timing: Timing,
     pub(super) transport: Box<dyn Transport>,
     pub(super) memory: Mutex<Memory>,
-    /// The turn to listen to the console.
+    /// Held by the one caller that reads the console.
     pub(super) console: Mutex<()>,
 }
 
-/// The lessons of earlier calls to a BMC. Whoever holds them has the turn.
+/// The state that a client keeps between calls. Its lock is the BMC's lock.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// The suite it accepted last.
+    /// The suite that the BMC accepted last.
     pub(super) suite: Option<CipherSuite>,
     /// When the last call ended.
     pub(super) last_contact: Option<Instant>,
-    /// The commands and credentials it has accepted.
+    /// The commands and credentials that the BMC has accepted.
     pub(super) trust: Trust,
-    /// Polls in a row to which it said nothing at all.
+    /// Polls in a row without any answer.
     pub(super) silent_polls: u32,
 }
 
 impl IpmiClient {
-    /// A BMC that is spoken to in process; nothing is sent yet.
+    /// A client with its own IPMI sessions. Sends nothing yet.
     pub fn new(config: IpmiConfig, timing: Timing) -> Self {
         Self::over(Box::new(Rmcp), config, timing)
     }
 
-    /// A BMC that is spoken to by another transport.
+    /// A client with another transport.
     pub(in crate::bmc) fn over(
         transport: Box<dyn Transport>,
         config: IpmiConfig,
@@ -92,275 +57,19 @@ impl IpmiClient {
         Self { config, timing, transport, memory, console }
     }
 
-    /// The same BMC, with credentials that are known to have worked: one refusal is not final.
+    /// Marks the credentials as known to have worked, so that one refusal is not final.
     #[must_use]
     pub fn trusted(self) -> Self {
         let memory = Mutex::new(Memory { trust: Trust::given(), ..Memory::default() });
         Self { memory, ..self }
     }
 
-    /// Reads whether the machine is on.
-    pub async fn power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
-        let mut call = IpmiCall::begin(self, deadline).await?;
-        let result = call.power_state().await;
-        call.end().await;
-        result
-    }
-
-    /// Reads whether the machine is on, for a caller that polls: a BMC that stays silent is sent
-    /// ever fewer datagrams.
-    pub async fn poll_power_state(&self, deadline: Instant) -> Result<PowerState, IpmiError> {
-        let mut call = IpmiCall::begin(self, deadline).await?;
-        call.spare_silent();
-        let result = call.power_state().await;
-        call.note_poll(&result);
-        call.end().await;
-        result
-    }
-
-    /// Reads the UUID of its system.
-    pub async fn system_guid(&self, deadline: Instant) -> Result<SystemGuid, IpmiError> {
-        let mut call = IpmiCall::begin(self, deadline).await?;
-        let result = call.system_guid().await;
-        call.end().await;
-        result
-    }
-
-    /// Gives one power command. That it was accepted does not mean that it was done: see
-    /// [`IpmiClient::reach_power`].
-    pub async fn chassis_control(
-        &self,
-        control: ChassisControl,
-        deadline: Instant,
-    ) -> Result<(), IpmiError> {
-        let mut call = IpmiCall::begin(self, deadline).await?;
-        let result = call.command(IpmiCommand::ChassisControl(control)).await;
-        call.end().await;
-        result.map(drop)
-    }
-
-    /// Off, a pause, on, by the BMC's own command. It is refused when the machine is off.
-    pub async fn power_cycle(&self, deadline: Instant) -> Result<(), IpmiError> {
-        self.chassis_control(ChassisControl::PowerCycle, deadline).await
-    }
-
-    /// Brings the machine to a power state and returns when the BMC reports it; at once if it does
-    /// already.
-    pub async fn reach_power(
-        &self,
-        wanted: PowerState,
-        deadline: Instant,
-    ) -> Result<(), IpmiError> {
-        let mut call = IpmiCall::begin(self, deadline).await?;
-        let result = power::reach_power(&mut call, wanted).await;
-        call.end().await;
-        result
-    }
-
-    /// Asks the system to shut down; if it has not within `grace`, or the BMC cannot ask, the power
-    /// is cut.
-    pub async fn soft_off(&self, grace: Duration, deadline: Instant) -> Result<(), IpmiError> {
-        let mut call = IpmiCall::begin(self, deadline).await?;
-        let result = power::soft_off(&mut call, grace).await;
-        call.end().await;
-        result
-    }
-
-    /// Chooses the device of the next boot or of all to come, and reads it back.
-    pub async fn set_boot_device(
-        &self,
-        device: BootDevice,
-        persistence: BootPersistence,
-        firmware: Firmware,
-        deadline: Instant,
-    ) -> Result<(), IpmiError> {
-        let mut call = IpmiCall::begin(self, deadline).await?;
-        let result = call.set_boot_device(device, persistence, firmware).await;
-        call.end().await;
-        result
-    }
-
     pub(super) fn error(&self, kind: IpmiErrorKind) -> IpmiError {
         IpmiError { bmc: self.config.address.clone(), kind }
     }
 
-    /// Between two looks at the power state.
-    fn poll_interval(&self) -> Duration {
+    /// The pause between two polls of the power state.
+    pub(super) fn poll_interval(&self) -> Duration {
         self.timing.poll.max(self.config.spacing)
-    }
-}
-
-impl PowerCall for IpmiCall<'_> {
-    type Error = IpmiError;
-
-    async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
-        IpmiCall::power_state(self).await
-    }
-
-    async fn switch(&mut self, wanted: PowerState) -> Result<Switched<IpmiError>, IpmiError> {
-        let command = IpmiCommand::ChassisControl(match wanted {
-            PowerState::On => ChassisControl::PowerUp,
-            PowerState::Off => ChassisControl::PowerDown,
-        });
-        let Err(error) = self.command_few_times(command, 1).await else {
-            return Ok(Switched::Accepted);
-        };
-        let IpmiErrorKind::CommandRefused { completion, .. } = error.kind else {
-            return Err(error);
-        };
-        // Refused in this state: it is on its way already, or has just arrived. Refused for no
-        // clear reason: it may have been done all the same. Refused though power commands were
-        // accepted before: a BMC that starts knows fewer commands.
-        let was_accepted = self.memory.trust.covers(command);
-        let may_pass = match Verdict::of(command, completion) {
-            Verdict::Unclear => true,
-            Verdict::Final => was_accepted || completion == NOT_IN_THIS_STATE,
-            Verdict::Accepted | Verdict::Busy | Verdict::Privilege => false,
-        };
-        if may_pass { Ok(Switched::Refused(error)) } else { Err(error) }
-    }
-
-    async fn ask_shutdown(&mut self) -> Result<bool, IpmiError> {
-        let given = self.optional(IpmiCommand::ChassisControl(ChassisControl::SoftShutdown)).await;
-        accepted(given, |_| true)
-    }
-
-    async fn pause(&mut self, length: Duration) -> bool {
-        IpmiCall::pause(self, length).await
-    }
-
-    fn is_cut_off(&self) -> bool {
-        self.cut_off()
-    }
-
-    fn not_reached(&self, wanted: PowerState, waited: Duration) -> IpmiError {
-        self.error(IpmiErrorKind::StateNotReached { wanted, waited })
-    }
-
-    fn pace(&self) -> (Timing, Duration) {
-        (self.bmc.timing, self.bmc.poll_interval())
-    }
-
-    fn log_hard_off(&self) {
-        tracing::info!(bmc = %self.bmc.config.address, "no soft shutdown, cutting the power");
-    }
-}
-
-impl IpmiCall<'_> {
-    pub(super) async fn power_state(&mut self) -> Result<PowerState, IpmiError> {
-        let command = IpmiCommand::GetChassisStatus;
-        let answer = self.command(command).await?;
-        commands::power_state(&answer)
-            .ok_or_else(|| self.error(IpmiErrorKind::BadAnswer { command: command.name() }))
-    }
-
-    async fn system_guid(&mut self) -> Result<SystemGuid, IpmiError> {
-        let command = IpmiCommand::GetSystemGuid;
-        let answer =
-            match self.command(command).await {
-                // A refusal that may pass says nothing of the BMC.
-                Err(IpmiError {
-                    kind: IpmiErrorKind::CommandRefused { completion, .. }, ..
-                }) if Verdict::of(command, completion) == Verdict::Final => Vec::new(),
-                other => other?,
-            };
-        commands::system_guid(&answer).ok_or_else(|| self.error(IpmiErrorKind::NoSystemGuid))
-    }
-
-    async fn set_boot_device(
-        &mut self,
-        device: BootDevice,
-        persistence: BootPersistence,
-        firmware: Firmware,
-    ) -> Result<(), IpmiError> {
-        let supermicro_matters = device == BootDevice::Disk && firmware == Firmware::Uefi;
-        let manufacturer = if supermicro_matters { self.manufacturer().await? } else { None };
-        let flags = BootFlags::choose(device, persistence, firmware, manufacturer);
-        // The frame around the flags is as ipmitool sends it. Many BMCs know none of it, OpenBMC
-        // refuses parameter 3.
-        for optional in [
-            IpmiCommand::KeepBootFlags,
-            IpmiCommand::SetBootInProgress(1),
-            IpmiCommand::ClearBootAcknowledge,
-        ] {
-            accepted(self.optional(optional).await, |_| true)?;
-        }
-        let set = self.command(IpmiCommand::SetBootFlags(flags)).await;
-        for optional in [IpmiCommand::SetBootInProgress(2), IpmiCommand::SetBootInProgress(0)] {
-            accepted(self.optional(optional).await, |_| true)?;
-        }
-        set?;
-        self.verify_boot_device(device, flags).await
-    }
-
-    /// A BMC that cannot show its boot flags gets the benefit of the doubt; one that goes on to
-    /// show another device does not. Some show for seconds what was set before.
-    async fn verify_boot_device(
-        &mut self,
-        wanted: BootDevice,
-        flags: BootFlags,
-    ) -> Result<(), IpmiError> {
-        let bmc = &self.bmc.config.address;
-        let patience = Instant::now() + self.bmc.timing.flags_settle;
-        let not_kept = |call: &Self, reported| {
-            call.error(IpmiErrorKind::BootDeviceNotKept { wanted, reported })
-        };
-        let mut other = None;
-        loop {
-            let shown = self.boot_flags().await.map_err(|error| match other {
-                Some(reported) if self.cut_off() => not_kept(self, reported),
-                _ => error,
-            });
-            match shown? {
-                Some(shown) if shown == flags => return Ok(()),
-                Some(shown) if !shown.chooses_nothing() && shown.selector != flags.selector => {
-                    let pause = self.bmc.poll_interval();
-                    if Instant::now() >= patience || !self.pause(pause).await {
-                        return Err(not_kept(self, shown.selector));
-                    }
-                    other = Some(shown.selector);
-                }
-                shown => {
-                    tracing::warn!(%bmc, ?flags, ?shown, "the bmc accepted the boot device but \
-                        does not show it as set");
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// The boot flags; `None` if the BMC does not show them.
-    async fn boot_flags(&mut self) -> Result<Option<BootFlags>, IpmiError> {
-        match self.optional(IpmiCommand::GetBootFlags).await {
-            Ok(answer) => Ok(BootFlags::decode(&answer)),
-            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The maker's IANA number, if the BMC says.
-    async fn manufacturer(&mut self) -> Result<Option<u32>, IpmiError> {
-        match self.optional(IpmiCommand::GetDeviceId).await {
-            Ok(answer) => Ok(commands::manufacturer(&answer)),
-            Err(IpmiError { kind: IpmiErrorKind::CommandRefused { .. }, .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Whether the command was accepted. A refusal with a completion code that is `tolerable` is no
-/// error.
-pub(super) fn accepted(
-    result: Result<Vec<u8>, IpmiError>,
-    tolerable: impl Fn(u8) -> bool,
-) -> Result<bool, IpmiError> {
-    match result {
-        Ok(_) => Ok(true),
-        Err(IpmiError { kind: IpmiErrorKind::CommandRefused { completion, .. }, .. })
-            if tolerable(completion) =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(error),
     }
 }

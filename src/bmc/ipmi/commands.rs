@@ -1,7 +1,7 @@
-//! The few IPMI commands hostler sends, and the meaning of their answers.
+//! The IPMI commands that hostler sends, and the decoding of their answers.
 //!
-//! Called by the client. It knows no session: a command is a network function, a number and some
-//! bytes.
+//! The client uses this module, which knows no session: a command is a network function, a number
+//! and some bytes.
 
 use crate::model::{
     boot::Firmware,
@@ -22,44 +22,46 @@ const BOOT_FLAGS: u8 = 5;
 
 /// Payload type SOL, first instance (IPMI 2.0 table 13-16).
 const CONSOLE: [u8; 2] = [1, 1];
-/// The console is to be enciphered and authenticated (IPMI 2.0 table 24-2).
+/// Asks for an encrypted and authenticated console (IPMI 2.0 table 24-2).
 const PROTECTED: u8 = 0xc0;
 
 /// A request to a BMC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::bmc) enum IpmiCommand {
-    /// §20.1
+    /// Get Device ID (IPMI 2.0 §20.1).
     GetDeviceId,
-    /// §22.14
+    /// Get System GUID (§22.14).
     GetSystemGuid,
-    /// §22.18
+    /// Set Session Privilege Level (§22.18).
     SetSessionPrivilege(Privilege),
-    /// §22.19, with the BMC's own session id.
+    /// Close Session (§22.19), with the BMC's own session id.
     CloseSession(u32),
-    /// §28.2
+    /// Get Chassis Status (§28.2).
     GetChassisStatus,
-    /// §28.3
+    /// Chassis Control (§28.3).
     ChassisControl(ChassisControl),
-    /// §28.12, parameter 0: 1 while others are set, 2 to commit, 0 at the end.
+    /// Set System Boot Options (§28.12), parameter 0: 1 before the other parameters, 2 to commit, 0
+    /// at the end.
     SetBootInProgress(u8),
-    /// §28.12, parameter 3: do not forget the boot flags after 60 seconds.
+    /// Set System Boot Options, parameter 3: keep the boot flags for longer than 60 seconds.
     KeepBootFlags,
-    /// §28.12, parameter 4: the boot information is for the BIOS, and it has not handled it yet.
+    /// Set System Boot Options, parameter 4: the boot information is for the BIOS, which has not
+    /// handled it yet.
     ClearBootAcknowledge,
-    /// §28.12, parameter 5.
+    /// Set System Boot Options, parameter 5: the boot device.
     SetBootFlags(BootFlags),
-    /// §28.13, parameter 5.
+    /// Get System Boot Options (§28.13), parameter 5: the boot device.
     GetBootFlags,
-    /// §24.1, for the first and only SOL payload, enciphered and authenticated.
+    /// Activate Payload (§24.1) for the only SOL payload, encrypted and authenticated.
     OpenConsole,
-    /// §24.2, the same.
+    /// Deactivate Payload (§24.2) for the SOL payload.
     CloseConsole,
-    /// §24.4, the same.
+    /// Get Payload Instance Info (§24.4) of the SOL payload: the session that owns it.
     GetConsoleOwner,
 }
 
 impl IpmiCommand {
-    /// Network function, command number and data.
+    /// Encodes the command as network function, number and data.
     pub(in crate::bmc) fn encode(self) -> (u8, u8, Vec<u8>) {
         match self {
             Self::GetDeviceId => (APPLICATION, 0x01, vec![]),
@@ -106,7 +108,7 @@ impl IpmiCommand {
             Self::GetBootFlags => "get boot options",
             Self::OpenConsole => "open the serial console",
             Self::CloseConsole => "close the serial console",
-            Self::GetConsoleOwner => "say whose the serial console is",
+            Self::GetConsoleOwner => "report the owner of the serial console",
         }
     }
 }
@@ -142,19 +144,19 @@ pub(super) fn manufacturer(answer: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes([low, middle, high, 0]) & 0x000f_ffff)
 }
 
-/// The answer to [`IpmiCommand::GetSystemGuid`]; `None` if it is of another length, or says that
-/// there is none.
+/// The UUID in the answer to [`IpmiCommand::GetSystemGuid`]; `None` for an answer of another length
+/// or without a UUID.
 pub(super) fn system_guid(answer: &[u8]) -> Option<SystemGuid> {
     SystemGuid::new(answer.try_into().ok()?)
 }
 
-/// Whether the answer to [`IpmiCommand::GetConsoleOwner`] says that nobody has it.
+/// Whether the answer to [`IpmiCommand::GetConsoleOwner`] names no session.
 pub(super) fn console_is_closed(answer: &[u8]) -> bool {
     answer.first_chunk() == Some(&[0; 4])
 }
 
-/// Supermicro's numbers. Its BMCs know the UEFI disk by a selector of their own and say nothing of
-/// a wrong one.
+/// Supermicro's IANA numbers. Its BMCs have their own selector for the UEFI disk, and accept a
+/// wrong one without an error.
 const SUPERMICRO: [u32; 2] = [10876, 47488];
 
 /// The first two bytes of the boot flags (IPMI 2.0 table 28-14, parameter 5).
@@ -176,7 +178,7 @@ impl BootFlags {
     const DISK: u8 = 0x08;
     const SUPERMICRO_UEFI_DISK: u8 = 0x24;
 
-    /// The flags that choose a device on a BMC of this maker.
+    /// The boot flags for a device on a BMC of this manufacturer.
     pub(super) fn choose(
         device: BootDevice,
         persistence: BootPersistence,
@@ -216,7 +218,7 @@ impl BootFlags {
         })
     }
 
-    /// The device, if it is one that is ever chosen here.
+    /// The boot device, if hostler knows the selector.
     pub(super) const fn device(self) -> Option<BootDevice> {
         match self.selector {
             Self::PXE => Some(BootDevice::Pxe),
@@ -225,7 +227,7 @@ impl BootFlags {
         }
     }
 
-    /// Whether no device is chosen at all.
+    /// Whether the flags set no device.
     pub(super) const fn chooses_nothing(self) -> bool {
         self.selector == 0
     }
@@ -292,7 +294,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn boot_flags_survive_the_wire(valid: bool, persistent: bool, efi: bool, selector in 0u8..16) {
+        fn boot_flags_survive_the_wire(
+            valid: bool,
+            persistent: bool,
+            efi: bool,
+            selector in 0u8..16,
+        ) {
             let flags = BootFlags { valid, persistent, efi, selector: selector << 2 };
             let [first, second] = flags.encode();
             prop_assert_eq!(BootFlags::decode(&[1, 5, first, second, 0, 0, 0]), Some(flags));

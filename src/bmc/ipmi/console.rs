@@ -1,7 +1,7 @@
 //! A machine's output on its serial line, by serial over LAN (IPMI 2.0 §15, §24).
 //!
-//! Called by the agent. It must never send the machine a character, hold the BMC's turn while it
-//! listens, take the console away from anybody twice, or leave its session open.
+//! The driver opens it for the agent. It must never send the machine a character, hold the BMC's
+//! lock while it reads, take the console over twice, or leave its session open.
 
 use std::{future::Future, time::Duration};
 
@@ -9,25 +9,26 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     call::IpmiCall,
-    client::{IpmiClient, accepted},
+    client::IpmiClient,
     commands::{self, IpmiCommand},
     error::{IpmiError, IpmiErrorKind},
+    exchange::Exchange,
     link::Link,
+    power::accepted,
     sol::{Acknowledgement, Stream},
-    transport::Exchange,
 };
 use crate::{
     bmc::{driver::ConsoleEvent, error::BmcError},
     model::backoff::Backoff,
 };
 
-/// Longest wait for the BMC: its user may wait for a machine to go off, and
-/// nobody waits for a console.
+/// Longest wait for the BMC's lock. The holder may be waiting for a machine to go off, and nothing
+/// waits for a console.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3600);
-/// Longest time for leaving a console.
+/// Longest time for closing a console.
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(3);
-/// Refusals to open a console (IPMI 2.0 §24.1, table 5-2). Some say "disabled" while the machine
-/// is off.
+/// Completion codes of a refused Activate Payload (IPMI 2.0 §24.1, table 5-2). Some BMCs answer
+/// "disabled" while the machine is off.
 const ACTIVE_ELSEWHERE: u8 = 0x80;
 const DISABLED: u8 = 0x81;
 const ALL_ACTIVE: u8 = 0x82;
@@ -35,13 +36,12 @@ const NEVER_WITHOUT_CIPHER: u8 = 0x84;
 const NOT_NOW: u8 = 0xd5;
 
 impl IpmiClient {
-    /// Passes on what the machine prints until `stop` is ready, or until it is clear that there is
-    /// no console to be had. Opening it takes the BMC's turn, for `limit` at most; listening does
-    /// not.
+    /// Passes on the machine's serial output until `stop` is ready or the BMC proves to have no
+    /// console. Opening the console holds the BMC's lock, for at most `limit`; reading does not.
     ///
-    /// Whoever has the console when this begins loses it: it is usually a session that nobody
-    /// closed. Whoever takes it later keeps it. One listens at a time. A future that is dropped
-    /// closes its session as well as it can without waiting.
+    /// The call takes the console from another session when it begins, because that is usually an
+    /// abandoned session. It does not take the console again from a later session. One caller reads
+    /// at a time. A dropped future closes its session as far as that goes without waiting.
     pub async fn console(
         &self,
         limit: Duration,
@@ -95,13 +95,12 @@ impl IpmiClient {
         Backoff::doubling(self.timing.resend_first, self.timing.console_retry)
     }
 
-    /// A session that has the console.
+    /// Opens a session and the console in it.
     async fn open_console(&self, limit: Duration, take_over: bool) -> Result<Link, IpmiError> {
         let mut call = IpmiCall::begin(self, Instant::now() + LOCK_WAIT_MAX).await?;
-        call.hurry(Instant::now() + limit);
+        call.shorten_deadline(Instant::now() + limit);
         match call.open_console(take_over).await {
-            // The port it is at is not looked at: it says its own, which may be forwarded, and some
-            // turn its bytes around.
+            // The answer's port is ignored: it may be forwarded, and some BMCs swap its bytes.
             Ok(_sizes_and_port) => call.end_with_link(),
             Err(error) => {
                 call.end().await;
@@ -127,14 +126,14 @@ impl IpmiCall<'_> {
     }
 }
 
-/// Listens until the console or its session is lost. The session is kept alive by asking whose the
-/// console is.
+/// Reads until the console or its session is lost. Keeps the session alive by asking for the
+/// console's owner.
 async fn listen(
     link: &mut Link,
     alive: Duration,
     tell: &mut (impl FnMut(ConsoleEvent<'_>) + Send),
 ) {
-    let mut ear = Ear { stream: Stream::default(), over: false, tell };
+    let mut ear = ConsoleReceiver { stream: Stream::default(), over: false, tell };
     while !ear.over {
         let until = Instant::now() + alive;
         while Instant::now() < until
@@ -147,14 +146,14 @@ async fn listen(
         let take = &mut |payload: &[u8]| ear.take(payload);
         match link.send_beside(IpmiCommand::GetConsoleOwner, take).await {
             Exchange::Answer(answer) if commands::console_is_closed(&answer.data) => return,
-            // Even that it does not know the command is a sign of life.
+            // Any answer is a sign of life, also a refusal of the command.
             Exchange::Answer(_) => {}
             _ => return,
         }
     }
 }
 
-/// Closes the session, and the console before it if it is still ours to close.
+/// Closes the session, and before it the console, unless another session owns the console.
 async fn leave(mut link: Link, is_ours: bool) {
     let deadline = Instant::now() + LEAVE_TIME_MAX;
     if is_ours && timeout_at(deadline, link.send(IpmiCommand::CloseConsole)).await.is_err() {
@@ -163,15 +162,15 @@ async fn leave(mut link: Link, is_ours: bool) {
     link.close(deadline).await;
 }
 
-/// The receiver of a console, and how far it has come.
-struct Ear<'a, T> {
+/// Receives the packets of a console, and reports its events.
+struct ConsoleReceiver<'a, T> {
     stream: Stream,
-    /// The BMC said that nothing more comes.
+    /// The BMC has ended the console.
     over: bool,
     tell: &'a mut T,
 }
 
-impl<T: FnMut(ConsoleEvent<'_>)> Ear<'_, T> {
+impl<T: FnMut(ConsoleEvent<'_>)> ConsoleReceiver<'_, T> {
     fn take(&mut self, payload: &[u8]) -> Option<Acknowledgement> {
         let brought = self.stream.take(payload)?;
         self.over |= brought.over;
@@ -194,8 +193,8 @@ fn refusal(result: &Result<Vec<u8>, IpmiError>) -> Option<u8> {
     }
 }
 
-/// Whether there may be a console later. A final refusal is not tried again: a BMC locks out
-/// who goes on with a wrong password.
+/// Whether a console may open later. A final refusal is not retried: BMCs lock out a user after
+/// repeated wrong passwords.
 const fn passes(kind: &IpmiErrorKind) -> bool {
     matches!(
         kind,
@@ -208,7 +207,7 @@ const fn passes(kind: &IpmiErrorKind) -> bool {
     )
 }
 
-/// The result of the work; `None` if it is to stop before.
+/// The result of the work; `None` if `stop` is ready first.
 async fn unless<T>(
     stop: &mut (impl Future<Output = ()> + Unpin),
     work: impl Future<Output = T>,

@@ -1,8 +1,7 @@
-//! Computations of the two cipher suites: keyed hashes, the session's keys, AES-CBC with IPMI's own
-//! padding.
+//! Cryptography of the two cipher suites: keyed hashes, session keys, AES-CBC with IPMI's padding.
 //!
-//! Called by the handshake and the session. It must never compare a check value except in constant
-//! time, nor make randomness: it is given it.
+//! The handshake and the session use it. It must never compare a check value except in constant
+//! time, nor generate random bytes: its callers pass them in.
 
 use aes::{
     Aes128,
@@ -19,7 +18,7 @@ use crate::model::spec::CipherSuite;
 /// Bytes of an AES block and of an initialisation vector.
 pub(super) const AES_BLOCK_BYTES: usize = 16;
 
-/// The algorithms of a suite as the open session request names them: authentication, integrity,
+/// The algorithms of a suite in the open session request: authentication, integrity,
 /// confidentiality (IPMI 2.0 table 22-20).
 pub(super) const fn algorithms(suite: CipherSuite) -> [u8; 3] {
     match suite {
@@ -28,7 +27,7 @@ pub(super) const fn algorithms(suite: CipherSuite) -> [u8; 3] {
     }
 }
 
-/// Bytes of the check value at the end of a session's packets and of RAKP message 4 (IPMI 2.0
+/// Length in bytes of the check value of a session's packets and of RAKP message 4 (IPMI 2.0
 /// §13.28.1, §13.28.4).
 pub(super) const fn check_bytes(suite: CipherSuite) -> usize {
     match suite {
@@ -37,7 +36,7 @@ pub(super) const fn check_bytes(suite: CipherSuite) -> usize {
     }
 }
 
-/// The suite's HMAC over the parts run together, untruncated: 20 or 32 bytes.
+/// The suite's HMAC over the concatenated parts, untruncated: 20 or 32 bytes.
 pub(super) fn hmac(suite: CipherSuite, key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     match suite {
         CipherSuite::Sha1 => keyed::<Hmac<Sha1>>(key, parts),
@@ -54,7 +53,7 @@ fn keyed<M: Mac + KeyInit>(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-/// Whether the check value a BMC sent is the (perhaps truncated) one expected, in constant time.
+/// Compares a BMC's check value, which may be truncated, with the expected one in constant time.
 pub(super) fn matches(expected: &[u8], sent: &[u8]) -> bool {
     expected.ct_eq(sent).into()
 }
@@ -69,7 +68,7 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// K1 and K2 from the session integrity key.
+    /// Derives K1 and K2 from the session integrity key.
     pub(super) fn derive(suite: CipherSuite, session_integrity_key: &[u8]) -> Self {
         let mut k2 = hmac(suite, session_integrity_key, &[&[2; 20]]);
         let mut confidentiality = [0; AES_BLOCK_BYTES];
@@ -80,17 +79,17 @@ impl Keys {
         Self { suite, integrity: hmac(suite, session_integrity_key, &[&[1; 20]]), confidentiality }
     }
 
-    /// The check value over a packet from its authentication type on.
+    /// The check value of a packet's bytes from the authentication type on.
     pub(super) fn check_value(&self, covered: &[u8]) -> Vec<u8> {
         let mut value = hmac(self.suite, &self.integrity, &[covered]);
         value.truncate(check_bytes(self.suite));
         value
     }
 
-    /// The payload enciphered, led by its initialisation vector (IPMI 2.0 §13.29).
+    /// Encrypts a message; the result begins with the initialisation vector (IPMI 2.0 §13.29).
     pub(super) fn encrypt(&self, message: &[u8], iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
         let mut padded = message.to_vec();
-        // 01 02 03 …, then how many of them: with that last byte the whole is a multiple of the
+        // IPMI's padding: 01 02 03 …, then the number of these bytes, up to a multiple of the
         // block.
         let mut pad = 0;
         while !(padded.len() + 1).is_multiple_of(AES_BLOCK_BYTES) {
@@ -108,7 +107,7 @@ impl Keys {
         out
     }
 
-    /// The message in an enciphered payload; `None` if it cannot be one.
+    /// Decrypts a payload; `None` if its length or padding is invalid.
     pub(super) fn decrypt(&self, payload: &[u8]) -> Option<Vec<u8>> {
         let (iv, enciphered) = payload.split_first_chunk::<AES_BLOCK_BYTES>()?;
         let mut message = enciphered.to_vec();

@@ -1,6 +1,6 @@
-//! A BMC's description of its machine and of itself, for operators.
+//! Facts that a BMC reports about its machine and about itself, for operators.
 //!
-//! Called when an operator asks. Nothing here changes anything, and nothing is decided by it.
+//! An operator's command reads them. This module changes nothing, and no decision depends on it.
 
 use tokio::time::Instant;
 
@@ -15,18 +15,18 @@ use crate::{
     model::{admin::Fact, power::BootPersistence, spec::CipherSuite},
 };
 
-/// A BMC's own description (IPMI 2.0 §20.1).
+/// A BMC's answer to Get Device ID (IPMI 2.0 §20.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BmcDevice {
-    /// The maker's IANA enterprise number; 0 if it is not said.
+    /// The manufacturer's IANA enterprise number; 0 if unknown.
     pub manufacturer: u32,
-    /// The maker's number for the product.
+    /// The manufacturer's product number.
     pub product: u16,
-    /// Its firmware, major and minor: 2 and 10 are `2.10`.
+    /// Firmware version, major and minor: 2 and 10 are `2.10`.
     pub firmware: (u8, u8),
-    /// The IPMI version it speaks, major and minor.
+    /// IPMI version, major and minor.
     pub ipmi: (u8, u8),
-    /// The cipher suite it accepted.
+    /// The cipher suite of the session.
     pub suite: Option<CipherSuite>,
 }
 
@@ -78,7 +78,7 @@ fn boot_choice(flags: BootFlags) -> BootChoice {
 }
 
 impl BmcDevice {
-    /// The description as `hostler bmc NODE info` shows it.
+    /// The facts, as `hostler bmc NODE info` shows them.
     pub(super) fn facts(self) -> Vec<Fact> {
         let Self { manufacturer, product, firmware, ipmi, suite } = self;
         let suite = suite.map(|suite| Fact::new("cipher_suite", &u8::from(suite).to_string()));
@@ -93,15 +93,15 @@ impl BmcDevice {
         .collect()
     }
 
-    /// From the answer to [`IpmiCommand::GetDeviceId`]; `None` if it is cut short.
+    /// Decodes the answer to [`IpmiCommand::GetDeviceId`]; `None` if it is cut short.
     fn decode(answer: &[u8], suite: Option<CipherSuite>) -> Option<Self> {
         let [_id, _revision, major, minor, ipmi, _support, _, _, _, product @ ..] =
             *answer.first_chunk::<11>()?;
         Some(Self {
             manufacturer: commands::manufacturer(answer)?,
             product: u16::from_le_bytes(product),
-            // The upper bit says that it is updating itself; the minor number and IPMI's are
-            // decimal digits, the latter swapped.
+            // The upper bit means that the BMC is updating its firmware. The minor number and
+            // IPMI's version are decimal digits, the latter swapped.
             firmware: (major & 0x7f, (minor >> 4) * 10 + (minor & 0x0f)),
             ipmi: (ipmi & 0x0f, ipmi >> 4),
             suite,
@@ -152,7 +152,8 @@ mod tests {
     proptest! {
         #[test]
         fn reading_what_a_bmc_is_never_panics_on_any_bytes(bytes: Vec<u8>) {
-            let _ignored = (BmcDevice::decode(&bytes, None), BootFlags::decode(&bytes).map(boot_choice));
+            let _ignored = BmcDevice::decode(&bytes, None);
+            let _ignored = BootFlags::decode(&bytes).map(boot_choice);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Failures of a BMC that speaks IPMI, in an administrator's words.
+//! Errors of IPMI calls, in an administrator's words.
 //!
-//! Made by the client; an administrator reads the message, and the agent goes by the advice. No
-//! secret is in it.
+//! The client returns them; the administrator reads the message, and the agent acts on the advice.
+//! No message holds a secret.
 
 use std::{io, time::Duration};
 
@@ -23,8 +23,8 @@ pub struct IpmiError {
     pub kind: IpmiErrorKind,
 }
 
-/// The ways a call to a BMC fails. Whatever may pass was tried again until the deadline before it
-/// became one of these.
+/// The kinds of IPMI errors. The call retried passing failures until the deadline before it
+/// returned one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum IpmiErrorKind {
     /// The host name has no address.
@@ -33,12 +33,12 @@ pub enum IpmiErrorKind {
         /// The resolver's error.
         reason: String,
     },
-    /// Nothing was received until the deadline.
+    /// The BMC sent nothing until the deadline.
     #[error("{}", silence(*.network, *.waited))]
     NoAnswer {
-        /// How long it was tried.
+        /// The duration of the tries.
         waited: Duration,
-        /// The network's own word, if it said anything.
+        /// The network's error, if it reported one.
         network: Option<io::ErrorKind>,
     },
     /// The user does not exist, or the password does not fit.
@@ -50,23 +50,24 @@ pub enum IpmiErrorKind {
         /// The password's length.
         bytes: usize,
     },
-    /// The password fits, and the BMC makes its sessions with another BMC key (`K_g`).
+    /// The password is right, and the BMC uses another BMC key (`K_g`).
     #[error("{}", wrong_key(*.given))]
     WrongKey {
         /// Whether the spec names a key.
         given: bool,
     },
-    /// The BMC key has a zero byte in it: `ipmitool` takes such a one on its command line only.
+    /// The BMC key has a zero byte, and `ipmitool` reads such a key from its command line only.
     #[error(
         "the BMC key (K_g) has a zero byte in it, which ipmitool takes on its command line only"
     )]
     KeyNotCarried,
-    /// It refuses what it accepted before, and has done so for less than a minute.
+    /// The BMC refuses a command or credentials that it accepted before, for less than a minute so
+    /// far.
     #[error("{refusal}, for {}; it accepted the same before", seconds(*.doubted))]
     Doubted {
-        /// The refusal, should it last.
+        /// The refusal, which becomes the error if it lasts.
         refusal: Box<IpmiErrorKind>,
-        /// Since the first refusal in a row.
+        /// The time since the first refusal in a row.
         doubted: Duration,
     },
     /// The user is not allowed the privilege level of the spec.
@@ -77,87 +78,106 @@ pub enum IpmiErrorKind {
         /// The level asked for.
         privilege: Privilege,
     },
-    /// The BMC takes none of the cipher suites asked for.
+    /// The BMC refuses all of the proposed cipher suites.
     #[error("refuses cipher {}", suite_list(.suites))]
     SuitesRefused {
-        /// Those asked for.
+        /// The proposed suites.
         suites: Vec<CipherSuite>,
     },
-    /// The BMC answered, but gave no session until the deadline.
-    #[error("gave no session in {}: {} (status {status:#04x})", seconds(*.waited), status_text(*.status))]
+    /// The BMC answered, but opened no session until the deadline.
+    #[error(
+        "gave no session in {}: {} (status {status:#04x})",
+        seconds(*.waited),
+        status_text(*.status)
+    )]
     NoSession {
         /// The last RMCP+ status code (IPMI 2.0 table 13-15).
         status: u8,
-        /// How long it was tried.
+        /// The duration of the tries.
         waited: Duration,
     },
     /// The BMC was too busy until the deadline.
-    #[error("too busy to {command} for {}: {} (completion code {completion:#04x})", seconds(*.waited), completion_text(*.completion))]
+    #[error(
+        "too busy to {command} for {}: {} (completion code {completion:#04x})",
+        seconds(*.waited),
+        completion_text(*.completion)
+    )]
     Busy {
         /// The command.
         command: &'static str,
         /// The last completion code (IPMI 2.0 table 5-2).
         completion: u8,
-        /// How long it was tried.
+        /// The duration of the tries.
         waited: Duration,
     },
-    /// `ipmitool` failed until the deadline, for a reason of its own.
+    /// `ipmitool` failed until the deadline for a reason that hostler does not know.
     #[error("ipmitool failed for {}: {said}", seconds(*.waited))]
     Unclear {
-        /// How it ended, and the end of what it said, at most 200 characters.
+        /// The program's exit status and the end of its output, at most 200 characters.
         said: String,
-        /// How long it was tried.
+        /// The duration of the tries.
         waited: Duration,
     },
-    /// `ipmitool` is not there, or cannot be run.
+    /// `ipmitool` is not installed, or cannot be run.
     #[error("ipmitool cannot be run: {reason}")]
     ProgramNotRun {
         /// The system's error.
         reason: String,
     },
-    /// Another call to this BMC was not over by the deadline.
+    /// Another call held the BMC until the deadline.
     #[error("another call to it was not over in {}", seconds(*.waited))]
     InUse {
-        /// How long it was waited for.
+        /// The time waited.
         waited: Duration,
     },
-    /// The BMC refused a command for good.
-    #[error("refused to {command}: {} (completion code {completion:#04x})", completion_text(*.completion))]
+    /// The BMC refused a command, and a retry cannot help.
+    #[error(
+        "refused to {command}: {} (completion code {completion:#04x})",
+        completion_text(*.completion)
+    )]
     CommandRefused {
         /// The command.
         command: &'static str,
         /// The completion code (IPMI 2.0 table 5-2).
         completion: u8,
     },
-    /// The answer to a command is not laid out as the specification says.
+    /// An answer does not have the layout of the specification.
     #[error("the answer to {command} is too short or about something else")]
     BadAnswer {
         /// The command.
         command: &'static str,
     },
-    /// The BMC does not know Get System GUID, or answers with nothing.
+    /// The BMC refuses Get System GUID, or its answer holds no UUID.
     #[error("does not say its system's UUID")]
     NoSystemGuid,
-    /// There is no serial console to be had of it.
-    #[error("no serial console: {} (completion code {completion:#04x})", console_text(*.completion))]
+    /// The BMC has no serial console, or refuses to open it.
+    #[error(
+        "no serial console: {} (completion code {completion:#04x})",
+        console_text(*.completion)
+    )]
     NoConsole {
         /// The completion code (IPMI 2.0 §24.1).
         completion: u8,
     },
-    /// The BMC took the power command, but the state did not follow.
-    #[error("accepted power {} but stayed {} for {}", .wanted.as_str(), .wanted.opposite().as_str(), seconds(*.waited))]
+    /// The BMC accepted the power command, but the power state did not follow.
+    #[error(
+        "accepted power {} but stayed {} for {}",
+        .wanted.as_str(),
+        .wanted.opposite().as_str(),
+        seconds(*.waited)
+    )]
     StateNotReached {
         /// The state asked for.
         wanted: PowerState,
-        /// Since the command was first accepted.
+        /// The time since the BMC first accepted the command.
         waited: Duration,
     },
-    /// The BMC took the boot device, but reports another one.
+    /// The BMC accepted the boot device, but reports another one.
     #[error("accepted boot device {} but reports selector {reported:#04x}", device(*.wanted))]
     BootDeviceNotKept {
         /// The device asked for.
         wanted: BootDevice,
-        /// The boot device selector it reports, as on the wire (IPMI 2.0 table 28-14).
+        /// The reported boot device selector, as on the wire (IPMI 2.0 table 28-14).
         reported: u8,
     },
 }
@@ -224,7 +244,7 @@ impl IpmiErrorKind {
         }
     }
 
-    /// The advice where the BMC answers, and lets nobody in with the spec's credentials.
+    /// The advice on a BMC that answers, and refuses the spec's credentials.
     const fn login_advice(&self) -> Advice {
         match self {
             Self::WrongPassword | Self::PasswordTooLong { .. } => Advice::lasting(
@@ -263,7 +283,7 @@ impl IpmiErrorKind {
     }
 }
 
-/// The advice on a BMC that does not answer, by the network's word on it.
+/// The advice on a silent BMC, by the network's error.
 const fn silence_advice(network: Option<io::ErrorKind>) -> Advice {
     match network {
         Some(io::ErrorKind::ConnectionRefused) => Advice::passing(
@@ -290,7 +310,7 @@ const fn silence_advice(network: Option<io::ErrorKind>) -> Advice {
     }
 }
 
-/// `30 s`, and `300 ms` below one second.
+/// Formats a duration: `30 s`, and `300 ms` below one second.
 fn seconds(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         format!("{} ms", duration.as_millis())
@@ -299,8 +319,9 @@ fn seconds(duration: Duration) -> String {
     }
 }
 
-/// Connection refused is a port without a listener, network unreachable a missing route of this
-/// machine, host unreachable a router's or neighbor's word; silence is none of them.
+/// Describes the lack of an answer. "Connection refused" is a port without a listener, "network
+/// unreachable" a missing route of this machine, "host unreachable" the error of a router or of the
+/// neighbor discovery; silence is none of them.
 fn silence(network: Option<io::ErrorKind>, waited: Duration) -> String {
     let tried = seconds(waited);
     match network {
@@ -324,7 +345,8 @@ const fn wrong_key(given: bool) -> &'static str {
     }
 }
 
-/// Whether a status says that sessions are short, or that one was lost: no word on the login.
+/// Whether a status reports a shortage of sessions or a lost session, and so nothing about the
+/// login.
 pub(super) const fn is_short_of_sessions(status: u8) -> bool {
     matches!(status, 0x01 | 0x02 | 0x08 | 0x0b)
 }
@@ -348,7 +370,7 @@ const fn device(device: BootDevice) -> &'static str {
     }
 }
 
-/// IPMI 2.0 table 13-15.
+/// The meaning of an RMCP+ status code (IPMI 2.0 table 13-15).
 const fn status_text(status: u8) -> &'static str {
     match status {
         0x01 | 0x0b => "no free session",

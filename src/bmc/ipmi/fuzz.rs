@@ -1,4 +1,4 @@
-//! The way in for the fuzz target, and nowhere else: a BMC that answers with any bytes.
+//! The entry point of the fuzz target: feeds arbitrary bytes to every decoder of BMC packets.
 
 use super::{
     commands::{BootFlags, IpmiCommand, console_is_closed, manufacturer, power_state},
@@ -16,8 +16,8 @@ use crate::model::{
 const CONSOLE: u32 = 0x35de_b640;
 const BMC: u32 = 2;
 
-/// Every decoder on the same bytes, which are datagrams led by their length, as one byte, where a
-/// dialogue is read.
+/// Runs every decoder on the same bytes. For a dialogue, the bytes are datagrams, each with a
+/// length byte before it.
 pub fn fuzz(bytes: &[u8]) {
     Packet::decode(bytes);
     power_state(bytes);
@@ -31,7 +31,7 @@ pub fn fuzz(bytes: &[u8]) {
         let mut session = Session::new(suite, CONSOLE, BMC, keys());
         let Some(request) = session.request(IpmiCommand::GetChassisStatus) else { return };
         session.answer(&request, bytes);
-        // As a BMC with the right keys would seal it.
+        // Seals the bytes as a BMC with the right keys would.
         let mut answer = request.clone();
         answer.message = bytes.to_vec();
         let sealed = Session::new(suite, BMC, CONSOLE, keys()).seal(&answer, [9; 16]);

@@ -1,25 +1,25 @@
 //! Opening a session: the open session exchange and RAKP messages 1 to 4 (IPMI 2.0 §13.17 to
 //! §13.24), on a network that loses, repeats and reorders.
 //!
-//! Called by the link, which owns socket, clock and randomness. It does no I/O. It must never go on
-//! with algorithms other than those asked for, nor believe a BMC that has not proved that it knows
-//! the password.
+//! The link drives it, and owns socket, clock and randomness; the handshake does no I/O. It must
+//! never continue with algorithms other than the proposed ones, nor trust a BMC that has not proved
+//! its knowledge of the password.
 //!
 //! ```text
 //! open request ─► Opening ─► RAKP 1 ─► Challenged ─► RAKP 3 ─► Proved ─► session
 //! ```
 //!
-//! A BMC that hears a request twice may begin anew: another session id after the second open
-//! request, another challenge after the second RAKP 1. Which of them it holds to shows only in its
-//! check values. So every session id it named stays a candidate, and a later challenge replaces an
-//! earlier one; a handshake that stays muddled is given up for a fresh one from another port.
+//! A BMC that receives a request twice may begin anew: another session id after the second open
+//! request, another challenge after the second RAKP 1. Only its check values show which of them it
+//! uses. So the handshake keeps every session id as a candidate, and a later challenge replaces an
+//! earlier one. After a mismatch the link starts a fresh handshake from another port.
 
 use super::{
     commands::privilege_level,
     crypto::{AES_BLOCK_BYTES, Keys, algorithms, check_bytes, hmac, matches},
+    exchange::LoginFailure,
     packet::{self, Packet, PayloadType},
     session::Session,
-    transport::LoginFailure,
 };
 use crate::model::{
     bmc_key::BmcKey,
@@ -27,15 +27,15 @@ use crate::model::{
     spec::{CipherSuite, Privilege},
 };
 
-/// Look the user up by name alone, whatever privilege he may have (IPMI 2.0 table 13-11).
+/// Flag of RAKP 1: look the user up by name alone, at any privilege (IPMI 2.0 table 13-11).
 const NAME_ONLY: u8 = 0x10;
-/// Session ids a BMC may name in one handshake. More than this come only from a network that
-/// repeats without end.
+/// Most session ids that a BMC may name in one handshake. More come only from a network that
+/// repeats datagrams without end.
 const CANDIDATES_MAX: usize = 4;
 /// RAKP status code "invalid session id" (IPMI 2.0 table 13-15).
 const STATUS_INVALID_SESSION: u8 = 0x02;
 
-/// Who wants the session.
+/// The user that logs in, and the secrets of the login.
 #[derive(Clone, Debug)]
 pub(super) struct Credentials {
     pub(super) username: String,
@@ -52,7 +52,7 @@ pub(super) struct Nonces {
     pub(super) challenge: [u8; 16],
 }
 
-/// A handshake under way.
+/// A handshake in progress.
 #[derive(Debug)]
 pub(super) struct Handshake {
     credentials: Credentials,
@@ -82,7 +82,7 @@ struct Proof {
     keys: Keys,
 }
 
-/// Bytes wiped when dropped, blank in every log.
+/// Secret bytes: wiped when dropped, and never shown by `Debug`.
 #[derive(zeroize::ZeroizeOnDrop)]
 struct Secretive(Vec<u8>);
 
@@ -95,16 +95,16 @@ impl std::fmt::Debug for Secretive {
 /// The effect of a datagram on the handshake.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// There is a new datagram to send.
+    /// A new datagram is ready to send.
     Send,
-    /// The BMC proved itself.
+    /// The BMC proved that it knows the password.
     Established(Session),
-    /// It cannot succeed any more.
+    /// The handshake failed.
     Failed(LoginFailure),
 }
 
 impl Handshake {
-    /// A handshake whose first datagram is the open session request.
+    /// Starts a handshake; its first datagram is the open session request.
     pub(super) fn start(credentials: Credentials, suite: CipherSuite, nonces: Nonces) -> Self {
         let mut payload = vec![nonces.tag, 0, 0, 0];
         payload.extend_from_slice(&nonces.console_id.to_le_bytes());
@@ -116,30 +116,29 @@ impl Handshake {
         Self { credentials, suite, nonces, candidates, stage, datagram }
     }
 
-    /// The datagram to send now, and again if nothing is received.
+    /// The datagram to send now, and to repeat while no answer comes.
     pub(super) fn datagram(&self) -> &[u8] {
         &self.datagram
     }
 
-    /// Whether the BMC has taken the suite.
+    /// Whether the BMC has accepted the cipher suite.
     pub(super) fn suite_accepted(&self) -> bool {
         !self.candidates.is_empty()
     }
 
-    /// Whether the BMC may think that the session is open: repeating RAKP message 3 then helps
-    /// little.
+    /// Whether the BMC may consider the session open; repeating RAKP message 3 then helps little.
     pub(super) fn proved(&self) -> bool {
         matches!(self.stage, Stage::Proved(_))
     }
 
-    /// Takes a datagram from the BMC; `None`: it was not for us, or nothing new.
+    /// Processes a datagram from the BMC; `None` for one of another handshake or without news.
     pub(super) fn receive(&mut self, datagram: &[u8]) -> Option<Progress> {
         let Packet { payload_type, payload, .. } = Packet::decode(datagram)?;
         // A refusal may end after its status.
         let [tag, status] = payload.first_chunk::<2>()?;
         let console_id = payload.get(4..).and_then(<[u8]>::first_chunk::<4>);
         let console_id = console_id.map(|id| u32::from_le_bytes(*id));
-        // Some refuse in the name of session 0, which is no session; the tag says to whom.
+        // Some BMCs refuse with session id 0; the tag still names the handshake.
         let nobody = *status != 0 && console_id == Some(0);
         if !nobody && console_id.is_some_and(|id| id != self.nonces.console_id) {
             return None;
@@ -177,7 +176,7 @@ impl Handshake {
         self.nonces.tag.wrapping_add(step)
     }
 
-    /// The open session response: the BMC's session id and the algorithms it chose (IPMI 2.0
+    /// Processes the open session response: the BMC's session id and its algorithms (IPMI 2.0
     /// §13.18).
     fn opened(&mut self, body: &[u8]) -> Option<Progress> {
         let (id, chosen) = body.split_first_chunk::<4>()?;
@@ -185,7 +184,8 @@ impl Handshake {
         let id = u32::from_le_bytes(*id);
         let opening = matches!(self.stage, Stage::Opening);
         if chosen != algorithms(self.suite) {
-            // A BMC may not pick for us: that would let the network talk us down to a weaker suite.
+            // The BMC must not choose the suite: an attacker in the network could then force a
+            // weaker one.
             return opening.then_some(Progress::Failed(LoginFailure::SuiteRefused));
         }
         if id == 0 || self.candidates.contains(&id) || self.candidates.len() == CANDIDATES_MAX {
@@ -201,7 +201,7 @@ impl Handshake {
         opening.then_some(Progress::Send)
     }
 
-    /// RAKP message 1: our challenge, and who we are (IPMI 2.0 §13.20).
+    /// Builds RAKP message 1: hostler's challenge and user (IPMI 2.0 §13.20).
     fn rakp1(&self, managed_id: u32) -> Vec<u8> {
         let mut payload = vec![self.tag(1), 0, 0, 0];
         payload.extend_from_slice(&managed_id.to_le_bytes());
@@ -212,8 +212,8 @@ impl Handshake {
         packet::encode(PayloadType::Rakp1, 0, 0, &payload)
     }
 
-    /// RAKP message 2: the BMC's challenge, and its proof that it knows the password (IPMI 2.0
-    /// §13.21).
+    /// Processes RAKP message 2: the BMC's challenge, and its proof that it knows the password
+    /// (IPMI 2.0 §13.21).
     fn challenged(&mut self, body: &[u8]) -> Option<Progress> {
         let (challenge, rest) = body.split_first_chunk::<16>()?;
         let (guid, check) = rest.split_first_chunk::<16>()?;
@@ -235,8 +235,8 @@ impl Handshake {
             if !matches!(self.stage, Stage::Challenged) {
                 return None;
             }
-            // No word of it to the BMC: it might count as a failed login, and a few of those lock
-            // the user out.
+            // The BMC gets no message about the mismatch: it might count as a failed login, and a
+            // few of those lock the user out.
             self.stage = Stage::Over;
             return Some(Progress::Failed(LoginFailure::Mismatch));
         };
@@ -246,7 +246,7 @@ impl Handshake {
             Stage::Opening | Stage::Over => return None,
         }
         let parts = [&self.nonces.challenge, challenge, &self.role()[..], self.username()];
-        // Two-key login makes it from the BMC's key, one-key login from the user's (§13.31).
+        // Two-key login derives it from the BMC key, one-key login from the user's key (§13.31).
         let session_integrity_key = match &self.credentials.kg {
             Some(kg) => hmac(self.suite, kg.expose(), &parts),
             None => self.keyed(&parts),
@@ -268,7 +268,7 @@ impl Handshake {
         Some(Progress::Send)
     }
 
-    /// RAKP message 3: our proof, or why we give up (IPMI 2.0 §13.22).
+    /// Builds RAKP message 3: hostler's proof, or the reason for giving up (IPMI 2.0 §13.22).
     fn rakp3(&self, managed_id: u32, status: u8, check: &[u8]) -> Vec<u8> {
         let mut payload = vec![self.tag(2), status, 0, 0];
         payload.extend_from_slice(&managed_id.to_le_bytes());
@@ -276,8 +276,8 @@ impl Handshake {
         packet::encode(PayloadType::Rakp3, 0, 0, &payload)
     }
 
-    /// RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI 2.0
-    /// §13.23).
+    /// Processes RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI
+    /// 2.0 §13.23).
     fn confirmed(&mut self, check: &[u8]) -> Option<Progress> {
         let Stage::Proved(proof) = &self.stage else { return None };
         let fits = |id: &&u32| {
@@ -298,9 +298,9 @@ impl Handshake {
         Some(Progress::Established(session))
     }
 
-    /// The datagrams to send when the handshake is given up, so that the BMC need not hold its half
-    /// of the session until it times out: a RAKP message 3 with an error for each session it named
-    /// and, where it may think the session open, a Close Session. Once only.
+    /// The datagrams that cancel the handshake, so that the BMC need not keep its half of the
+    /// session until a timeout: a RAKP message 3 with an error for each session id, and a Close
+    /// Session if the BMC may consider the session open. Later calls return none.
     pub(super) fn abandon(&mut self, iv: [u8; AES_BLOCK_BYTES]) -> Vec<Vec<u8>> {
         let mut farewells = Vec::new();
         match std::mem::replace(&mut self.stage, Stage::Over) {
@@ -327,7 +327,7 @@ impl Handshake {
         self.credentials.username.as_bytes()
     }
 
-    /// The role byte and the length of the user's name, as they appear in every check value.
+    /// The role byte and the length of the user's name, which every check value covers.
     fn role(&self) -> [u8; 2] {
         let length = u8::try_from(self.username().len())
             .unwrap_or_else(|_| unreachable!("the spec's user names have at most 16 bytes"));

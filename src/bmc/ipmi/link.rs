@@ -1,8 +1,7 @@
-//! One UDP conversation with a BMC: sends, waits, sends again, and closes the session whatever
-//! happens.
+//! One UDP conversation with a BMC: sends, waits, repeats, and closes the session in every case.
 //!
-//! Called by the call. It holds the only socket of the module. It must never leave a session open:
-//! a link that is dropped says goodbye.
+//! A call opens it. It holds the only socket of the module. It must never leave a session open: a
+//! dropped link sends a Close Session.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,31 +15,30 @@ use tokio::{
 };
 
 use super::{
-    client::IpmiConfig,
     commands::IpmiCommand,
+    exchange::{Exchange, LoginFailure, NotOpened},
     handshake::{Credentials, Handshake, Nonces, Progress},
     packet::DATAGRAM_BYTES_MAX,
     session::Session,
     sol::Acknowledgement,
-    transport::{Channel, Exchange, Habits, LoginFailure, NotOpened, Transport, Tries, Try},
 };
 use crate::{
     bmc::timing::Timing,
     model::{backoff::Backoff, spec::CipherSuite},
 };
 
-/// How often a datagram is sent before the conversation is given up: with the default timing after
-/// 8 seconds. A fresh session, or the other suite, then promises more than a fifth try.
+/// How often a datagram is sent before the link gives up: with the default timing after 8 seconds.
+/// A fresh session, or the other suite, then promises more than a fifth try.
 pub(super) const SENDS_MAX: u32 = 4;
-/// The same for RAKP message 3: a BMC that received the first one thinks the session open and
-/// cannot answer another.
+/// How often RAKP message 3 is sent: after the first one, a BMC may consider the session open, and
+/// then cannot answer another.
 const PROOF_SENDS_MAX: u32 = 2;
-/// The same for the goodbye, which nobody is glad to wait for.
+/// How often a Close Session is sent. Few times, because the caller waits for it.
 const CLOSE_SENDS_MAX: u32 = 3;
 
 /// RMCP presence ping (ASF 2.0 §3.2.4.2).
 const PRESENCE_PING: [u8; 12] = [6, 0, 0xff, 6, 0, 0, 0x11, 0xbe, 0x80, 0, 0, 0];
-/// How long a presence ping is waited for. A kernel gives up on a neighbor after three seconds.
+/// The wait for the answer to a presence ping. A kernel gives up on a neighbor after three seconds.
 const PROBE_WAIT: Duration = Duration::from_millis(3500);
 
 /// An open session and its socket.
@@ -52,11 +50,11 @@ pub(in crate::bmc) struct Link {
     closed: bool,
 }
 
-/// Takes a SOL payload, and says what to answer.
+/// Processes a SOL payload, and returns its acknowledgement.
 pub(super) type Take<'a> = &'a mut (dyn FnMut(&[u8]) -> Option<Acknowledgement> + Send);
 
 impl Link {
-    /// Opens a session from a fresh port: a BMC may still hold an older handshake against the last
+    /// Opens a session from a fresh port: a BMC may still connect an older handshake with the last
     /// one.
     pub(super) async fn open(
         address: SocketAddr,
@@ -80,7 +78,7 @@ impl Link {
         self.send_beside(command, &mut |_| None).await
     }
 
-    /// The same, and meanwhile takes what a console prints.
+    /// Sends a command, and processes SOL packets while it waits for the answer.
     pub(super) async fn send_beside(&mut self, command: IpmiCommand, take: Take<'_>) -> Exchange {
         let Some(request) = self.session.request(command) else { return Exchange::Spent };
         let mut waits = answer_waits(self.timing);
@@ -100,7 +98,7 @@ impl Link {
         Exchange::Silence(None)
     }
 
-    /// Waits until a console prints something, and takes that; `false` if it has not until then.
+    /// Waits for SOL packets and processes them; `false` if none comes before `until`.
     pub(super) async fn listen(&mut self, until: Instant, take: Take<'_>) -> bool {
         let mut buffer = [0; DATAGRAM_BYTES_MAX];
         let received = async {
@@ -112,8 +110,8 @@ impl Link {
                             return;
                         }
                     }
-                    // The network's word may be about an earlier datagram; whether the session is
-                    // lost shows with the next command.
+                    // The error may be about an earlier datagram; the next command shows whether
+                    // the session is lost.
                     Err(_) => sleep(self.timing.resend_first).await,
                 }
             }
@@ -121,7 +119,7 @@ impl Link {
         timeout_at(until, received).await.is_ok()
     }
 
-    /// Closes the session and waits a little for the BMC's word on it.
+    /// Closes the session, and waits briefly for the BMC's answer.
     pub(super) async fn close(mut self, deadline: Instant) {
         self.closed = true;
         let request = self.session.close();
@@ -147,52 +145,7 @@ impl Drop for Link {
     }
 }
 
-/// Sessions of our own, over UDP.
-#[derive(Debug)]
-pub(super) struct Rmcp;
-
-impl Transport for Rmcp {
-    fn open<'a>(
-        &'a self,
-        config: &'a IpmiConfig,
-        Tries { timing, sends_max }: Tries,
-        address: SocketAddr,
-        suite: CipherSuite,
-    ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>> {
-        Box::pin(async move {
-            let credentials = Credentials {
-                username: config.username.clone(),
-                password: config.password.clone(),
-                kg: config.kg.clone(),
-                privilege: config.privilege,
-            };
-            let link = Link::open(address, credentials, suite, timing, sends_max).await?;
-            Ok(Box::new(link) as Box<dyn Channel>)
-        })
-    }
-
-    fn habits(&self) -> Habits {
-        // One or two mismatches happen when the network repeats datagrams to a BMC that begins anew
-        // each time; four in a row would need more bad luck than there is.
-        Habits { keeps_session: true, mismatches_max: 4 }
-    }
-}
-
-impl Channel for Link {
-    fn exchange(&mut self, command: IpmiCommand) -> Try<'_, Exchange> {
-        Box::pin(self.send(command))
-    }
-
-    fn close<'a>(self: Box<Self>, deadline: Instant) -> Try<'a, ()> {
-        Box::pin(Self::close(*self, deadline))
-    }
-
-    fn into_link(self: Box<Self>) -> Option<Link> {
-        Some(*self)
-    }
-}
-
-/// A handshake and its socket. Dropped halfway, it tells the BMC.
+/// A handshake and its socket. Dropped before its end, it cancels the handshake at the BMC.
 struct Opening {
     socket: Arc<UdpSocket>,
     handshake: Handshake,
@@ -240,7 +193,7 @@ impl Drop for Opening {
     }
 }
 
-/// Takes a datagram if it is a SOL packet, and answers it.
+/// Processes and acknowledges a datagram, if it is a SOL packet.
 fn take_sol(
     socket: &UdpSocket,
     session: &mut Session,
@@ -254,20 +207,21 @@ fn take_sol(
     true
 }
 
-/// Sends what is not answered. If a goodbye is lost, the BMC's own session timeout has to do; if an
-/// acknowledgement is, the BMC repeats itself.
+/// Sends a datagram that has no answer. After a lost Close Session, the BMC's own session timeout
+/// applies; after a lost acknowledgement, the BMC repeats its packet.
 fn send_unawaited(socket: &UdpSocket, datagram: &[u8]) {
     if let Err(error) = socket.try_send(datagram) {
         tracing::debug!(%error, "a datagram to a bmc was not sent");
     }
 }
 
-/// How long each answer is waited for.
+/// The wait for each answer.
 fn answer_waits(timing: Timing) -> Backoff {
     Backoff::by_half(timing.resend_first, timing.resend_max)
 }
 
-/// Sends a datagram and hands `judge` what comes in until it is content or the time is over.
+/// Sends a datagram, and passes received datagrams to `judge` until it returns a value or the time
+/// is over.
 async fn send_and_receive<T>(
     socket: &UdpSocket,
     datagram: &[u8],
@@ -287,8 +241,8 @@ async fn send_and_receive<T>(
     match timeout_at(until, received).await {
         Ok(Ok(found)) => Ok(Some(found)),
         Ok(Err(error)) => {
-            // The network's word ("connection refused") may be about an earlier datagram, and a BMC
-            // may be about to start.
+            // The error ("connection refused") may be about an earlier datagram, and a BMC may be
+            // about to start.
             sleep_until(until).await;
             Err(error)
         }
@@ -296,8 +250,8 @@ async fn send_and_receive<T>(
     }
 }
 
-/// The network's word on an address, if it has one: asks whether anybody is there (ASF 2.0
-/// §3.2.4.2) and waits a moment.
+/// Asks whether a host answers at an address (ASF 2.0 §3.2.4.2), and returns the network's error if
+/// it reports one in time.
 pub(in crate::bmc) async fn probe(address: SocketAddr) -> Option<io::ErrorKind> {
     let socket = match connected(address).await {
         Ok(socket) => socket,
@@ -314,7 +268,7 @@ async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr =
         if address.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any).await?;
-    // Without this the kernel keeps "host unreachable" to itself (ip(7), ipv6(7)).
+    // The kernel reports "host unreachable" to the socket only with this option (ip(7), ipv6(7)).
     if address.is_ipv4() {
         setsockopt(&socket, Ipv4RecvErr, &true)?;
     } else {
@@ -326,7 +280,7 @@ async fn connected(address: SocketAddr) -> io::Result<UdpSocket> {
 
 fn nonces() -> Nonces {
     let [tag] = random();
-    // 0 is no session's number.
+    // Session id 0 means no session.
     let console_id = u32::from_le_bytes(random()).max(1);
     Nonces { tag, console_id, challenge: random() }
 }

@@ -1,7 +1,7 @@
 //! The outer layer of a datagram: RMCP and the RMCP+ session header (IPMI 2.0 §13.1.3, table 13-8).
 //!
-//! Called by the handshake and the session. It knows no key: an authenticated payload comes out as
-//! it went in.
+//! The handshake and the session use it. It knows no keys, and passes an authenticated payload on
+//! unchanged.
 
 /// Bytes of RMCP and session header before the payload.
 const HEADER_BYTES: usize = 16;
@@ -11,19 +11,19 @@ pub(super) const RMCP: [u8; 4] = [0x06, 0x00, 0xff, 0x07];
 const RMCP_CLASS_MASK: u8 = 0x1f;
 /// Authentication type "RMCP+".
 const RMCP_PLUS: u8 = 0x06;
-/// An RMCP+ payload is enciphered and authenticated.
+/// Flags of an encrypted and authenticated RMCP+ payload.
 const PROTECTED: u8 = 0xc0;
 
-/// Largest datagram looked at, in bytes: more than an Ethernet frame brings. The largest answer
-/// hostler asks for has 100, a console's packet some 300.
+/// Largest accepted datagram, in bytes: more than the content of an Ethernet frame. The largest
+/// answer to hostler's commands has 100, a console's packet some 300.
 pub(super) const DATAGRAM_BYTES_MAX: usize = 1500;
 
 /// The kinds of payload in an RMCP+ datagram (IPMI 2.0 table 13-16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PayloadType {
-    /// An IPMI message, enciphered and authenticated. hostler takes no other.
+    /// An IPMI message, encrypted and authenticated. hostler accepts no other.
     Ipmi,
-    /// A console's output, or its acknowledgement; enciphered and authenticated as well.
+    /// A console's output, or its acknowledgement; encrypted and authenticated as well.
     Sol,
     OpenRequest,
     OpenResponse,
@@ -63,26 +63,27 @@ impl PayloadType {
     }
 }
 
-/// One RMCP+ datagram, taken apart.
+/// A decoded RMCP+ datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packet<'a> {
     pub(super) payload_type: PayloadType,
     /// The receiver's session id; 0 before there is a session.
     pub(super) session_id: u32,
-    /// Each packet of a session has its own; 0 before there is a session.
+    /// The packet's number within its session; 0 before there is a session.
     pub(super) sequence: u32,
     pub(super) payload: &'a [u8],
-    /// Everything after the RMCP header: what a check value covers, and the check value itself.
+    /// The bytes after the RMCP header: those that the check value covers, and the check value
+    /// itself.
     pub(super) authenticated: &'a [u8],
 }
 
 impl<'a> Packet<'a> {
-    /// Takes a datagram apart; `None` if it is not RMCP+ of a kind hostler knows, or is cut short.
+    /// Decodes a datagram; `None` if it is not RMCP+ of a known kind, or is cut short.
     pub(super) fn decode(datagram: &'a [u8]) -> Option<Self> {
         let (header, rest) = datagram.split_first_chunk::<HEADER_BYTES>()?;
-        let [version, _, _, class, auth_type, payload_type, s0, s1, s2, s3, n0, n1, n2, n3, l0, l1] =
+        let [version, _, _, class, auth, payload_type, s0, s1, s2, s3, n0, n1, n2, n3, l0, l1] =
             *header;
-        if [version, class & RMCP_CLASS_MASK, auth_type] != [RMCP[0], RMCP[3], RMCP_PLUS] {
+        if [version, class & RMCP_CLASS_MASK, auth] != [RMCP[0], RMCP[3], RMCP_PLUS] {
             return None;
         }
         Some(Self {
@@ -95,7 +96,8 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// A datagram without trailer. `payload` has at most 65535 bytes; hostler's have at most 100.
+/// Encodes a datagram without trailer. `payload` has at most 65535 bytes; hostler's have at most
+/// 100.
 pub(super) fn encode(
     payload_type: PayloadType,
     session_id: u32,
@@ -149,7 +151,11 @@ mod tests {
         }
 
         #[test]
-        fn what_was_encoded_is_decoded(session_id: u32, sequence: u32, payload in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn what_was_encoded_is_decoded(
+            session_id: u32,
+            sequence: u32,
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
             let datagram = encode(PayloadType::Ipmi, session_id, sequence, &payload);
             let packet = Packet::decode(&datagram).unwrap();
             let decoded = (packet.session_id, packet.sequence, packet.payload);

@@ -1,8 +1,8 @@
-//! Final refusals of a BMC, and those that may be gone in a moment.
+//! Refusals of a BMC: final ones, and those that may pass.
 //!
-//! Called by the call. The list of final refusals is short; anything else may pass. It must never
-//! take one refusal for final where the same was accepted before, nor send refused credentials at
-//! a rate that locks a user out.
+//! Calls use it. The list of final refusals is short; any other may pass. It must never treat one
+//! refusal as final where the BMC accepted the same before, nor allow logins at a rate that locks a
+//! user out.
 
 use std::{
     collections::HashSet,
@@ -17,12 +17,12 @@ use crate::model::backoff::Backoff;
 
 /// Insufficient privilege (IPMI 2.0 table 5-2).
 pub(super) const INSUFFICIENT_PRIVILEGE: u8 = 0xd4;
-/// Not supported in the present state.
+/// Command not supported in the present state (IPMI 2.0 table 5-2).
 pub(super) const NOT_IN_THIS_STATE: u8 = 0xd5;
-/// Refusals that settle a doubt, if they are spread over its whole time.
+/// Least number of refusals, spread over the whole time of doubt, that make a refusal final.
 const DOUBTED_REFUSALS_MIN: u32 = 3;
 
-/// The meaning of a completion code.
+/// The verdict on a completion code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Accepted,
@@ -31,14 +31,14 @@ pub(super) enum Verdict {
     Busy,
     /// The session's privilege level is too low.
     Privilege,
-    /// The BMC does not know this command, or not in this state.
+    /// The BMC does not support this command, or not in this state.
     Final,
-    /// The specification promises nothing: `0xff` for a moment after a power change, for instance.
+    /// The specification gives no meaning, as for `0xff` just after a power change.
     Unclear,
 }
 
 impl Verdict {
-    /// The verdict on a completion code (IPMI 2.0 table 5-2).
+    /// Judges a completion code (IPMI 2.0 table 5-2).
     pub(super) const fn of(command: IpmiCommand, completion: u8) -> Self {
         match completion {
             0 => Self::Accepted,
@@ -48,29 +48,29 @@ impl Verdict {
             0x80 | 0x81 if matches!(command, IpmiCommand::SetSessionPrivilege(_)) => {
                 Self::Privilege
             }
-            // A look at the power state is right in any state, and has no codes of its own.
+            // Get Chassis Status is valid in any state, and has no completion codes of its own.
             NOT_IN_THIS_STATE | 0x80..=0xbe if matches!(command, IpmiCommand::GetChassisStatus) => {
                 Self::Unclear
             }
-            // Unknown command, wrong length, out of range, invalid data, disabled; and what the
-            // command itself defines.
+            // Unknown command, wrong length, out of range, invalid data, disabled; and the codes
+            // that the command itself defines.
             NOT_IN_THIS_STATE | 0x80..=0xbe | 0xc1 | 0xc2 | 0xc7..=0xcd | 0xd6 => Self::Final,
             _ => Self::Unclear,
         }
     }
 }
 
-/// The commands and credentials that a BMC has accepted, and since when it refuses them.
+/// The commands and credentials that a BMC has accepted, and the time of its first refusal of them.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
-    /// Whether these credentials have opened a session that was good for a command.
+    /// Whether a session of these credentials has executed a command.
     trusted: bool,
-    /// The kinds of commands it has done, whatever their data.
-    carried_out: HashSet<Discriminant<IpmiCommand>>,
+    /// The kinds of commands that the BMC has executed, with any data.
+    executed: HashSet<Discriminant<IpmiCommand>>,
     doubt: Option<Doubt>,
 }
 
-/// Refusals in a row of what was accepted before.
+/// A series of refusals of a command or credentials that the BMC accepted before.
 #[derive(Clone, Copy, Debug)]
 struct Doubt {
     since: Instant,
@@ -79,20 +79,20 @@ struct Doubt {
 }
 
 impl Trust {
-    /// The trust of a caller who knows that the credentials have worked.
+    /// The initial state for credentials that are known to have worked.
     pub(super) fn given() -> Self {
         Self { trusted: true, ..Self::default() }
     }
 
-    /// Notes that a command was done.
+    /// Records that the BMC executed a command.
     pub(super) fn note(&mut self, command: IpmiCommand) {
-        self.carried_out.insert(discriminant(&command));
+        self.executed.insert(discriminant(&command));
         (self.trusted, self.doubt) = (true, None);
     }
 
-    /// Whether a command of this kind was done before.
+    /// Whether the BMC has executed a command of this kind.
     pub(super) fn covers(&self, command: IpmiCommand) -> bool {
-        self.carried_out.contains(&discriminant(&command))
+        self.executed.contains(&discriminant(&command))
     }
 
     /// Whether the credentials have worked before.
@@ -100,11 +100,13 @@ impl Trust {
         self.trusted
     }
 
-    /// Takes note of a refusal of what was accepted before. Returns the pause before the next try;
-    /// `None` once the refusals have lasted for `time`: then they are final.
+    /// Records a refusal of a command or credentials that the BMC accepted before. Returns the
+    /// pause before the next try; `None` once the refusals have lasted for `time`, which makes them
+    /// final.
     pub(super) fn doubt(&mut self, time: Duration) -> Option<Duration> {
         let now = Instant::now();
-        // 5, 10, 20, 30 s: five logins in all, which no BMC takes for an attack.
+        // With the default of one minute: 5, 10, 20, 30 s, five logins in all, which no BMC treats
+        // as an attack.
         let pauses = Backoff::doubling(time / 12, time / 2);
         let doubt = self.doubt.get_or_insert(Doubt { since: now, refusals: 0, pauses });
         doubt.refusals = doubt.refusals.saturating_add(1);
@@ -114,7 +116,7 @@ impl Trust {
         Some(doubt.pauses.next_pause())
     }
 
-    /// For how long it has refused what it accepted before.
+    /// The time since the first refusal in a row.
     pub(super) fn doubted_for(&self) -> Duration {
         self.doubt.map_or(Duration::ZERO, |doubt| doubt.since.elapsed())
     }

@@ -1,26 +1,25 @@
-//! An established session: requests go out enciphered and authenticated, answers are matched to
-//! their request, and so is what a console prints meanwhile.
+//! An established session: encrypts and authenticates requests, and matches answers and SOL packets
+//! to them.
 //!
-//! Called by the link, which owns socket and clock; made by the handshake. It does no I/O. It must
-//! never take anything whose check value does not match, nor an answer that belongs to another
+//! The handshake makes it, and the link, which owns socket and clock, drives it. It does no I/O. It
+//! must never accept a packet without a matching check value, nor an answer that belongs to another
 //! request.
 
 use super::{
     commands::IpmiCommand,
     crypto::{AES_BLOCK_BYTES, Keys, check_bytes, matches},
+    exchange::CommandAnswer,
     packet::{self, Packet, PayloadType},
-    transport::CommandAnswer,
 };
 use crate::model::spec::CipherSuite;
 
 /// Slave address of every BMC, and the address of remote console software (IPMI 2.0 §5.5).
 const BMC: u8 = 0x20;
 const CONSOLE: u8 = 0x81;
-/// "Next header" before the check value; its only value (IPMI 2.0 table 13-8).
+/// The "next header" byte before the check value, which has only this value (IPMI 2.0 table 13-8).
 const NEXT_HEADER: u8 = 0x07;
-/// A session's requests are numbered 1 to this (6 bits), each number used once, so that no answer
-/// the network repeats, however late, can be taken for the answer to a later request. After that a
-/// new session is opened.
+/// Highest request number of a session (6 bits). Each number is used once, so that a late repeated
+/// answer never matches a later request. A new session follows the last number.
 const REQUESTS_MAX: u8 = 0x3f;
 
 /// An established session.
@@ -30,15 +29,16 @@ pub(super) struct Session {
     console_id: u32,
     managed_id: u32,
     keys: Keys,
-    /// Number of the last packet sent. Each packet has its own, retransmissions too: a BMC drops
-    /// those it has seen.
+    /// Number of the last packet sent. Retransmissions get a new number too, because a BMC drops
+    /// numbers that it has seen.
     sequence: u32,
     requests: u8,
     /// Number of the newest SOL packet received.
     sol_sequence: Option<u32>,
 }
 
-/// A request under way. Retransmitting it keeps its number, so that either answer will do.
+/// A request that waits for its answer. Retransmissions keep its number, so that the answer to any
+/// of them matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct IpmiRequest {
     answered_by: u8,
@@ -53,7 +53,7 @@ impl Session {
         Self { suite, console_id, managed_id, keys, sequence, requests, sol_sequence }
     }
 
-    /// The next request; `None` once only the number for the Close Session command is left.
+    /// Numbers the next request; `None` once only the number of the Close Session command is left.
     pub(super) fn request(&mut self, command: IpmiCommand) -> Option<IpmiRequest> {
         (self.requests + 1 < REQUESTS_MAX).then(|| self.numbered(command))
     }
@@ -81,12 +81,12 @@ impl Session {
         }
     }
 
-    /// The datagram for a request, a fresh one each time it is sent. `iv` must be random.
+    /// Encodes a request as a datagram, anew for each transmission. `iv` must be random.
     pub(super) fn seal(&mut self, request: &IpmiRequest, iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
         self.seal_as(PayloadType::Ipmi, &request.message, iv)
     }
 
-    /// The same for a SOL payload.
+    /// Encodes a SOL payload as a datagram. `iv` must be random.
     pub(super) fn seal_sol(&mut self, payload: &[u8], iv: [u8; AES_BLOCK_BYTES]) -> Vec<u8> {
         self.seal_as(PayloadType::Sol, payload, iv)
     }
@@ -100,8 +100,8 @@ impl Session {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let payload = self.keys.encrypt(message, iv);
         let mut datagram = packet::encode(payload_type, self.managed_id, self.sequence, &payload);
-        // The covered part is padded to a multiple of four with its last two bytes: pad length,
-        // next header.
+        // The authenticated part is padded to a multiple of four, and ends with the pad length and
+        // the next header.
         let mut pad = 0;
         while !(datagram.len() + 2).is_multiple_of(4) {
             datagram.push(0xff);
@@ -113,7 +113,7 @@ impl Session {
         datagram
     }
 
-    /// The answer to `request`, if this datagram is it.
+    /// Decodes a datagram as the answer to `request`; `None` if it is not.
     pub(super) fn answer(&self, request: &IpmiRequest, datagram: &[u8]) -> Option<CommandAnswer> {
         let (_, message) = self.open(PayloadType::Ipmi, datagram)?;
         let (head, body) = message.split_first_chunk::<3>()?;
@@ -128,8 +128,8 @@ impl Session {
         for_this.then(|| CommandAnswer { completion: *completion, data: data.to_vec() })
     }
 
-    /// The SOL payload in this datagram, unless a newer one was received before: a BMC goes on when
-    /// it has its answer, so that what comes after that is a repetition of the network's.
+    /// Decodes a SOL payload; `None` for a packet that is older than the last one. A BMC waits for
+    /// each acknowledgement, so that an older packet is a repetition by the network.
     pub(super) fn sol(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
         let (sequence, payload) = self.open(PayloadType::Sol, datagram)?;
         let ahead = self.sol_sequence.map_or(0, |newest| sequence.wrapping_sub(newest));
@@ -139,8 +139,8 @@ impl Session {
         })
     }
 
-    /// The sequence number and the payload of a datagram, if it is one of this session and of this
-    /// type.
+    /// Authenticates and decrypts a datagram of this session and payload type: its sequence number
+    /// and payload.
     fn open(&self, payload_type: PayloadType, datagram: &[u8]) -> Option<(u32, Vec<u8>)> {
         let packet = Packet::decode(datagram)?;
         if packet.payload_type != payload_type || packet.session_id != self.console_id {
@@ -155,8 +155,7 @@ impl Session {
     }
 }
 
-/// Two's complement of the sum: bytes followed by their checksum have the checksum 0 (IPMI 2.0
-/// §13.8).
+/// The two's complement of the sum: bytes with their checksum add up to 0 (IPMI 2.0 §13.8).
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }
@@ -172,7 +171,7 @@ mod tests {
         Session::new(suite, 0x1111_1111, 0x2222_2222, Keys::derive(suite, &[7; 20]))
     }
 
-    /// The answer a BMC of the same keys would send.
+    /// An answer that a BMC with the same keys sends.
     fn answered(suite: CipherSuite, message: &[u8]) -> Vec<u8> {
         let mut bmc = Session::new(suite, 0x2222_2222, 0x1111_1111, Keys::derive(suite, &[7; 20]));
         let request =
@@ -180,7 +179,7 @@ mod tests {
         bmc.seal(&request, [9; 16])
     }
 
-    /// Chassis status "on" to request `number`.
+    /// An answer to request `number`: chassis status "on".
     fn status(number: u8) -> Vec<u8> {
         let mut message = vec![CONSOLE, 0x01 << 2];
         message.push(checksum(&message));
@@ -227,11 +226,11 @@ mod tests {
         let [first, second, third] = [b"1", b"2", b"3"].map(|text| bmc.seal_sol(text, [9; 16]));
         let mut session = session(suite);
         assert_eq!(session.sol(&first).as_deref(), Some(&b"1"[..]));
-        // Its own repetition is left to its own number.
+        // A repetition with its own packet number is for `sol` to detect.
         assert!(session.sol(&first).is_some());
         assert!(session.sol(&third).is_some());
         assert_eq!((session.sol(&second), session.sol(&first)), (None, None));
-        // Neither kind is taken for the other.
+        // An answer is no SOL packet, and a SOL packet is no answer.
         assert_eq!(session.sol(&answered(suite, &status(1))), None);
         let request = session.request(IpmiCommand::GetChassisStatus).unwrap();
         assert_eq!(session.answer(&request, &bmc.seal_sol(&status(1), [9; 16])), None);
@@ -265,7 +264,7 @@ mod tests {
         fn reading_an_answer_never_panics_on_any_bytes(bytes: Vec<u8>, sealed: bool) {
             let mut session = session(CipherSuite::Sha1);
             let request = session.request(IpmiCommand::GetChassisStatus).unwrap();
-            // Sealed: the bytes get past cipher and check value, to the message's own layout.
+            // Sealed bytes reach the decoder behind cipher and check value.
             let datagram = if sealed { answered(CipherSuite::Sha1, &bytes) } else { bytes };
             let _ignored = (session.answer(&request, &datagram), session.sol(&datagram));
         }

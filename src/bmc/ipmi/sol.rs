@@ -1,19 +1,20 @@
-//! Serial over LAN: a machine's output in packets, each of which is sent again until it is
-//! acknowledged (IPMI 2.0 §15.9).
+//! Serial over LAN: a machine's output in packets, which the BMC repeats until it gets an
+//! acknowledgement (IPMI 2.0 §15.9).
 //!
-//! Called by the console. It does no I/O. It must never take the same characters twice, acknowledge
-//! any it did not take, nor send the machine one.
+//! The console uses it. It does no I/O. It must never return the same characters twice, acknowledge
+//! characters that it did not return, nor send the machine a character.
 
-/// Packets with characters are numbered 1 to this; 0 is one without (IPMI 2.0 table 15-2).
+/// Highest number of a packet with characters; 0 is a packet without (IPMI 2.0 table 15-2).
 const SEQUENCE_MAX: u8 = 0x0f;
-/// Most characters of one packet that can be acknowledged.
+/// The most characters that one acknowledgement can count.
 const CHARACTERS_MAX: usize = u8::MAX as usize;
-/// Status bits of a BMC's packet: nothing more comes; characters were lost on their way to the BMC.
+/// Status bits of a BMC's packet: the console is closed; characters were lost on their way to the
+/// BMC.
 const DEACTIVATED: u8 = 0x10;
 const OVERRUN: u8 = 0x08;
 
-/// The answer to a packet: no number of its own, the packet's number, how many of its characters
-/// were taken, nothing to be done.
+/// The acknowledgement of a packet: packet number 0, the acknowledged number, the number of
+/// accepted characters, no operation.
 pub(super) type Acknowledgement = [u8; 4];
 
 /// The position in a console's stream.
@@ -21,32 +22,32 @@ pub(super) type Acknowledgement = [u8; 4];
 pub(super) struct Stream {
     /// The number of the last packet with characters; 0 before the first.
     sequence: u8,
-    /// How many characters of it were taken.
+    /// The number of characters taken from that packet.
     taken: usize,
 }
 
-/// The content of a packet.
+/// The new content of a packet.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Brought<'a> {
-    /// Characters that were not taken before.
+pub(super) struct SolData<'a> {
+    /// Characters that no earlier packet brought.
     pub(super) text: &'a [u8],
-    /// Whether some are missing before them.
+    /// Whether characters were lost before `text`.
     pub(super) gap: bool,
-    /// Whether the BMC says that nothing more comes.
+    /// Whether the BMC has closed the console.
     pub(super) over: bool,
-    /// The answer that it waits for.
+    /// The acknowledgement that the BMC waits for.
     pub(super) acknowledgement: Option<Acknowledgement>,
 }
 
 impl Stream {
-    /// Takes a payload; `None` if it is cut short. A packet that comes again may have more
-    /// characters than before.
-    pub(super) fn take<'a>(&mut self, payload: &'a [u8]) -> Option<Brought<'a>> {
+    /// Decodes a payload; `None` if it is cut short. A repeated packet may hold more characters
+    /// than before.
+    pub(super) fn take<'a>(&mut self, payload: &'a [u8]) -> Option<SolData<'a>> {
         let ([sequence, _acknowledged, _accepted, status], text) = payload.split_first_chunk()?;
         let sequence = sequence & SEQUENCE_MAX;
         let (overrun, over) = (status & OVERRUN != 0, status & DEACTIVATED != 0);
         if sequence == 0 {
-            return Some(Brought { text: &[], gap: overrun, over, acknowledgement: None });
+            return Some(SolData { text: &[], gap: overrun, over, acknowledgement: None });
         }
         let text = text.get(..CHARACTERS_MAX).unwrap_or(text);
         let again = sequence == self.sequence;
@@ -54,7 +55,7 @@ impl Stream {
         let known = if again { self.taken } else { 0 };
         (self.sequence, self.taken) = (sequence, known.max(text.len()));
         let accepted = u8::try_from(text.len()).unwrap_or(u8::MAX);
-        Some(Brought {
+        Some(SolData {
             text: text.get(known..).unwrap_or_default(),
             gap: !again && (overrun || skipped),
             over,
@@ -78,7 +79,7 @@ mod tests {
         let mut stream = Stream::default();
         let mut take = |sequence, text| {
             let packet = packet(sequence, 0, text);
-            let Brought { text, gap, acknowledgement, .. } = stream.take(&packet).unwrap();
+            let SolData { text, gap, acknowledgement, .. } = stream.take(&packet).unwrap();
             assert!(!gap);
             (String::from_utf8(text.to_vec()).unwrap(), acknowledgement.unwrap())
         };
@@ -106,7 +107,7 @@ mod tests {
         let mut stream = Stream::default();
         for (status, over) in [(0, false), (0x60, false), (DEACTIVATED, true)] {
             let packet = packet(0, status, "");
-            let nothing = Brought { text: &[], gap: false, over, acknowledgement: None };
+            let nothing = SolData { text: &[], gap: false, over, acknowledgement: None };
             assert_eq!(stream.take(&packet), Some(nothing));
         }
     }
@@ -130,21 +131,26 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_again_the_text_is_received_once(pieces in prop::collection::vec(("[a-z]{1,20}", 0..3_usize, 0..20_usize), 0..40)) {
-            let (mut stream, mut received, mut said) = (Stream::default(), String::new(), String::new());
+        fn whatever_comes_again_the_text_is_received_once(
+            pieces in prop::collection::vec(("[a-z]{1,20}", 0..3_usize, 0..20_usize), 0..40),
+        ) {
+            let mut stream = Stream::default();
+            let (mut received, mut printed) = (String::new(), String::new());
             for (number, (text, again, shorter)) in pieces.iter().enumerate() {
                 let sequence = u8::try_from(number % 15).unwrap() + 1;
-                // At first perhaps a part of it, and then the whole, perhaps several times.
+                // The BMC sends perhaps a part of the packet, and then the whole packet, perhaps
+                // several times.
                 let part = &text[..text.len().saturating_sub(*shorter)];
-                for text in [part].into_iter().chain(std::iter::repeat_n(text.as_str(), again + 1)) {
+                let whole = std::iter::repeat_n(text.as_str(), again + 1);
+                for text in [part].into_iter().chain(whole) {
                     let packet = packet(sequence, 0, text);
                     let brought = stream.take(&packet).unwrap();
                     prop_assert!(!brought.gap);
                     received.push_str(std::str::from_utf8(brought.text).unwrap());
                 }
-                said.push_str(text);
+                printed.push_str(text);
             }
-            prop_assert_eq!(received, said);
+            prop_assert_eq!(received, printed);
         }
     }
 }

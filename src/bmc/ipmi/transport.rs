@@ -1,16 +1,16 @@
-//! The way an IPMI command takes to the BMC and its answer back: a session of our own, or a
-//! program.
+//! The transport of IPMI commands and their answers: hostler's own session, or a program.
 //!
-//! Implemented by `link` and by the ipmitool driver, used by the call. A transport knows nothing of
-//! trying again: it says how one try ended.
+//! `rmcp` and the ipmitool driver implement it, and calls use it. A transport does not retry: it
+//! reports the result of one try.
 
-use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin};
+use std::{fmt, future::Future, net::SocketAddr, pin::Pin};
 
 use tokio::time::Instant;
 
-use super::{client::IpmiConfig, error::IpmiErrorKind};
+use super::config::IpmiConfig;
 pub(in crate::bmc) use super::{
     commands::IpmiCommand,
+    exchange::{CommandAnswer, Exchange, LoginFailure, NotOpened},
     link::{Link, probe},
 };
 use crate::{bmc::timing::Timing, model::spec::CipherSuite};
@@ -29,30 +29,30 @@ pub(in crate::bmc) trait Transport: fmt::Debug + Send + Sync {
         suite: CipherSuite,
     ) -> Try<'a, Result<Box<dyn Channel>, NotOpened>>;
 
-    /// The habits of its channels.
+    /// The properties of this transport's channels.
     fn habits(&self) -> Habits;
 }
 
-/// How long and how often a transport tries.
+/// The waits and repetitions of one try.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::bmc) struct Tries {
     /// The waits for answers.
     pub(in crate::bmc) timing: Timing,
-    /// How often a datagram is sent that begins a session.
+    /// How often each datagram of a login is sent.
     pub(in crate::bmc) sends_max: u32,
 }
 
-/// The habits of a transport's channels.
+/// The properties of a transport's channels.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::bmc) struct Habits {
-    /// Whether a channel carries many commands. One that carries a single command logs in for each,
-    /// so that the pause between two calls is kept between two of them.
+    /// Whether a channel carries many commands. Otherwise each command is a login, and the call
+    /// keeps the pause between two calls also between two commands.
     pub(in crate::bmc) keeps_session: bool,
-    /// Handshakes whose check value does not fit before the password is called wrong.
+    /// Handshakes with a wrong check value before the password counts as wrong.
     pub(in crate::bmc) mismatches_max: u32,
 }
 
-/// A way to the BMC that commands can be sent on.
+/// An open connection to the BMC, which carries commands.
 pub(in crate::bmc) trait Channel: Send + Sync {
     /// Sends a command and waits for its answer.
     fn exchange(&mut self, command: IpmiCommand) -> Try<'_, Exchange>;
@@ -60,81 +60,6 @@ pub(in crate::bmc) trait Channel: Send + Sync {
     /// Closes the channel.
     fn close<'a>(self: Box<Self>, deadline: Instant) -> Try<'a, ()>;
 
-    /// The session beneath, if there is one that a console can be opened in.
+    /// Gives the channel's session to a console, if the channel has one.
     fn into_link(self: Box<Self>) -> Option<Link>;
-}
-
-/// A BMC's answer to a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::bmc) struct CommandAnswer {
-    /// Completion code: 0 is success (IPMI 2.0 table 5-2).
-    pub(in crate::bmc) completion: u8,
-    pub(in crate::bmc) data: Vec<u8>,
-}
-
-/// The end of an exchange.
-#[derive(Debug)]
-pub(in crate::bmc) enum Exchange {
-    /// The BMC answered.
-    Answer(CommandAnswer),
-    /// It did not answer, and the channel is lost. The network's word on it, if it gave one.
-    Silence(Option<io::ErrorKind>),
-    /// The channel has carried all it may; open another.
-    Spent,
-    /// The login that goes with the command failed.
-    NotOpened(NotOpened),
-    /// The transport failed in a way of its own that may pass, in its own words.
-    Unclear(String),
-    /// The transport cannot be used.
-    Unusable(IpmiErrorKind),
-}
-
-/// The failure to open a session, and whether the BMC took the suite before.
-#[derive(Debug)]
-pub(in crate::bmc) struct NotOpened {
-    pub(in crate::bmc) failure: LoginFailure,
-    pub(in crate::bmc) suite_accepted: bool,
-    pub(in crate::bmc) network: Option<io::ErrorKind>,
-}
-
-/// The ways a login fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::bmc) enum LoginFailure {
-    /// Nothing was received, or nothing more.
-    Silent,
-    /// The suite was refused, or another one answered.
-    SuiteRefused,
-    /// The BMC's check value does not fit the password. A muddled handshake looks the same: once is
-    /// no evidence.
-    Mismatch,
-    /// The BMC knows the password, and made the session's keys from another BMC key (`K_g`).
-    KeyMismatch,
-    /// The BMC knows no such user.
-    UnknownUser,
-    /// The user may not have the privilege.
-    PrivilegeRefused,
-    /// Another status (IPMI 2.0 table 13-15): no free session, or out of step.
-    Status(u8),
-}
-
-impl LoginFailure {
-    /// The meaning of a status other than success (IPMI 2.0 table 13-15) in the answer to the open
-    /// session request.
-    pub(in crate::bmc) const fn of_open_response(status: u8) -> Self {
-        match status {
-            // "Invalid role" (0x09), though no role was asked for yet: some say so of a suite that
-            // they do not allow.
-            0x03..=0x07 | 0x09 | 0x10..=0x12 => Self::SuiteRefused,
-            _ => Self::of_rakp(status),
-        }
-    }
-
-    /// The meaning of a status other than success (IPMI 2.0 table 13-15) in RAKP message 2 or 4.
-    pub(in crate::bmc) const fn of_rakp(status: u8) -> Self {
-        match status {
-            0x09 | 0x0a => Self::PrivilegeRefused,
-            0x0c | 0x0d => Self::UnknownUser,
-            _ => Self::Status(status),
-        }
-    }
 }

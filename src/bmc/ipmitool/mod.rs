@@ -1,11 +1,11 @@
-//! The ipmitool driver: IPMI by the program of that name, for a BMC that only it can talk to
-//! (`bmc.driver = "ipmitool"`).
+//! The ipmitool driver: IPMI by the program `ipmitool`, for a BMC that only this program can talk
+//! to (`bmc.driver = "ipmitool"`).
 //!
-//! A transport beneath the IPMI client: the program is run once for each command, with its `raw`
-//! words, so that the bytes that come back are the BMC's own. It must never show the password to
-//! other users or leave a program running.
+//! The driver is a transport of the IPMI client: it runs the program once for each command, with
+//! its subcommand `raw`, so that the returned bytes are the BMC's own. It must never show the
+//! password to other users or leave a program running.
 //!
-//! A program that is killed closes no session: the BMC's own session timeout has to do.
+//! A killed program closes no session: the BMC's own session timeout applies.
 
 use std::{
     env,
@@ -34,19 +34,19 @@ use super::{
 };
 use crate::model::spec::{CipherSuite, Privilege};
 
-/// How long one run may take. A BMC that answers takes a second; with the waits below, one that is
-/// dead takes six.
+/// Longest run. With an answering BMC a run takes a second; with the waits below and a dead BMC,
+/// six.
 const RUN_TIME_MAX: Duration = Duration::from_secs(20);
-/// Seconds before the program sends a datagram again for the first time, and how often: whatever
-/// fails is tried again here.
+/// The program's wait in seconds before it first repeats a datagram, and its number of repetitions.
+/// Low, because the call retries.
 const RESENDS: [&str; 4] = ["-N", "1", "-R", "2"];
-/// Most of what it says that gets into a message, in characters.
+/// Most characters of the program's output in a message.
 const SAID_MAX: usize = 200;
 
-/// Runs of the program, one for each command.
+/// The transport that runs the program.
 #[derive(Debug)]
 pub(super) struct Ipmitool {
-    /// The program of that name, which `PATH` finds.
+    /// The program's name, which `PATH` resolves, or its path.
     pub(super) program: OsString,
 }
 
@@ -70,13 +70,13 @@ impl Transport for Ipmitool {
     }
 
     fn habits(&self) -> Habits {
-        // It tells the BMC of each mismatch, which may count it as a failed login and lock the user
-        // out.
+        // Low, because the program reports each mismatch to the BMC, which may count it as a failed
+        // login and lock the user out.
         Habits { keeps_session: false, mismatches_max: 2 }
     }
 }
 
-/// One run to be.
+/// The parameters of the program's runs.
 struct Run {
     program: OsString,
     config: IpmiConfig,
@@ -99,7 +99,7 @@ impl Channel for Run {
 }
 
 impl Run {
-    /// Has the program send one command, from its own session.
+    /// Runs the program for one command, in a session of its own.
     async fn send(&self, command: IpmiCommand) -> Exchange {
         let Self { program, config, address, suite } = self;
         let mut program = Program::new(program);
@@ -107,7 +107,7 @@ impl Run {
             .args(arguments(config, *address, *suite, command))
             .env_clear()
             .envs(env::var_os("PATH").map(|path| ("PATH", path)))
-            // Other users see the arguments of a command, and not its environment.
+            // Other users can read a process's arguments, but not its environment.
             .env("IPMITOOL_PASSWORD", config.password.expose())
             .env("LC_ALL", "C");
         if let Some(kg) = &config.kg {
@@ -117,7 +117,7 @@ impl Run {
             program.env("IPMI_KGKEY", OsStr::from_bytes(text));
         }
         let said = match timeout(RUN_TIME_MAX, process::output(program)).await {
-            Ok(Ok(output)) => Said::of(&output),
+            Ok(Ok(output)) => RunResult::of(&output),
             Ok(Err(error)) => {
                 let reason = error.to_string();
                 return Exchange::Unusable(IpmiErrorKind::ProgramNotRun { reason });
@@ -125,14 +125,14 @@ impl Run {
             Err(_elapsed) => return Exchange::NotOpened(not_opened(LoginFailure::Silent, None)),
         };
         match said {
-            Said::Answer(answer) => Exchange::Answer(answer),
-            // The program does not say what the network said.
-            Said::NoSession(LoginFailure::Silent) => {
+            RunResult::Answer(answer) => Exchange::Answer(answer),
+            // The program's output lacks the network's error.
+            RunResult::NoSession(LoginFailure::Silent) => {
                 let network = probe(*address).await;
                 Exchange::NotOpened(not_opened(LoginFailure::Silent, network))
             }
-            Said::NoSession(failure) => Exchange::NotOpened(not_opened(failure, None)),
-            Said::Unclear(words) => Exchange::Unclear(words),
+            RunResult::NoSession(failure) => Exchange::NotOpened(not_opened(failure, None)),
+            RunResult::Unclear(words) => Exchange::Unclear(words),
         }
     }
 }
@@ -150,7 +150,7 @@ fn arguments(
     };
     let (host, port, suite) =
         (host(address), address.port().to_string(), u8::from(suite).to_string());
-    // -v: it says why there is no session. Twice would be its keys.
+    // With -v, the program prints why it has no session. A second -v would print its keys.
     let mut arguments: Vec<String> =
         ["-v", "-I", "lanplus", "-H", &host, "-p", &port, "-U", &config.username]
             .into_iter()
@@ -166,8 +166,8 @@ fn arguments(
     arguments
 }
 
-/// An address as the program takes it: without brackets, and with the interface that a link-local
-/// one needs.
+/// Formats an address for the program: without brackets, and with the interface of a link-local
+/// one.
 fn host(address: SocketAddr) -> String {
     match address {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
@@ -175,18 +175,18 @@ fn host(address: SocketAddr) -> String {
     }
 }
 
-/// The meaning of a run, in ipmitool's own words.
+/// The result of a run, decoded from ipmitool's output.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+enum RunResult {
     /// The BMC answered.
     Answer(CommandAnswer),
-    /// There was no session.
+    /// The program opened no session.
     NoSession(LoginFailure),
-    /// Something else.
+    /// The output has no known meaning.
     Unclear(String),
 }
 
-impl Said {
+impl RunResult {
     fn of(output: &Output) -> Self {
         let said = String::from_utf8_lossy(&output.stderr);
         if output.status.success()
@@ -204,14 +204,14 @@ impl Said {
     }
 }
 
-/// The bytes of an answer: two hexadecimal digits each, sixteen in a line.
+/// Decodes the bytes of an answer: two hexadecimal digits each, sixteen on a line.
 fn bytes(stdout: &[u8]) -> Option<Vec<u8>> {
     let byte = |digits| u8::from_str_radix(digits, 16).ok();
     str::from_utf8(stdout).ok()?.split_ascii_whitespace().map(byte).collect()
 }
 
-/// The completion code of a command that was answered but refused: `… (channel=0x0 netfn=0x0
-/// lun=0x0 cmd=0x2 rsp=0xd5): …`.
+/// Finds the completion code of a refused command: `… (channel=0x0 netfn=0x0 lun=0x0 cmd=0x2
+/// rsp=0xd5): …`.
 fn completion(said: &str) -> Option<u8> {
     let (_, rest) = said.split_once("Unable to send RAW command (")?;
     let (_, rest) = rest.split_once("rsp=0x")?;
@@ -219,7 +219,7 @@ fn completion(said: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok()
 }
 
-/// The reason that there was no session, if it is clear.
+/// Finds the reason for a missing session; `None` if the output names none.
 fn failure(said: &str) -> Option<LoginFailure> {
     type OfStatus = fn(u8) -> LoginFailure;
     const REFUSALS: [(&str, OfStatus); 3] = [
@@ -228,7 +228,7 @@ fn failure(said: &str) -> Option<LoginFailure> {
         ("RAKP 4 message indicates an error : ", LoginFailure::of_rakp),
     ];
     const MEANINGS: [(&str, LoginFailure); 11] = [
-        // It checks what the BMC chose, as we do.
+        // The program checks the BMC's choice of algorithms, as hostler does.
         ("is not what we requested 0x", LoginFailure::SuiteRefused),
         ("RAKP 2 HMAC is invalid", LoginFailure::Mismatch),
         ("RAKP 4 message has invalid integrity check value", LoginFailure::KeyMismatch),
@@ -236,11 +236,11 @@ fn failure(said: &str) -> Option<LoginFailure> {
         ("failed: Unknown (0x80)", LoginFailure::PrivilegeRefused),
         ("failed: Unknown (0x81)", LoginFailure::PrivilegeRefused),
         ("Timeout in open session response message", LoginFailure::Silent),
-        // There is no way to the address; the network's own word is asked for next.
+        // The address is unreachable; the caller then asks for the network's error.
         ("Could not open socket", LoginFailure::Silent),
         ("no response from RAKP", LoginFailure::Silent),
         ("Get Auth Capabilities error", LoginFailure::Silent),
-        // Without a completion code, which was looked for before.
+        // This line comes without a completion code: `completion` has read the others.
         ("Unable to send RAW command", LoginFailure::Silent),
     ];
     let refused = REFUSALS.iter().find_map(|(intro, meaning)| {
@@ -251,7 +251,7 @@ fn failure(said: &str) -> Option<LoginFailure> {
     refused.or_else(|| meaning().map(|(_, failure)| *failure))
 }
 
-/// The status code that the program names so (IPMI 2.0 table 13-15).
+/// The RMCP+ status code for the program's name of it (IPMI 2.0 table 13-15).
 fn status(name: &str) -> Option<u8> {
     const NAMES: [&str; 18] = [
         "insufficient resources for session",
@@ -276,7 +276,7 @@ fn status(name: &str) -> Option<u8> {
     (1..).zip(NAMES).find_map(|(status, known)| (known == name).then_some(status))
 }
 
-/// The end of what it said, fit for a message.
+/// The end of the program's output, fit for a message.
 fn last_lines(said: &str) -> String {
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines.get(lines.len().saturating_sub(2)..).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The output of `ipmitool`, word for word, and programs that misbehave in its place.
+//! ipmitool's recorded output, and programs that misbehave in its place.
 
 use std::process::ExitStatus;
 
@@ -32,10 +32,10 @@ fn said(success: bool, stdout: &str, stderr: &str) -> Result<CommandAnswer, Stri
     use std::os::unix::process::ExitStatusExt as _;
     let status = ExitStatus::from_raw(if success { 0 } else { 1 << 8 });
     let output = Output { status, stdout: stdout.into(), stderr: stderr.into() };
-    match Said::of(&output) {
-        Said::Answer(answer) => Ok(answer),
-        Said::NoSession(failure) => Err(format!("{failure:?}")),
-        Said::Unclear(words) => Err(words),
+    match RunResult::of(&output) {
+        RunResult::Answer(answer) => Ok(answer),
+        RunResult::NoSession(failure) => Err(format!("{failure:?}")),
+        RunResult::Unclear(words) => Err(words),
     }
 }
 
@@ -126,10 +126,14 @@ async fn a_program_that_fails_in_its_own_way_is_tried_until_the_deadline_and_quo
 
 proptest! {
     #[test]
-    fn reading_what_it_says_never_panics_on_any_bytes(success: bool, stdout: Vec<u8>, stderr: Vec<u8>) {
+    fn reading_what_it_says_never_panics_on_any_bytes(
+        success: bool,
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+    ) {
         use std::os::unix::process::ExitStatusExt as _;
         let status = ExitStatus::from_raw(if success { 0 } else { 1 << 8 });
-        let _ignored = Said::of(&Output { status, stdout, stderr });
+        let _ignored = RunResult::of(&Output { status, stdout, stderr });
     }
 
     #[test]

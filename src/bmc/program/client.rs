@@ -1,9 +1,8 @@
-//! A BMC behind a program: turns, deadlines, and the meaning of its words.
+//! A BMC behind a program: serialized calls, deadlines, and the meaning of the program's words.
 //!
-//! Each run is a contact with the BMC, so that the pause between two calls is kept between two runs
-//! too.
+//! Each run contacts the BMC, so that the pause between two calls also separates two runs.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     sync::{Mutex, MutexGuard},
@@ -12,7 +11,7 @@ use tokio::{
 
 use super::{
     error::{ProgramError, ProgramErrorKind, word_of},
-    run::{self, Ended},
+    run::{self, Ended, ProgramConfig},
 };
 use crate::{
     bmc::{
@@ -26,45 +25,28 @@ use crate::{
         admin::Fact,
         backoff::Backoff,
         boot::Firmware,
-        ids::NodeName,
         power::{BootDevice, BootPersistence, PowerState},
-        spec::BmcAddress,
         system_guid::SystemGuid,
     },
 };
 
-/// The program of a BMC, and what it learns from its environment.
-#[derive(Clone, Debug)]
-pub struct ProgramConfig {
-    /// The node's name.
-    pub node: NodeName,
-    /// The program and the address it is given.
-    pub address: BmcAddress,
-    /// The BMC's user; may be empty.
-    pub username: String,
-    /// The file with the user's password.
-    pub password_file: Option<PathBuf>,
-    /// The pause between two runs.
-    pub spacing: Duration,
-}
-
-/// One BMC behind a program. Calls take turns. Every call tries again what may pass, until its
-/// deadline.
+/// A client of one BMC behind a program. Its calls run one after the other. Every call retries
+/// passing failures until its deadline.
 #[derive(Debug)]
 pub struct ProgramClient {
     config: ProgramConfig,
     timing: Timing,
-    /// The end of the last run. Whoever holds it has the turn.
+    /// The end of the last run. Its lock is the BMC's lock.
     last_run: Mutex<Option<Instant>>,
 }
 
 impl ProgramClient {
-    /// A BMC behind a program; nothing is run yet.
+    /// A client that runs the program for each word. Runs nothing yet.
     pub fn new(config: ProgramConfig, timing: Timing) -> Self {
         Self { config, timing, last_run: Mutex::default() }
     }
 
-    /// Waits for the turn.
+    /// Waits for the BMC's lock.
     async fn begin(&self, deadline: Instant) -> Result<ProgramCall<'_>, ProgramError> {
         let started = Instant::now();
         let last_run = timeout_at(deadline, self.last_run.lock()).await.map_err(|_elapsed| {
@@ -82,18 +64,18 @@ impl ProgramClient {
     }
 }
 
-/// A call under way. It holds the turn.
+/// A call in progress. It holds the BMC's lock.
 struct ProgramCall<'a> {
     bmc: &'a ProgramClient,
     last_run: MutexGuard<'a, Option<Instant>>,
     started: Instant,
     deadline: Instant,
-    /// The error if the deadline comes now, and something stood in the way of the last run.
+    /// The error if the deadline comes now, and an obstacle stopped the last run.
     trouble: Option<ProgramErrorKind>,
 }
 
 impl ProgramCall<'_> {
-    /// Runs the program with a word until it is done or refuses.
+    /// Runs the program with a word until it succeeds or refuses.
     async fn run(
         &mut self,
         word: &'static str,
@@ -157,7 +139,8 @@ impl ProgramCall<'_> {
         }
     }
 
-    /// Runs `status`: the first line is the power state, a second one may be the boot device.
+    /// Runs the word `status`: the first line is the power state, and a second line may be the boot
+    /// device.
     async fn status(&mut self) -> Result<(PowerState, Option<BootDevice>), ProgramError> {
         let printed = self.run("status", &[]).await?;
         let mut lines = printed.lines().map(str::trim);
@@ -217,7 +200,7 @@ impl PowerCall for ProgramCall<'_> {
     }
 
     async fn ask_shutdown(&mut self) -> Result<bool, ProgramError> {
-        // There is no word for it.
+        // The program has no word for a soft shutdown.
         Ok(false)
     }
 
@@ -235,7 +218,7 @@ impl PowerCall for ProgramCall<'_> {
         self.bmc.error(ProgramErrorKind::StateNotReached { wanted, waited })
     }
 
-    fn pace(&self) -> (Timing, Duration) {
+    fn waits(&self) -> (Timing, Duration) {
         (self.bmc.timing, self.bmc.poll_interval())
     }
 
@@ -280,7 +263,7 @@ impl Driver for ProgramClient {
     fn chassis(&self, deadline: Instant) -> BmcCall<'_, Chassis> {
         Box::pin(async move {
             let (power, device) = self.begin(deadline).await?.status().await?;
-            // The program does not say for how long.
+            // The program does not report for how long the device is set.
             let boot = device.map(BootChoice::Device);
             Ok(Chassis { power, boot })
         })
@@ -304,7 +287,7 @@ impl Driver for ProgramClient {
         _take: TakeConsole<'a>,
         _stop: Listening<'a>,
     ) -> Listening<'a> {
-        // The schema lets no spec through that wants one.
+        // The schema refuses a console with this driver.
         Box::pin(async {})
     }
 }

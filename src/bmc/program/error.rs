@@ -1,4 +1,4 @@
-//! The ways a BMC program fails, in an administrator's words.
+//! Errors of BMC programs, in an administrator's words.
 
 use std::time::Duration;
 
@@ -10,89 +10,94 @@ use crate::model::{
     spec::BmcAddress,
 };
 
-/// A call to a BMC by its program failed.
+/// A call to a BMC through its program failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("bmc {bmc}: {kind}")]
 pub struct ProgramError {
-    /// The program and the address it was given.
+    /// The program and its address argument.
     pub bmc: BmcAddress,
     /// The failure.
     pub kind: ProgramErrorKind,
 }
 
-/// The ways a call fails. Whatever may pass was tried again until the deadline before it became one
-/// of these.
+/// The kinds of program errors. The call retried passing failures until the deadline before it
+/// returned one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ProgramErrorKind {
-    /// The program cannot be run, or must not be.
+    /// The program cannot be run, or its file is not safe to run.
     #[error("the program cannot be run: {reason}")]
     Unusable {
-        /// The cause, and what would be right.
+        /// The cause, and the requirement.
         reason: String,
     },
-    /// The program ended with another code than the documented ones.
+    /// The program ended with an exit code that has no documented meaning.
     #[error("refused `{word}`: {reason}")]
     Refused {
-        /// The word it was run with.
+        /// The program's argument.
         word: &'static str,
-        /// The first line of its standard error, or how it ended.
+        /// The first line of its standard error, or its exit status.
         reason: String,
     },
-    /// The program said that the BMC does not let it in.
+    /// The program reported that the BMC refuses the login.
     #[error("refused `{word}` for good: {reason}")]
     LoginRefused {
-        /// The word it was run with.
+        /// The program's argument.
         word: &'static str,
-        /// The first line of its standard error, or how it ended.
+        /// The first line of its standard error, or its exit status.
         reason: String,
     },
-    /// The program asked to be run again until the deadline.
+    /// The program asked for another run until the deadline.
     #[error("put off `{word}` for {} s: {reason}", waited.as_secs())]
     PutOff {
-        /// The word it was run with.
+        /// The program's argument.
         word: &'static str,
-        /// The first line of its standard error, or how it ended.
+        /// The first line of its standard error, or its exit status.
         reason: String,
-        /// How long it was tried.
+        /// The duration of the tries.
         waited: Duration,
     },
-    /// The program did not end, and was killed.
+    /// The program did not end in time, and was killed.
     #[error("`{word}` did not end in {} s; the program was killed", waited.as_secs())]
     NotEnded {
-        /// The word it was run with.
+        /// The program's argument.
         word: &'static str,
-        /// How long it was waited for.
+        /// The time waited.
         waited: Duration,
     },
-    /// The program's answer to `status` is none.
+    /// The program's output for `status` is no power state.
     #[error("`status` printed {printed:?}; its first line must be on or off")]
     BadAnswer {
-        /// The beginning of its output.
+        /// The beginning of the output.
         printed: String,
     },
-    /// Another call was not over by the deadline.
+    /// Another call held the BMC until the deadline.
     #[error("another call to it was not over in {} s", waited.as_secs())]
     InUse {
-        /// How long it was waited for.
+        /// The time waited.
         waited: Duration,
     },
-    /// The program took the power command, but the state did not follow.
-    #[error("accepted power {} but stayed {} for {} s", wanted.as_str(), wanted.opposite().as_str(), waited.as_secs())]
+    /// The program accepted the power command, but the power state did not follow.
+    #[error(
+        "accepted power {} but stayed {} for {} s",
+        wanted.as_str(),
+        wanted.opposite().as_str(),
+        waited.as_secs()
+    )]
     StateNotReached {
         /// The state asked for.
         wanted: PowerState,
-        /// Since the command was first accepted.
+        /// The time since the program first accepted the command.
         waited: Duration,
     },
-    /// The program took the boot device, but reports another one.
+    /// The program accepted the boot device, but reports another one.
     #[error("accepted `{}` but reports `{}`", word_of(*wanted), word_of(*reported))]
     BootDeviceNotKept {
         /// The device asked for.
         wanted: BootDevice,
-        /// The device it reports.
+        /// The device that the program reports.
         reported: BootDevice,
     },
-    /// A program does not know the UUID of its machine.
+    /// A program cannot report the UUID of its machine.
     #[error("does not say its system's UUID")]
     NoSystemGuid,
 }

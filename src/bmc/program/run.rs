@@ -1,10 +1,12 @@
-//! One run of a BMC program: whether it may be run, its environment, and the meaning of its end.
+//! One run of a BMC program: the checks of its file, its environment, and the meaning of its exit
+//! code.
 
 use std::{
     env, fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::Output,
+    time::Duration,
 };
 
 use rustix::{
@@ -13,27 +15,42 @@ use rustix::{
 };
 use tokio::process::Command;
 
-use super::client::ProgramConfig;
+use crate::model::{ids::NodeName, spec::BmcAddress};
 
-/// Exit code of a program that wants to be run again: `EX_TEMPFAIL` of sysexits.h.
+/// Exit code that asks for another run: `EX_TEMPFAIL` of sysexits.h.
 const TRY_AGAIN: i32 = 75;
-/// Exit code of a program that the BMC does not let in: `EX_NOPERM` of sysexits.h.
+/// Exit code for a login that the BMC refuses: `EX_NOPERM` of sysexits.h.
 const LOGIN_REFUSED: i32 = 77;
-/// Longest part of a program's output that gets into a message, in characters.
+/// Most characters of a program's output in a message.
 const QUOTED_CHARS_MAX: usize = 200;
-/// Permission bits that let others than the owner write a file.
+/// Permission bits that let users other than the owner write a file.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// The end of a run.
+/// The program of a BMC, and the values in its environment.
+#[derive(Clone, Debug)]
+pub struct ProgramConfig {
+    /// The node's name.
+    pub node: NodeName,
+    /// The program and its address argument.
+    pub address: BmcAddress,
+    /// The BMC's user; may be empty.
+    pub username: String,
+    /// The file with the user's password.
+    pub password_file: Option<PathBuf>,
+    /// The pause between two runs.
+    pub spacing: Duration,
+}
+
+/// The result of a run, with the program's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// Done, with this on standard output.
+    /// The program succeeded; holds its standard output.
     Done(String),
-    /// To be run again later.
+    /// The program asks for another run.
     TryAgain(String),
-    /// Refused because of the login.
+    /// The BMC refused the login.
     LoginRefused(String),
-    /// Refused.
+    /// The program refused the word.
     Refused(String),
 }
 
@@ -53,12 +70,12 @@ impl Ended {
     }
 }
 
-/// Output that is fit for a message.
+/// Shortens and cleans output for a message.
 pub(super) fn quoted(text: &str) -> String {
     text.escape_debug().take(QUOTED_CHARS_MAX).collect()
 }
 
-/// Refuses a program that must not be run. Checked at every run: the file may have
+/// Refuses a file that is not safe to run. Every run checks it again, because the file may have
 /// changed.
 pub(super) fn refuse(program: &str) -> Result<(), String> {
     let path = Path::new(program);
@@ -76,7 +93,7 @@ pub(super) fn refuse(program: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses a file of somebody who could put another program there.
+/// Refuses a file of an owner who could replace the program: neither root nor hostler's user.
 fn refuse_owner(owner: u32, hostlers: u32) -> Result<(), String> {
     if owner == 0 || owner == hostlers {
         Ok(())
@@ -85,7 +102,7 @@ fn refuse_owner(owner: u32, hostlers: u32) -> Result<(), String> {
     }
 }
 
-/// Refuses a file that others than its owner can write.
+/// Refuses a file that users other than its owner can write.
 fn refuse_mode(mode: u32) -> Result<(), String> {
     if mode & WRITABLE_BY_OTHERS == 0 {
         Ok(())
@@ -95,7 +112,7 @@ fn refuse_mode(mode: u32) -> Result<(), String> {
     }
 }
 
-/// The run of a program for one word.
+/// Builds the command that runs the program with one word.
 pub(super) fn command(config: &ProgramConfig, word: &str, more: &[(&str, &str)]) -> Command {
     let (program, address) = config.address.program().unwrap_or_default();
     let mut command = Command::new(program);

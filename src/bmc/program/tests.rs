@@ -1,4 +1,4 @@
-//! Programs of every behaviour, run as the driver runs them.
+//! The driver against programs of every behaviour.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Programs start in milliseconds.
+/// Short waits: the programs start in milliseconds.
 const TIMING: Timing = Timing {
     resend_first: Duration::from_millis(20),
     resend_max: Duration::from_millis(50),
@@ -34,7 +34,7 @@ const TIMING: Timing = Timing {
     program_run: Duration::from_secs(10),
 };
 
-/// A program and its directory, where it finds and leaves its files as `$DIR`.
+/// A program and its directory `$DIR`, where the program reads and writes its files.
 struct Device {
     dir: TempDir,
 }
@@ -48,7 +48,7 @@ impl Device {
 
     fn write(&self, script: &str) {
         let text = format!("#!/bin/sh\nDIR={}\n{script}\n", self.dir.path().display());
-        // Renamed into place: a program that is open for writing cannot be run.
+        // Renamed into place, because the kernel does not run a file that is open for writing.
         let new = self.file("new");
         fs::write(&new, text).unwrap();
         fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
@@ -82,7 +82,7 @@ impl Device {
     }
 }
 
-/// A device that does as it is told.
+/// A program that obeys every word.
 const OBEYS: &str = r#"
 echo "$1" >> "$DIR/calls"
 case $1 in
@@ -142,7 +142,7 @@ async fn a_program_switches_on_and_off_and_chooses_what_is_booted() {
 async fn a_program_learns_the_node_and_the_address_and_no_more_of_the_agents_environment() {
     let device = Device::new("env > \"$DIR/env\"; echo \"$#\" > \"$DIR/arguments\"; echo on");
     let names = |text: &str| {
-        // The shell's own are not the agent's.
+        // The shell sets these variables itself.
         let own = |name: &&str| !["PWD", "_", "OLDPWD", "SHLVL"].contains(name);
         let mut names: Vec<String> = text
             .lines()
@@ -211,7 +211,7 @@ async fn garbage_for_a_power_state_is_none() {
     }
     let long = fails("head -c 5000 /dev/zero | tr '\\0' x").await;
     assert!(long.to_string().len() < 300, "{long}");
-    // More than a pipe holds: it finds the pipe closed.
+    // The program prints more than a pipe holds, and finds the pipe closed.
     let flood = fails("yes").await;
     assert!(matches!(flood, ProgramErrorKind::Refused { .. }), "{flood:?}");
 }
@@ -233,7 +233,7 @@ async fn a_program_that_hangs_is_killed_with_all_it_started_and_tried_again() {
         is_gone(number).await;
     }
 
-    // The same for a call that is dropped.
+    // A dropped call kills its program too.
     let device = Device::new(script);
     let started = async {
         while device.read("numbers").lines().count() < 2 {
@@ -250,7 +250,7 @@ async fn a_program_that_hangs_is_killed_with_all_it_started_and_tried_again() {
     }
 }
 
-/// Waits until there is no process of this number that is not dead.
+/// Waits until no process with this id exists, or it is a zombie.
 async fn is_gone(number: &str) {
     let limit = Clock::now() + Duration::from_secs(5);
     loop {

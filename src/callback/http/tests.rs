@@ -43,7 +43,7 @@ fn only_the_five_calls_exist_and_only_with_their_method() {
     }
 }
 
-/// Reads a body of this call.
+/// Parses a body of this call.
 fn read_body(name: &str, body: &str) -> Result<Call, serde_json::Error> {
     parse(&Method::POST, "edge-07", name, body.as_bytes()).unwrap().1
 }

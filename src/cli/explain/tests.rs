@@ -1,4 +1,4 @@
-//! Explanations of nodes in all kinds of trouble.
+//! Explanations of nodes with all kinds of problems.
 
 use expect_test::{Expect, expect};
 
@@ -7,7 +7,7 @@ use super::*;
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const NOW: &str = "2026-11-22T12:10:00Z";
 
-/// A status with these lines: flat keys first.
+/// A status with these TOML lines, flat keys first.
 fn status(lines: &str) -> Status {
     let text =
         format!("version = 1\nnode = \"edge-07\"\nupdated = \"2026-11-22T12:00:00Z\"\n{lines}");
@@ -15,15 +15,15 @@ fn status(lines: &str) -> Status {
         .unwrap_or_else(|error| panic!("{error}:\n{text}"))
 }
 
-/// With nothing kept beside the status.
-fn story(status: &Status, spec: SpecNow) -> Story<'_> {
+/// A timeline of a status without console or ramdisk log.
+fn timeline(status: &Status, spec: SpecNow) -> Timeline<'_> {
     let now = NOW.parse().unwrap();
-    Story { status, agent: None, spec, console: None, ramdisk_log: None, now }
+    Timeline { status, agent: None, spec, console: None, ramdisk_log: None, now }
 }
 
 fn check(status: &Status, spec: SpecNow, expected: &Expect) {
     let mut reported = Vec::new();
-    story(status, spec).tell(&mut reported).unwrap();
+    timeline(status, spec).print(&mut reported).unwrap();
     expected.assert_eq(&String::from_utf8(reported).unwrap());
 }
 
@@ -65,20 +65,20 @@ message = "the machine is on; waiting for it to netboot"
               the machine is on; waiting for it to netboot
 
             Spec
-              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              effective  sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
               installed  nothing by hostler
 
-            What was done
+            History
               2026-11-22T12:00:00Z  pending             1s  asking the BMC for the power state
               2026-11-22T12:00:01Z  preparing          29s  fetching, verifying and unpacking the image
               2026-11-22T12:00:30Z  waiting-ramdisk  9m30s  the machine is on; waiting for it to netboot
 
-            What was seen
+            Evidence
               power    on, 2026-11-22T12:00:30Z, 9m30s ago
               fetched  nothing: it has not netbooted in this attempt
               called   nothing: its deploy ramdisk has not called back
 
-            What comes next
+            Next
               waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:20:30Z, in 10m30s
               you can: set `paused = true` in its spec, to stop this, and have the machine switched off
         "#]],
@@ -86,10 +86,10 @@ message = "the machine is on; waiting for it to netboot"
     // Long after the agent died.
     let overdue = Status { deadline: Some("2026-11-22T12:05:00Z".parse().unwrap()), ..status };
     let mut reported = Vec::new();
-    story(&overdue, None).next(&mut reported).unwrap();
+    timeline(&overdue, None).next(&mut reported).unwrap();
     expect![[r#"
 
-        What comes next
+        Next
           waiting for the deploy ramdisk to export its disk, until 2026-11-22T12:05:00Z, 5m0s overdue: does the agent run?
           you can: set `paused = true` in its spec, to stop this, and have the machine switched off
     "#]].assert_eq(&String::from_utf8(reported).unwrap());
@@ -130,10 +130,10 @@ message = "switch the machine on, so that it boots from the network"
           switch the machine on, so that it boots from the network
 
         Spec
-          in force   sha256:61d88240d5a4c7156d07977b32a90636cc493e40ee8b4f6cb88f232946e000bc
+          effective  sha256:61d88240d5a4c7156d07977b32a90636cc493e40ee8b4f6cb88f232946e000bc
           installed  nothing by hostler
 
-        What was seen
+        Evidence
           power    not known: there is no BMC (bmc.driver = "none")
           fetched  nothing: it has not netbooted in this attempt
           called   nothing: its deploy ramdisk has not called back
@@ -141,7 +141,7 @@ message = "switch the machine on, so that it boots from the network"
         Conditions
           WaitingForPerson  True   NetworkBoot: switch the machine on, so that it boots from the network
 
-        What comes next
+        Next
           waiting for somebody to have the machine boot from the network, until 2026-11-29T12:00:30Z, in 6d23h
           you can: switch the machine on, so that it boots from the network
           you can: set `paused = true` in its spec, to stop this
@@ -194,13 +194,13 @@ message = "gave up after attempt 3"
               gave up after attempt 3: the machine fetched its boot menu but not the whole deploy kernel
 
             Spec
-              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              effective  sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
               installed  nothing by hostler
 
-            What was done
+            History
               2026-11-22T12:09:00Z  failed  1m0s  gave up after attempt 3
 
-            What was seen
+            Evidence
               power    not seen since the agent started
               fetched  its boot menu, pxelinux.cfg/01-52-54-00-00-00-01 from 192.0.2.107, 2026-11-22T12:02:00Z, 8m0s ago
               called   nothing: its deploy ramdisk has not called back
@@ -213,7 +213,7 @@ message = "gave up after attempt 3"
             Conditions
               BmcReachable  False  Silent: 192.0.2.20:623 does not answer
 
-            What comes next
+            Next
               you can: repair what the last error names, then run `hostler retry edge-07`, to WIPE and install it
               you can: change its spec
         "#]],
@@ -221,7 +221,7 @@ message = "gave up after attempt 3"
 }
 
 #[test]
-fn a_machine_that_is_on_and_nobodys() {
+fn a_machine_that_is_on_and_unclaimed() {
     let status = status(
         r#"
 phase = "held"
@@ -248,16 +248,16 @@ reason = "PoweredOn"
               the machine is on and nobody has consented to wipe it
 
             Spec
-              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              effective  sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
               installed  nothing by hostler
 
-            What was seen
+            Evidence
               power    on, 2026-11-22T12:09:30Z, 30s ago
 
             Conditions
               Held  True   PoweredOn
 
-            What comes next
+            Next
               you can: set state = "unmanaged" in its spec, to keep its disk as it is
               you can: run `hostler approve edge-07`, to WIPE and install it
               you can: change `redeploy` in its spec, to WIPE and install it
@@ -276,7 +276,7 @@ fn only_where_the_agent_says_so_is_switching_a_held_machine_off_no_consent_to_wi
              reason = \"PoweredOn\"\n"
         );
         let status = status(&lines);
-        story(&status, None).ways()
+        timeline(&status, None).ways()
     };
     let node = "edge-07".parse().unwrap();
     let kept_off = consent::keep_off(&node);
@@ -329,12 +329,12 @@ reason = "SpecChanged"
               installed, but the spec now wants something else
 
             Spec
-              in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+              effective  sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
               installed  sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
                          on vda (447.1 GiB, serial S6PUNX0T), 2026-11-22T11:00:00Z
               first boot not checked ([boot_check])
 
-            What was seen
+            Evidence
               power    not seen since the agent started
               fetched  its deploy ramdisk, deploy/initramfs from 192.0.2.107, 2026-11-22T10:58:00Z, 1h12m ago
               called   completed from 192.0.2.107, 2026-11-22T10:59:50Z, 1h10m ago
@@ -342,7 +342,7 @@ reason = "SpecChanged"
             Conditions
               Drifted  True   SpecChanged
 
-            What comes next
+            Next
               you can: leave it: nothing is touched
               you can: change `redeploy` in its spec, to WIPE and install it
         "#]],
@@ -355,7 +355,7 @@ fn a_spec_that_broke_after_the_agent_had_taken_it_up() {
         r#"
 phase = "pending"
 ready = false
-message = "nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts"
+message = "nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts"
 spec_valid = false
 spec_digest = "DIGEST"
 since = "2026-11-22T12:00:00Z"
@@ -372,31 +372,31 @@ message = "`gone` is not one of deployed, unmanaged"
         None,
         &expect![[r#"
         edge-07 is pending for 10m0s
-          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts
 
         Spec
-          in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+          effective  sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
           installed  nothing by hostler
           problem    nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged
 
-        What was seen
+        Evidence
           power    not seen since the agent started
 
-        What comes next
+        Next
           you can: correct its spec: until then nothing starts
     "#]],
     );
-    // The agent has not looked yet.
+    // The agent has not read the spec yet.
     let status = Status { spec_valid: true, problems: Vec::new(), ..status };
     let broken = vec![Problem::of_file("nodes/edge-07.toml", "empty")];
     let mut reported = Vec::new();
-    story(&status, Some(Err(broken))).head(&mut reported).unwrap();
+    timeline(&status, Some(Err(broken))).head(&mut reported).unwrap();
     expect![[r#"
         edge-07 is pending for 10m0s
-          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays in force and nothing starts
+          nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, unmanaged; the last good spec stays effective and nothing starts
 
         Spec
-          in force   sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+          effective  sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
           installed  nothing by hostler
           problem    nodes/edge-07.toml: empty
     "#]].assert_eq(&String::from_utf8(reported).unwrap());
@@ -424,12 +424,12 @@ retry = "never"
     );
     let (console, log) = ("nodes/edge-07.console.log", "nodes/edge-07.ramdisk.log");
     let mut reported = Vec::new();
-    let kept = Story {
+    let kept = Timeline {
         console: Some(console.into()),
         ramdisk_log: Some(log.into()),
-        ..story(&status, None)
+        ..timeline(&status, None)
     };
-    kept.tell(&mut reported).unwrap();
+    kept.print(&mut reported).unwrap();
     let reported = String::from_utf8(reported).unwrap();
     for line in [
         "  logged   what its deploy ramdisk logged is in nodes/edge-07.ramdisk.log\n",

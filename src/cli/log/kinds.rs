@@ -1,8 +1,8 @@
-//! How many lines there are of one kind, where strangers decide how many there would be.
+//! Limits the number of lines of one kind, where strangers could cause many.
 //!
-//! Asked for every event. A kind is a place in the code. Of each kind there are at most
-//! [`LINES_MAX`] in a minute; more of them are counted, and told when the minute is over. Acts of
-//! operators and the fate of nodes is never left out.
+//! Every event passes through it. A kind is a place in the code. Of each kind at most [`LINES_MAX`]
+//! lines are logged in a minute; further ones are counted, and reported after the minute.
+//! Operators' acts and nodes' phases are never omitted.
 
 use std::{
     collections::BTreeMap,
@@ -17,28 +17,28 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
-/// Lines of one kind in a minute: a site of thirty machines that boot at once has as many.
+/// Most lines of one kind in a minute: thirty machines that boot at once need as many.
 pub(super) const LINES_MAX: u64 = 100;
 const MINUTE: Duration = Duration::from_secs(60);
-/// Modules that listen, and so log text that anybody can send.
+/// Modules that serve the network, and so log text that anybody can send.
 const LISTENERS: [&str; 3] = ["hostler::admin::server", "hostler::callback", "hostler::netboot"];
 
-/// The records of each kind that were logged lately.
+/// The numbers of recent records of each kind.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Kinds(Arc<Mutex<BTreeMap<Place, Kind>>>);
+pub(super) struct Kinds(Arc<Mutex<BTreeMap<CodePlace, CodePlaceLines>>>);
 
-/// File and line.
-type Place = (&'static str, u32);
+/// A place in the code: file and line.
+type CodePlace = (&'static str, u32);
 
 #[derive(Debug)]
-struct Kind {
+struct CodePlaceLines {
     message: String,
     since: Instant,
     lines: u64,
 }
 
 impl Kinds {
-    /// Whether one more event of its kind is to be logged.
+    /// Whether another event of its kind is logged.
     fn admits(&self, event: &Event<'_>, now: Instant) -> bool {
         let metadata = event.metadata();
         if !is_of_listener(metadata) {
@@ -49,9 +49,9 @@ impl Kinds {
         let kind = kinds.entry(place).or_insert_with(|| {
             let mut message = Message(String::new());
             event.record(&mut message);
-            Kind { message: message.0, since: now, lines: 0 }
+            CodePlaceLines { message: message.0, since: now, lines: 0 }
         });
-        // The count of records left out comes first.
+        // The report of omitted records comes first.
         if now.duration_since(kind.since) >= MINUTE && kind.lines <= LINES_MAX {
             (kind.since, kind.lines) = (now, 0);
         }
@@ -59,12 +59,12 @@ impl Kinds {
         kind.lines <= LINES_MAX
     }
 
-    /// Tells what was left out in the minutes that are over.
+    /// Reports the omitted records of past minutes.
     pub(super) fn tell(&self, now: Instant) {
-        let is_over = |kind: &Kind| now.duration_since(kind.since) >= MINUTE;
-        let over: Vec<Kind> = {
+        let is_over = |kind: &CodePlaceLines| now.duration_since(kind.since) >= MINUTE;
+        let over: Vec<CodePlaceLines> = {
             let mut kinds = self.lock();
-            let places: Vec<Place> =
+            let places: Vec<CodePlace> =
                 kinds.iter().filter(|(_, kind)| is_over(kind)).map(|(place, _)| *place).collect();
             places.iter().filter_map(|place| kinds.remove(place)).collect()
         };
@@ -75,7 +75,7 @@ impl Kinds {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Place, Kind>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CodePlace, CodePlaceLines>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,7 +98,7 @@ impl Visit for Message {
     }
 }
 
-/// The layer that leaves out what is too much.
+/// The layer that omits surplus records.
 #[derive(Debug)]
 pub(super) struct Limited(pub(super) Kinds);
 

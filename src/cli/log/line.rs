@@ -1,8 +1,8 @@
 //! One line of the log.
 //!
-//! Called for every event. It must never write more than one line, nor more than [`LINE_BYTES_MAX`]
-//! and what names the fields: journald takes what is beyond 48 KiB for a line of its own, which
-//! anybody could then forge.
+//! Every event passes through it. It must never write more than one line, nor more than
+//! [`LINE_BYTES_MAX`] and the fields' names: journald splits a line after 48 KiB, and anybody could
+//! forge the second part.
 
 use std::fmt::{self, Write};
 
@@ -21,15 +21,15 @@ use tracing_subscriber::{
 
 use crate::model::printable::Escaping;
 
-/// Longest value of a field, in bytes; a message has as much.
+/// Longest value of a field, and longest message, in bytes.
 pub(super) const VALUE_BYTES_MAX: usize = 1024;
-/// Longest values of all fields of a line together.
+/// Most bytes of a line's values together.
 pub(super) const LINE_BYTES_MAX: usize = 4096;
 
 /// The format of a line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
-    /// For the journal: with the line's priority in front, and without the time.
+    /// Whether the line is for the journal: with its priority in front, and without the time.
     pub(super) journal: bool,
 }
 
@@ -53,7 +53,7 @@ where
     }
 }
 
-/// The priority of syslog(3).
+/// A level's priority by syslog(3).
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -63,7 +63,7 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// The format of the fields: the message first, as tracing puts it, then `name=value`, each cut and
+/// Formats the fields: the message first, as tracing does, then `name=value`, each shortened and
 /// escaped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields;
@@ -79,7 +79,7 @@ impl<'writer> FormatFields<'writer> for Fields {
 
 struct Visitor<'writer> {
     writer: Writer<'writer>,
-    /// The length that all further values may have.
+    /// The bytes that remain for further values.
     left_bytes: usize,
     is_first: bool,
     result: fmt::Result,
@@ -111,12 +111,12 @@ impl Visitor<'_> {
         let written = write!(Escaping(&mut cut), "{value:?}");
         let Cut { left_bytes, has_more, .. } = cut;
         self.left_bytes -= most - left_bytes;
-        // A value that was cut is no error.
+        // A shortened value is no error.
         if has_more { self.writer.write_char('…') } else { written }
     }
 }
 
-/// Passes on so many bytes, and ends the formatting of what has more.
+/// A writer that passes on so many bytes, and then stops the formatting.
 struct Cut<'w, 'writer> {
     writer: &'w mut Writer<'writer>,
     left_bytes: usize,

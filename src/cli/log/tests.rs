@@ -1,4 +1,4 @@
-//! Lines as they are written.
+//! Tests of whole log lines.
 
 use std::{
     fs::File,
@@ -26,7 +26,7 @@ impl Write for Written {
     }
 }
 
-/// The text written when the log goes there.
+/// The text that the log writes to a destination.
 fn written(sink: Sink, log: impl FnOnce(&Kinds)) -> String {
     let (kinds, written) = (Kinds::default(), Written::default());
     let writer = written.clone();
@@ -104,10 +104,10 @@ fn no_value_makes_a_line_long_or_two_of_it() {
     assert!(lines[2].ends_with("é…"), "{text}");
 }
 
-/// Values, and what names them.
+/// Most bytes of a line: the values, and the fields' names.
 const LINE_MAX: usize = line::LINE_BYTES_MAX + 200;
 
-/// As the boot server logs it.
+/// Logs strangers as the boot server does.
 fn strangers(times: usize) {
     for number in 0..times {
         info!(target: "hostler::netboot::catalog", number, "a machine that is no node's");

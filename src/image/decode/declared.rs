@@ -1,8 +1,8 @@
 //! Reads the size that a packed file declares for its content.
 //!
-//! Called before anything is unpacked, to see whether there is space. It must never be believed:
-//! what is unpacked is counted. Of a file of several streams or frames it tells the size of one,
-//! which is the most that can be said without reading all of it.
+//! The decoder calls it before it unpacks, to check the free space. The size must never be trusted:
+//! the unpacked bytes are counted. For a file of several streams or frames it is the size of one,
+//! because the others would need a read of the whole file.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
@@ -14,10 +14,11 @@ const ZSTD_HEADER_BYTES: usize = 18;
 /// The .xz format's stream footer (2.1.2).
 const XZ_FOOTER_BYTES: usize = 12;
 
-/// An index larger than this would be of blocks that are far too small.
+/// Largest accepted index: a larger one would mean far too small blocks.
 const XZ_INDEX_BYTES_MAX: u64 = 1 << 20;
 
-/// Bytes of the image in it, if it says so. gzip's count is cut to 32 bits and bzip2 has none.
+/// The declared size of the image in a packed file; `None` without one. gzip's size has only 32
+/// bits, and bzip2 has none.
 pub(super) fn unpacked_bytes(published: &File, packing: Packing) -> io::Result<Option<u64>> {
     match packing {
         Packing::Gzip | Packing::Bzip2 => Ok(None),
@@ -26,14 +27,14 @@ pub(super) fn unpacked_bytes(published: &File, packing: Packing) -> io::Result<O
             let bytes = published.read_at(&mut header, 0)?;
             let header = header.get(..bytes).unwrap_or_default();
             let declared = zstd::zstd_safe::get_frame_content_size(header).ok().flatten();
-            // Nothing is what a skippable frame holds.
+            // A skippable frame declares no bytes.
             Ok(declared.filter(|bytes| *bytes > 0))
         }
         Packing::Xz => Ok(xz_index(published)?.and_then(|index| sum_of_index(&index))),
     }
 }
 
-/// The index of the last stream, found from the end.
+/// Reads the index of the last stream, found from the file's end.
 fn xz_index(published: &File) -> io::Result<Option<Vec<u8>>> {
     let bytes = published.metadata()?.len();
     let Some(footer_at) = bytes.checked_sub(XZ_FOOTER_BYTES as u64) else { return Ok(None) };
@@ -52,7 +53,8 @@ fn xz_index(published: &File) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(index))
 }
 
-/// The .xz format, 4: an indicator, a count, and for each block its size as packed and as unpacked.
+/// Adds up the unpacked sizes in an index (.xz format, 4): an indicator, a count, and for each
+/// block its packed and unpacked size.
 fn sum_of_index(index: &[u8]) -> Option<u64> {
     let mut rest = index.strip_prefix(&[0])?;
     let blocks = take_number(&mut rest)?;
@@ -64,7 +66,7 @@ fn sum_of_index(index: &[u8]) -> Option<u64> {
     Some(sum)
 }
 
-/// The .xz format, 1.2: seven bits a byte, the lowest first.
+/// Decodes a number (.xz format, 1.2): seven bits a byte, the lowest first.
 fn take_number(rest: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..63).step_by(7) {
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn an_index_is_summed_up() {
-        // As `xz --block-size=1MiB` writes it for 2 MiB and a half.
+        // The index that `xz --block-size=1MiB` writes for 2.5 MiB.
         let index = [&[0, 3][..], &[9, 0x80, 0x80, 0x40], &[9, 0x80, 0x80, 0x40]].concat();
         let index = [&index[..], &[9, 0x80, 0x80, 0x20], &[0, 0]].concat();
         assert_eq!(sum_of_index(&index), Some(5 << 19));

@@ -1,42 +1,42 @@
 //! Recognizes a file's format by its first bytes.
 //!
-//! Called before anything is decoded, on the published file and on what was packed in it. It must
-//! never go by a name, and never call something a raw disk that is known to be something else.
+//! The decoder calls it before it decodes, for the published file and for the content of a packed
+//! one. It must never use a file's name, nor report a raw disk for a file of another known format.
 
 use super::outer::Packing;
 
-/// Bytes that are read. The signature that lies deepest is tar's, at 257; where qcow2 names a
-/// backing file, it is deeper.
+/// Bytes that are read: the deepest signature is tar's, at 257; the name of a qcow2 file's backing
+/// file is deeper.
 pub(super) const HEAD_BYTES: usize = 4096;
 
 /// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileFormat {
-    /// Nothing that is known: the bytes of a disk.
+    /// No known format: the bytes of a disk.
     Raw,
     /// QEMU's format, version 2 or later.
     Qcow2,
-    /// Packed as a whole.
+    /// A compressed file.
     Packed(Packing),
-    /// Known, and not what can be written to a disk.
+    /// A known format that hostler cannot write to a disk.
     Foreign(&'static str, Remedy),
 }
 
-/// The act that a publisher can take about a foreign format.
+/// The publisher's remedy for a foreign format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// A disk in another format.
+    /// A disk image in another format: convert it.
     Convert,
-    /// Something around a disk image that can be taken off.
+    /// An archive around a disk image: unpack it.
     Unpack,
-    /// Nothing that holds a disk image.
+    /// A file without a disk image: correct the source.
     Correct,
 }
 
 use FileFormat::{Foreign, Packed, Qcow2};
 use Remedy::{Convert, Correct, Unpack};
 
-/// Signatures and where they begin.
+/// Signatures and their offsets.
 const SIGNATURES: &[(usize, &[u8], FileFormat)] = &[
     (0, b"QFI\xfb\0\0\0\x01", Foreign("qcow version 1", Convert)),
     (0, b"QFI\xfb", Qcow2),
@@ -69,11 +69,11 @@ const SIGNATURES: &[(usize, &[u8], FileFormat)] = &[
     (0, b"!<arch>\n", Foreign("ar", Unpack)),
 ];
 
-/// The last 512 bytes of a VHD begin so, and only those if its size is fixed.
+/// The beginning of a VHD's last 512 bytes, its only signature if its size is fixed.
 pub(super) const VHD_FOOTER: &[u8] = b"conectix";
 
 impl FileFormat {
-    /// By the first [`HEAD_BYTES`], or all bytes if there are fewer.
+    /// Recognizes the format by the first [`HEAD_BYTES`], or by all bytes of a shorter file.
     pub(super) fn of(head: &[u8]) -> Self {
         let signature = |(at, bytes, _): &&(usize, &[u8], Self)| {
             head.get(*at..).is_some_and(|rest| rest.starts_with(bytes))
@@ -82,14 +82,14 @@ impl FileFormat {
             return *kind;
         }
         match head {
-            // A level, and then a block or, when nothing was packed, the end.
+            // The compression level, and then a block, or the end of an empty file.
             [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..]
                 if rest.starts_with(b"\x31\x41\x59\x26\x53\x59")
                     || rest.starts_with(b"\x17\x72\x45\x38\x50\x90") =>
             {
                 Packed(Packing::Bzip2)
             }
-            // A skippable frame, with which pzstd begins (RFC 8878, 3.1.2).
+            // A skippable frame, pzstd's first one (RFC 8878, 3.1.2).
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packed(Packing::Zstd),
             _ if is_old_tar(head) => Foreign("tar", Unpack),
             _ if is_lzma(head) => Foreign("lzma", Unpack),
@@ -99,15 +99,15 @@ impl FileFormat {
     }
 }
 
-/// Offset of the signature of a disk that a BIOS boots.
+/// Offset of the boot signature of a disk.
 const BOOT_SIGNATURE_AT: usize = 510;
 
 fn is_boot_sector(head: &[u8]) -> bool {
     head.get(BOOT_SIGNATURE_AT..).is_some_and(|rest| rest.starts_with(b"\x55\xaa"))
 }
 
-/// A tar of the seventh edition has no signature, but a sum of its first header, counted as if
-/// itself were blanks.
+/// Recognizes a tar of the seventh edition: it has no signature, but a checksum of its first
+/// header, in which the checksum itself counts as blanks.
 fn is_old_tar(head: &[u8]) -> bool {
     let Some(header) = head.first_chunk::<512>() else { return false };
     let sum = header.get(148..156).unwrap_or_default();
@@ -116,12 +116,12 @@ fn is_old_tar(head: &[u8]) -> bool {
     let stated = stated.and_then(|digits| u32::from_str_radix(digits, 8).ok());
     let all: u32 = header.iter().copied().map(u32::from).sum();
     let own: u32 = sum.iter().copied().map(u32::from).sum();
-    // Without a name there is no member.
+    // A header without a name is no member.
     header.first() != Some(&0) && stated == Some(all - own + 8 * u32::from(b' '))
 }
 
-/// The format before .xz has no signature either: properties, the size of a dictionary, and a size
-/// that is not known or below 256 GiB, as xz itself tells it.
+/// Recognizes .lzma, which has no signature either, as xz does: properties, the size of a
+/// dictionary, and a size that is unknown or below 256 GiB.
 fn is_lzma(head: &[u8]) -> bool {
     let [properties, a, b, c, d, size @ ..] = head else { return false };
     let Some(size) = size.first_chunk().map(|size| u64::from_le_bytes(*size)) else { return false };
@@ -137,7 +137,7 @@ fn is_lzma(head: &[u8]) -> bool {
         && !is_boot_sector(head)
 }
 
-/// Beginnings of pages that servers send instead of a file.
+/// Recognizes web pages, which servers send instead of a missing file.
 fn is_page(head: &[u8]) -> bool {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     let begins =

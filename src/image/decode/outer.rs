@@ -1,9 +1,8 @@
-//! The layer around an image: gzip, xz, zstd or bzip2, or none at all.
+//! The compression around an image: gzip, xz, zstd, bzip2, or none.
 //!
-//! Called with the published file. All members, frames or streams of it are one image after the
-//! other, as for the format's own tool. It must never take what is cut short or does not compare
-//! for the whole, take more memory than a usual option of the packer needs, or read on without
-//! telling how far it is.
+//! The decoder unpacks the published file with it. All members, frames or streams are concatenated,
+//! as in the format's own tool. It must never accept a truncated or corrupt file as whole, need
+//! more memory than the packer's usual options, or read without progress reports.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,11 +28,11 @@ use crate::model::size::show_bytes;
 /// Bytes read at once: few calls, and frequent heartbeats.
 const INPUT_BYTES: usize = 256 << 10;
 
-/// Memory that xz may need: twice its strongest preset, `-9`.
+/// Most memory of xz: twice that of its strongest preset, `-9`.
 const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
 
-/// The window zstd may need: its own limit without an option, which `--ultra -22` and `--long` stay
-/// within (RFC 8878, 3.1.1.1.2).
+/// Largest zstd window: zstd's default limit, which `--ultra -22` and `--long` do not exceed (RFC
+/// 8878, 3.1.1.1.2).
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// The compression of a packed file.
@@ -45,7 +44,7 @@ pub(super) enum Packing {
     Xz,
     /// RFC 8878.
     Zstd,
-    /// As bzip2 1.0 writes it.
+    /// bzip2 1.0.
     Bzip2,
 }
 
@@ -60,13 +59,13 @@ impl fmt::Display for Packing {
     }
 }
 
-/// Tells how far the published file is read, from wherever that is known.
+/// Reports the progress in the published file, from any layer that knows it.
 pub(super) struct Ticker<'a> {
     tell: RefCell<&'a mut dyn FnMut(u64) -> ControlFlow<()>>,
     at: Cell<u64>,
 }
 
-/// The way of a cancellation through the decoders.
+/// The error by which a cancellation passes through the decoders.
 #[derive(Debug, thiserror::Error)]
 #[error("cancelled")]
 struct Stop;
@@ -82,7 +81,7 @@ impl<'a> Ticker<'a> {
         self.still_there()
     }
 
-    /// No more bytes are behind, but something was done.
+    /// Reports work without progress in the published file.
     pub(super) fn still_there(&self) -> Result<(), DecodeError> {
         match (self.tell.borrow_mut())(self.at.get()) {
             ControlFlow::Continue(()) => Ok(()),
@@ -91,16 +90,16 @@ impl<'a> Ticker<'a> {
     }
 }
 
-/// The bytes in the outer layer, from the first to the last.
+/// Unpacks the published file from beginning to end.
 pub(super) struct Unpacked<'a> {
     packing: Option<Packing>,
     bytes: Box<dyn Read + 'a>,
-    /// Bytes read.
+    /// Bytes unpacked so far.
     at: u64,
 }
 
 impl<'a> Unpacked<'a> {
-    /// Nothing is read yet, except by gzip its header.
+    /// Opens the file. Reads nothing yet, except gzip's header.
     pub(super) fn new(
         published: &'a File,
         packing: Option<Packing>,
@@ -125,7 +124,7 @@ impl<'a> Unpacked<'a> {
         Ok(Self { packing, bytes, at: 0 })
     }
 
-    /// Fills the buffer. Less than that is the rest.
+    /// Fills the buffer; a shorter result is the end.
     pub(super) fn fill<'b>(&mut self, buffer: &'b mut [u8]) -> Result<&'b [u8], DecodeError> {
         let mut filled = 0;
         while let Some(empty) = buffer.get_mut(filled..).filter(|empty| !empty.is_empty()) {
@@ -164,7 +163,7 @@ impl<'a> Unpacked<'a> {
     }
 }
 
-/// The published file, told about with every read.
+/// The published file, with a progress report for each read.
 struct Input<'a> {
     published: &'a File,
     ticker: &'a Ticker<'a>,
@@ -174,17 +173,17 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Begin of the bytes not taken yet.
+    /// The offset of the first unconsumed byte.
     fn taken_bytes(&self) -> u64 {
         self.at.saturating_sub(self.unread.len() as u64)
     }
 
-    /// Number of bytes not taken yet.
+    /// The number of unconsumed bytes.
     fn left_bytes(&self) -> io::Result<u64> {
         Ok(self.published.metadata()?.len().saturating_sub(self.taken_bytes()))
     }
 
-    /// Whether what was not taken yet begins so, or is the first bytes of that, cut short.
+    /// Whether the unconsumed bytes begin with `magic`, or are a part of it, cut short.
     fn begins_with(&self, magic: &[u8]) -> io::Result<bool> {
         let mut head = [0; 4];
         let head = head.get_mut(..magic.len()).unwrap_or_default();
@@ -217,15 +216,15 @@ impl Read for Input<'_> {
     }
 }
 
-/// One member of a file that may have several.
+/// A member of a file of one or several.
 trait Member<'a>: Read {
     /// Magic bytes of each stream.
     const MAGIC: &'static [u8];
 
-    /// Reads the one that begins there.
+    /// Starts to read the member at the input's position.
     fn begin(input: Input<'a>) -> Self;
 
-    /// The bytes behind it, once all of it was read.
+    /// The input after the member, once the member was read.
     fn into_rest(self) -> Input<'a>;
 }
 
@@ -253,9 +252,9 @@ impl<'a> Member<'a> for BzDecoder<Input<'a>> {
     }
 }
 
-/// One member after the other. What is no member ends them, as it does for gunzip and bunzip2:
-/// padding of tapes, and what `OpenWrt` puts behind its images. The digest that was compared is of
-/// all of the file, so that nothing has got lost there.
+/// Reads the members of a file one after the other. Other bytes end the sequence, as in gunzip and
+/// bunzip2: padding, and `OpenWrt`'s metadata after its images. The digest was compared over the
+/// whole file, so that no member is lost.
 struct Members<M>(Option<M>);
 
 impl<'a, M: Member<'a>> Read for Members<M> {
@@ -271,10 +270,7 @@ impl<'a, M: Member<'a>> Read for Members<M> {
             if rest.as_ref().map_or(Ok(false), begins)? {
                 self.0 = rest.map(M::begin);
             } else if left > 0 {
-                tracing::info!(
-                    bytes = left,
-                    "what follows the last member of an image is left out"
-                );
+                tracing::info!(bytes = left, "bytes after the last member of an image are ignored");
             }
         }
         Ok(0)

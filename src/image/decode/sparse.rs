@@ -1,17 +1,17 @@
-//! Writing a file with holes where the zeros are.
+//! Writes a file with holes instead of zeros.
 //!
-//! Called with every byte of a raw image, in any order, on any thread. It must never write a block
-//! of zeros: the file is empty before.
+//! The decoder passes every byte of a raw image, in any order, on any thread. It must never write a
+//! block of zeros: the file is empty before.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-/// Size of a hole: the block of nearly every file system. Smaller ones would only cost calls.
+/// Granularity of holes: the block size of nearly every file system.
 const BLOCK_BYTES: usize = 4096;
 
-/// Compared with, which the C library does at the speed of memory.
+/// Zeros to compare with: memcmp runs at the speed of memory.
 static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
-/// Writes the bytes to their place, leaving out whatever of a block is zeros.
+/// Writes bytes at their offset, without blocks of zeros.
 pub(super) fn write(into: &File, mut at: u64, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let (_, rest) = split_run(at, bytes, true);
@@ -26,7 +26,7 @@ pub(super) fn write(into: &File, mut at: u64, mut bytes: &[u8]) -> io::Result<()
     Ok(())
 }
 
-/// Splits off the first blocks, of which all are zeros, or of which none is.
+/// Splits off the leading blocks that are all zeros, or all not.
 fn split_run(at: u64, bytes: &[u8], zeros: bool) -> (&[u8], &[u8]) {
     let misaligned = usize::try_from(at % BLOCK_BYTES as u64).unwrap_or(0);
     let (mut run, mut block) = (0, BLOCK_BYTES - misaligned);

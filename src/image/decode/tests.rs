@@ -1,4 +1,4 @@
-//! Properties that hold for any bytes at all, and for images made by hand.
+//! Properties for arbitrary bytes and for handmade images.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,11 +12,12 @@ use super::*;
 const MOST_BYTES: u64 = 1 << 20;
 const ZEROS: [u8; 4096] = [0; 4096];
 
-// Flags of the entries of tables, and in a compressed one of 512 bytes, bit 61 for a second sector.
+// Flags of the tables' entries; bit 61 of a compressed entry, in a cluster of 512 bytes, means a
+// second sector.
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 
-/// Far more than work on so little can need.
+/// Most progress reports, far more than such small inputs need.
 const REPORTED_MAX: usize = 10_000;
 
 fn file(bytes: &[u8]) -> File {
@@ -25,7 +26,7 @@ fn file(bytes: &[u8]) -> File {
     file
 }
 
-/// Decodes, and looks after everything that must hold whatever the bytes are.
+/// Decodes, and checks the invariants for all inputs.
 fn decode_bytes(bytes: &[u8], format: ImageFormat) -> Result<Vec<u8>, DecodeError> {
     let (published, into) = (file(bytes), tempfile::tempfile()?);
     let look = inspect(&published, format);
@@ -76,7 +77,7 @@ fn pack(packing: Packing, bytes: &[u8]) -> Vec<u8> {
 
 const PACKINGS: [Packing; 4] = [Packing::Gzip, Packing::Xz, Packing::Zstd, Packing::Bzip2];
 
-/// A disk of four clusters of 512 bytes: as they are, zeros, compressed, and not there.
+/// A disk of four clusters of 512 bytes: plain, zeros, compressed, and unallocated.
 fn qcow2(version: u8) -> Vec<u8> {
     let mut image = b"QFI\xfb\0\0\0".to_vec();
     image.push(version);
@@ -141,7 +142,7 @@ fn a_bit_that_is_reserved_is_not_passed_over() {
             "{said}"
         );
     }
-    // The bit that means zeros from version 3 on.
+    // The bit means zeros from version 3 on.
     let mut image = qcow2(2);
     image[1031] |= 1;
     assert!(decode_bytes(&image, ImageFormat::Auto).is_err());
@@ -187,7 +188,7 @@ fn a_bomb_around_qcow2_stops_at_the_scratch_files_limit_or_before_there_is_one()
             DecodeLimits { raw_bytes_max: MOST_BYTES, progress: &mut progress, scratch };
         decode(&published, ImageFormat::Auto, &into, &mut limits).unwrap_err().to_string()
     };
-    // The disk is small, and the file around it is not.
+    // A small disk in a large file.
     let mut large_file = qcow2(3);
     large_file.resize(usize::try_from(scratch_bytes_max(MOST_BYTES)).unwrap() + 1, 0);
     assert!(refusal(&large_file, &tempfile::tempfile).contains("more than 65.0 MiB"));
@@ -214,7 +215,7 @@ fn zeros_take_no_space() {
     }
 }
 
-/// Beginnings that lead somewhere.
+/// Beginnings that reach a decoder.
 fn begun() -> impl Strategy<Value = Vec<u8>> {
     prop::sample::select(vec![
         Vec::new(),

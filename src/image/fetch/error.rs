@@ -1,4 +1,4 @@
-//! The failures of a fetch, and whether another try can help.
+//! Errors of a fetch, and whether a retry can help.
 
 use std::{io, path::PathBuf};
 
@@ -10,12 +10,12 @@ use crate::{
 /// A failed fetch. URLs in it have neither credentials nor a query.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The source is not something that can be an image.
+    /// The source cannot be an image.
     #[error("{}: {reason}", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// The file's kind, and the right one.
+        /// The file's kind, and the required one.
         reason: String,
     },
     /// A file cannot be opened or read.
@@ -29,21 +29,21 @@ pub enum FetchError {
     /// The file cannot be written to the cache.
     #[error("cannot be kept: {0}")]
     Keep(io::Error),
-    /// It is not a URL that can be fetched. The URL is not shown: what cannot be read may hide a
-    /// password.
+    /// The source is no fetchable URL. The message omits the URL, because an unparsable one may
+    /// hide a password.
     #[error("a URL: not one that can be fetched: {0}")]
     Url(String),
-    /// The web server answers that there is nothing for us (RFC 9110 section 15).
+    /// The web server refuses the request (RFC 9110 section 15).
     #[error("{url}: the server answered {status}")]
     Status {
         /// The URL and its redirects.
         url: String,
-        /// Its number.
+        /// The status code.
         code: u16,
-        /// Its number and name.
+        /// The status code and its name.
         status: String,
     },
-    /// The web server cannot be reached, or the connection broke more often than it is mended.
+    /// The web server cannot be reached, or the connection broke too often.
     #[error("{url}: {reason}")]
     Connection {
         /// The URL.
@@ -51,17 +51,17 @@ pub enum FetchError {
         /// The failure of the connection.
         reason: String,
     },
-    /// The web server does not prove who it is.
+    /// The web server's certificate is invalid.
     #[error("{url}: {reason}")]
     Certificate {
         /// The URL.
         url: String,
         /// The fault of the certificate.
         reason: String,
-        /// Whether it is not valid yet, so that this machine's clock may be wrong.
+        /// Whether the certificate is not valid yet, so that this machine's clock may be wrong.
         is_early: bool,
     },
-    /// The web server answers something that is not allowed, or makes no sense.
+    /// The web server's answer breaks the protocol.
     #[error("{url}: {reason}")]
     Answer {
         /// The URL.
@@ -69,7 +69,7 @@ pub enum FetchError {
         /// The wrong answer.
         reason: String,
     },
-    /// The file did not have the length that was announced.
+    /// The file's length differs from the announced one.
     #[error("{url}: {got_bytes} bytes came, {announced_bytes} were announced")]
     Length {
         /// The URL.
@@ -79,30 +79,30 @@ pub enum FetchError {
         /// Bytes received.
         got_bytes: u64,
     },
-    /// The file is larger than it may be.
+    /// The file is larger than allowed.
     #[error(
         "{place}: {}{}, at most {} are allowed",
         show_bytes(*bytes), if *is_all { "" } else { " or more" }, show_bytes(*bytes_max)
     )]
     TooLarge {
-        /// The path, or what was asked for.
+        /// The path or URL.
         place: String,
-        /// Bytes of the file, or those received before the limit.
+        /// Bytes of the file, or bytes received before the limit.
         bytes: u64,
-        /// Whether that is all it has.
+        /// Whether `bytes` is the whole size.
         is_all: bool,
         /// The limit in bytes.
         bytes_max: u64,
     },
-    /// The file of checksums does not say what the image's is.
+    /// The file of checksums has no checksum of the image.
     #[error("{place}: {reason}")]
     NotListed {
         /// The file of checksums.
         place: String,
-        /// The list's content instead.
+        /// The list's content instead of the checksum.
         reason: String,
     },
-    /// The file is not the one the spec means.
+    /// The file's checksum differs from the spec's.
     #[error("{place}: its checksum is {found}, the spec wants {wanted}{came}")]
     Checksum {
         /// The path or URL.
@@ -115,13 +115,13 @@ pub enum FetchError {
         /// local file.
         came: String,
     },
-    /// It was cancelled, or stood still.
+    /// The fetch was cancelled, or made no progress.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
 impl FetchError {
-    /// Whether somebody has to change something before another try can end better.
+    /// Whether a retry fails until an administrator changes a setting or a file.
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Unusable { .. }
@@ -131,7 +131,7 @@ impl FetchError {
             | Self::TooLarge { .. }
             | Self::NotListed { .. }
             | Self::Checksum { .. } => true,
-            // "Request timeout" and "too many requests" ask for another try.
+            // "Request timeout" and "too many requests" ask for a retry.
             Self::Status { code, .. } => *code < 500 && !matches!(code, 408 | 429),
             Self::File { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)

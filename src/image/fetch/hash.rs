@@ -1,6 +1,6 @@
-//! The two hashes a published file can be known by.
+//! The two hash algorithms of published files.
 //!
-//! Called by the sink, chunk by chunk.
+//! The sink feeds it chunk by chunk.
 
 use sha2::{
     Sha256, Sha512,
@@ -9,7 +9,7 @@ use sha2::{
 
 use crate::model::ids::{Digest, DigestAlgorithm};
 
-/// A hash of either algorithm, under way.
+/// An unfinished hash of either algorithm.
 pub(in crate::image) struct Hash {
     algorithm: DigestAlgorithm,
     state: Box<dyn DynDigest + Send>,

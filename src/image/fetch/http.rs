@@ -1,7 +1,7 @@
-//! A web server's file as a source of images: downloads it, over as many connections as it takes.
+//! A web server's file as a source of images, downloaded over one connection or several in turn.
 //!
-//! Called through [`super::source`] with a source that is a URL. It must never go on for ever: what
-//! breaks is mended only as long as bytes keep coming.
+//! [`super::source`] uses it for URLs. It must never continue for ever: it repairs a broken
+//! download only as long as bytes arrive.
 
 use std::{
     fs::File,
@@ -23,22 +23,22 @@ use crate::{
     progress::Watch,
 };
 
-/// Bytes of a server's answer that are shown, as text or in hex.
+/// Bytes of a server's answer in a message, as text or in hex.
 const SHOWN_BYTES: usize = 60;
 const SHOWN_BINARY_BYTES: usize = 8;
 
-/// Connections in a row that may break without having brought anything.
+/// Most connections in a row that may break without progress.
 const FRUITLESS_MAX: u32 = 8;
 
-/// Bytes that a connection must bring beyond all before it, so that another one is worth a try.
+/// Bytes of progress that count as worth another connection.
 const FRUIT_BYTES_MIN: u64 = 64 << 10;
 
-/// Connections that may fall silent, one after the other, within the limit on standing still: a
-/// server that was switched off does not say so, and another connection finds it when it is back.
-/// The first byte of an answer may take all of the limit.
+/// Silent connections, one after the other, within the stall limit: a server that lost its power
+/// sends no notice, and a new connection finds it when it is back. The first byte of an answer may
+/// take the whole limit.
 const SILENT_CONNECTIONS: u32 = 3;
 
-/// The pause before the second connection without fruit; doubled before each further one.
+/// The pause before the second connection without progress; doubled before each further one.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 
 /// The longest pause.
@@ -65,12 +65,12 @@ impl HttpFile {
         percent_encoding::percent_decode_str(self.url.path()).collect()
     }
 
-    /// Size in bytes; `None` when the server does not say.
+    /// Size in bytes; `None` if the server does not report it.
     pub(super) async fn size(&self, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
         watch.step(self.web(watch).await?.size()).await?
     }
 
-    /// The first bytes of a small file: one more than `bytes_max` at most.
+    /// Reads the first bytes of a small file, at most one more than `bytes_max`.
     pub(super) async fn read_small(
         &self,
         bytes_max: usize,
@@ -86,8 +86,8 @@ impl HttpFile {
         }
     }
 
-    /// Downloads the file, and once more from the first byte if a download in pieces has the wrong
-    /// digest.
+    /// Downloads the file. If a download in pieces has the wrong digest, downloads it again from
+    /// the first byte.
     pub(super) async fn fetch(
         &self,
         order: &FetchOrder<'_>,
@@ -119,7 +119,7 @@ impl HttpFile {
     }
 }
 
-/// The first bytes of a file for people: as text if they are printable, else in hex.
+/// Shows the first bytes of a file: as text if they are printable, else in hex.
 fn beginning(file: &File) -> String {
     let mut head = [0; SHOWN_BYTES];
     let read = file.read_at(&mut head, 0).unwrap_or_default();
@@ -133,26 +133,26 @@ fn beginning(file: &File) -> String {
     if hex.is_empty() { "nothing".to_owned() } else { hex }
 }
 
-/// The origin of the bytes in a sink.
+/// The origin of a sink's bytes.
 #[derive(Debug)]
-struct Came {
-    /// Whether it came in several pieces, which may not be of the same version of the file.
+struct SinkOrigin {
+    /// Whether the file came in several pieces, which may be of different versions.
     was_pieced: bool,
-    /// The server's description of it; empty when no byte was missing.
+    /// The server's description of the file; empty if no byte was missing.
     called: String,
 }
 
 /// Fills the sink from a web server.
 ///
 /// The first `known_bytes` of the sink's file count as the beginning of the published file. Only a
-/// download that did not come in pieces is certain not to use them.
+/// download in one piece is certain not to use them.
 async fn download(
     web: &Web,
     known_bytes: u64,
     sink: &mut Sink,
     bytes_max: u64,
     watch: &Watch<'_>,
-) -> Result<Came, FetchError> {
+) -> Result<SinkOrigin, FetchError> {
     let mut known_left = known_bytes;
     while known_left > 0 {
         let part = known_left.min(PIECE_BYTES_MAX);
@@ -165,7 +165,7 @@ async fn download(
         version: None,
         total_bytes: None,
         has_begun: false,
-        came: Came { was_pieced: false, called: String::new() },
+        came: SinkOrigin { was_pieced: false, called: String::new() },
         is_beginning_kept: true,
     };
     let mut retries = Retries::new(known_bytes);
@@ -173,7 +173,7 @@ async fn download(
         match retries.pause(error, sink.bytes(), watch).await {
             Ok(()) => {}
             Err(error) if may_be_mended(&error) && download.give_beginning_up(sink) => {
-                tracing::info!(%error, "a download does not go on and begins again");
+                tracing::info!(%error, "a download cannot be resumed and begins again");
                 retries.once_more();
             }
             Err(error) => return Err(error),
@@ -194,7 +194,7 @@ async fn read_once(web: &Web, bytes_max: usize, watch: &Watch<'_>) -> Result<Vec
     Ok(text)
 }
 
-/// A file on its way, over several connections.
+/// A download over several connections.
 #[derive(Debug)]
 struct Download<'a> {
     web: &'a Web,
@@ -203,13 +203,13 @@ struct Download<'a> {
     total_bytes: Option<u64>,
     has_begun: bool,
     /// The origin of the bytes in the sink.
-    came: Came,
-    /// Whether the rest of a beginning is asked for; else the whole file.
+    came: SinkOrigin,
+    /// Whether requests ask for the rest after a beginning; else for the whole file.
     is_beginning_kept: bool,
 }
 
 impl Download<'_> {
-    /// One connection. Whatever it brought stays in the sink.
+    /// Downloads over one connection. Its bytes stay in the sink.
     async fn attempt(&mut self, sink: &mut Sink, watch: &Watch<'_>) -> Result<(), FetchError> {
         let from = sink.bytes();
         let answer = self.ask(from, watch).await?;
@@ -248,8 +248,8 @@ impl Download<'_> {
         self.receive(answer, sink, watch).await
     }
 
-    /// Asks for what is missing. Where the server does not know how to send that, or does not
-    /// answer, asks for the whole file; the beginning is kept until that comes.
+    /// Requests the missing part. If the server does not support that, or does not answer, requests
+    /// the whole file, and keeps the beginning until it arrives.
     async fn ask(&self, from: u64, watch: &Watch<'_>) -> Result<Answer, FetchError> {
         if from > 0 && self.is_beginning_kept {
             let asking = self.web.get(from, self.version.as_ref());
@@ -266,8 +266,7 @@ impl Download<'_> {
         watch.step(self.web.get(0, None)).await?
     }
 
-    /// From now on asks for the whole file. `false`: that is no other request than the last one
-    /// was.
+    /// Requests the whole file from now on. Returns `false` if the last request was the same.
     fn give_beginning_up(&mut self, sink: &Sink) -> bool {
         let is_other = sink.bytes() > 0 && self.is_beginning_kept;
         self.is_beginning_kept = false;
@@ -317,12 +316,12 @@ impl Download<'_> {
     }
 }
 
-/// Time for which a connection may be silent before another one is tried.
+/// Longest silence of a connection before the next one is tried.
 fn patience(watch: &Watch<'_>) -> Duration {
     watch.stall / SILENT_CONNECTIONS
 }
 
-/// Whether another connection may bring what this one did not.
+/// Whether another connection may help after this error.
 fn may_be_mended(error: &FetchError) -> bool {
     match error {
         FetchError::Connection { .. } | FetchError::Length { .. } => true,
@@ -331,7 +330,7 @@ fn may_be_mended(error: &FetchError) -> bool {
     }
 }
 
-/// Whether and when to try again.
+/// Decides about retries and their pauses.
 #[derive(Debug)]
 struct Retries {
     furthest_bytes: u64,
@@ -346,12 +345,12 @@ impl Retries {
         Self { furthest_bytes, fruitless: 0, backoff, since: Instant::now() }
     }
 
-    /// Allows one connection more, which is fruitless unless it comes further than any before.
+    /// Counts another connection, which is without progress unless it gets further than any before.
     fn once_more(&mut self) {
         (self.fruitless, self.since) = (FRUITLESS_MAX, Instant::now());
     }
 
-    /// Waits before the next connection, or gives the error back because there is to be none.
+    /// Waits before the next connection, or returns the error if there are too many.
     async fn pause(
         &mut self,
         error: FetchError,
@@ -370,7 +369,7 @@ impl Retries {
         if !is_mended || self.fruitless > FRUITLESS_MAX || is_late {
             return Err(error);
         }
-        tracing::info!(%error, bytes, "a download broke and goes on");
+        tracing::info!(%error, bytes, "a download broke and is resumed");
         Ok(watch.step(tokio::time::sleep(pause)).await?)
     }
 }

@@ -1,7 +1,7 @@
-//! Files of checksums: what `sha256sum` and its relatives write, also signed in clear text.
+//! Files of checksums, as `sha256sum` and similar tools write them, also signed in clear text.
 //!
-//! Called with a list published beside an image. It must never guess: of two answers that fit
-//! equally well neither is taken. Signatures are not verified.
+//! The library uses it for lists beside an image. It must never guess: if two lines fit equally
+//! well, it takes neither. Signatures are not verified.
 
 #[cfg(test)]
 mod tests;
@@ -10,11 +10,11 @@ use std::borrow::Cow;
 
 use crate::model::ids::{Digest, DigestAlgorithm};
 
-/// Names that an error shows, and characters of each.
+/// Most names in an error, and most characters of each.
 const SHOWN_NAMES_MAX: usize = 10;
 const SHOWN_CHARS_MAX: usize = 80;
 
-/// The way in for the fuzz target: the name, a NUL, and the list.
+/// Entry point of the fuzz target: the name, a NUL, and the list.
 #[cfg(fuzzing)]
 pub fn fuzz(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == 0);
@@ -27,15 +27,14 @@ pub fn fuzz(bytes: &[u8]) {
 /// A line of a file of checksums.
 #[derive(Debug, PartialEq, Eq)]
 struct ListLine<'a> {
-    /// `None` for an algorithm that hostler does not take.
+    /// The digest; `None` for an unsupported algorithm.
     digest: Option<Digest>,
-    /// The name as it is in the list; `None` where there is only a digest.
+    /// The name in the list; `None` if the line has only a digest.
     name: Option<Cow<'a, [u8]>>,
 }
 
-/// The digest of the file at the path `source` in the list at the path `list`. Of several files
-/// with its name that one is meant whose directories are those of `source`; of both algorithms,
-/// SHA-256.
+/// Finds the digest of the file at the path `source` in the list at the path `list`. Of several
+/// files with its name, the one in `source`'s directories is meant; of both algorithms, SHA-256.
 pub(super) fn find(text: &[u8], source: &[u8], list: &[u8]) -> Result<Digest, String> {
     let text = plain_text(text);
     let lines: Vec<ListLine<'_>> = text.split(|byte| *byte == b'\n').filter_map(parse).collect();
@@ -45,7 +44,7 @@ pub(super) fn find(text: &[u8], source: &[u8], list: &[u8]) -> Result<Digest, St
     }
     let found = nearest(&lines, source, list);
     if found.is_empty() {
-        // Publishers list the numbered file that a stable name leads to.
+        // Publishers list the versioned file behind a stable name.
         return match lines.as_slice() {
             [ListLine { digest, .. }] if is_of(last(list), name) => {
                 digest.clone().ok_or_else(|| too_weak(name))
@@ -69,12 +68,12 @@ pub(super) fn find(text: &[u8], source: &[u8], list: &[u8]) -> Result<Digest, St
     Err(too_weak(name))
 }
 
-/// Whether a list's own name says that it is about one file: `disk.img.sha256`.
+/// Whether a list's own name announces a single file: `disk.img.sha256`.
 fn is_of(list: &[u8], name: &[u8]) -> bool {
     list.strip_prefix(name).is_some_and(|ending| !ending.is_empty())
 }
 
-/// The lines about the file at `source` that come nearest to its whole path.
+/// The lines for the file at `source` that match most of its path.
 fn nearest<'l, 't>(lines: &'l [ListLine<'t>], source: &[u8], list: &[u8]) -> Vec<&'l ListLine<'t>> {
     let wanted = components(source);
     let directory = components(list);
@@ -97,7 +96,7 @@ fn nearest<'l, 't>(lines: &'l [ListLine<'t>], source: &[u8], list: &[u8]) -> Vec
     Vec::new()
 }
 
-/// The parts of a path that name something.
+/// The named components of a path.
 fn components(path: &[u8]) -> Vec<&[u8]> {
     path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect()
 }
@@ -106,7 +105,7 @@ fn exact(name: &[u8]) -> Cow<'_, [u8]> {
     Cow::Borrowed(name)
 }
 
-/// The name as Windows spells it, with more white space before it, or with another column behind
+/// Normalizes a name: Windows separators, additional white space before it, another column after
 /// it.
 fn loose(name: &[u8]) -> Cow<'_, [u8]> {
     let name = name.trim_ascii().split(|byte| *byte == b'\t').next().unwrap_or_default();
@@ -114,10 +113,10 @@ fn loose(name: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(name.trim_ascii_end().iter().map(plain).collect())
 }
 
-/// The text in UTF-8: PowerShell's `>` writes UTF-16.
+/// Converts the text to UTF-8: PowerShell's `>` writes UTF-16.
 fn plain_text(text: &[u8]) -> Cow<'_, [u8]> {
     let read: fn([u8; 2]) -> u16 = match text {
-        // A byte order mark, or a digit without one.
+        // A byte order mark, or an ASCII digit in UTF-16.
         [0xff, 0xfe, ..] | [1..=u8::MAX, 0, ..] => u16::from_le_bytes,
         [0xfe, 0xff, ..] | [0, 1..=u8::MAX, ..] => u16::from_be_bytes,
         _ => return Cow::Borrowed(text),
@@ -131,10 +130,10 @@ fn plain_text(text: &[u8]) -> Cow<'_, [u8]> {
 /// Parses a line; `None` if it holds no checksum: a comment, a part of a signature.
 fn parse(line: &[u8]) -> Option<ListLine<'_>> {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii_end();
-    // RFC 9580 section 7.2: a line signed in clear text that begins with a hyphen has two
-    // characters before it.
+    // RFC 9580 section 7.2: in a text signed in clear, "- " precedes a line that begins with a
+    // hyphen.
     let line = line.strip_prefix(b"- ").unwrap_or(line);
-    // GNU coreutils: a backslash at the beginning says that there are others in the name.
+    // GNU coreutils: a backslash at the beginning means that the name has escapes.
     let (line, is_escaped) = match line.strip_prefix(b"\\") {
         Some(line) => (line, true),
         None => (line, false),
@@ -144,10 +143,10 @@ fn parse(line: &[u8]) -> Option<ListLine<'_>> {
     Some(ListLine { digest, name })
 }
 
-/// The digest if it is one that is taken, and the name if there is one.
+/// The digest if its algorithm is supported, and the name if there is one.
 type Parts<'a> = (Option<Digest>, Option<&'a [u8]>);
 
-/// `SHA256 (name) = digest`, or as OpenSSL writes it: `SHA2-256(name)= digest`.
+/// Parses `SHA256 (name) = digest`, or OpenSSL's `SHA2-256(name)= digest`.
 fn tagged(line: &[u8]) -> Option<Parts<'_>> {
     let open = line.iter().position(|byte| *byte == b'(')?;
     let close = line.iter().rposition(|byte| *byte == b')')?;
@@ -190,7 +189,7 @@ fn plain(line: &[u8]) -> Option<Parts<'_>> {
         32 | 40 | 56 | 96 => None,
         _ => return None,
     };
-    // Two characters stand between digest and name; a name may begin with spaces of its own.
+    // Two characters separate digest and name; a name may begin with spaces.
     let name = match rest {
         [] => return Some((digest, None)),
         [_, b' ' | b'*', name @ ..] | [_, name @ ..] => name,
@@ -198,7 +197,7 @@ fn plain(line: &[u8]) -> Option<Parts<'_>> {
     (!name.is_empty()).then_some((digest, Some(name)))
 }
 
-/// The algorithm that has a digest of so many digits, if hostler takes it.
+/// The supported algorithm with so many digits.
 fn its_name(digits: &str) -> &'static [u8] {
     match digits.len() {
         64 => b"sha256",
@@ -212,7 +211,7 @@ fn hex(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok().filter(|_| is_hex)
 }
 
-/// GNU coreutils: `\\` is a backslash, `\n` a line feed, `\r` a carriage return.
+/// Resolves GNU coreutils' escapes: `\\` is a backslash, `\n` a line feed, `\r` a carriage return.
 fn unescape(name: &[u8]) -> Cow<'_, [u8]> {
     let mut plain = Vec::with_capacity(name.len());
     let mut bytes = name.iter();
@@ -254,7 +253,7 @@ fn not_listed(lines: &[ListLine<'_>], name: &[u8]) -> String {
     format!("has no checksum for {}, but for {}{more}", shown(name), listed.join(", "))
 }
 
-/// A name as it may be shown.
+/// A name, escaped and shortened for a message.
 fn shown(name: &[u8]) -> String {
     let name = String::from_utf8_lossy(name);
     let shown: String = name.escape_debug().take(SHOWN_CHARS_MAX).collect();

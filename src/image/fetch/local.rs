@@ -1,6 +1,6 @@
-//! A local file as a source of images: copies it, holes and all.
+//! A local file as a source of images, copied with its holes.
 //!
-//! Called through [`super::source`] with a source that is a path. It must never write to that file.
+//! [`super::source`] uses it for paths. It must never write to the file.
 
 use std::{
     fs::{File, Metadata},
@@ -15,20 +15,21 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
     FetchError, FetchOrder, Fetched,
+    directories::Directories,
     sink::{PIECE_BYTES_MAX, Piece, Sink},
 };
-use crate::{image::directories::Directories, model::status::ImagingStage, progress::Watch};
+use crate::{model::status::ImagingStage, progress::Watch};
 
-/// Bytes of a block in `st_blocks`, whatever the file system (stat(2)).
+/// Bytes of a block in `st_blocks` on every file system (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Bytes of one read.
 const READ_BYTES: usize = 1 << 20;
 
-/// Reads ahead of the sink.
+/// Most reads ahead of the sink.
 const PIECES_AHEAD_MAX: usize = 2;
 
-/// A path in the directories of images.
+/// A path in the directories of local images.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LocalFile<'a> {
     directories: &'a Directories,
@@ -87,7 +88,7 @@ impl<'a> LocalFile<'a> {
         Ok(Fetched { digest: sink.finish(watch).await?, came: String::new() })
     }
 
-    /// The first bytes of the file, one more than `bytes_max` if there are that many.
+    /// Reads the first bytes of the file, at most one more than `bytes_max`.
     pub(super) async fn read_small(
         &self,
         bytes_max: usize,
@@ -104,7 +105,7 @@ impl<'a> LocalFile<'a> {
         .await
     }
 
-    /// Opens the file on a thread that may hang with the file system, and returns it with its size
+    /// Opens the file on a thread, because the file system may hang, and returns it with its size
     /// in bytes.
     async fn open(&self, watch: &Watch<'_>) -> Result<(File, u64), FetchError> {
         let (directories, path) = (self.directories.clone(), self.path.to_owned());
@@ -130,8 +131,7 @@ fn unreadable(path: impl AsRef<Path>, source: io::Error) -> FetchError {
     FetchError::File { path: path.as_ref().to_owned(), source }
 }
 
-/// The reading thread's work: until the end of the file as it was when it was opened, or until
-/// nobody listens.
+/// Reads the file on a thread, up to its length at opening, or until the receiver is gone.
 fn read(file: &File, bytes: u64, pieces: &mpsc::Sender<Piece>) -> io::Result<()> {
     let mut at = 0;
     while at < bytes {
@@ -156,8 +156,7 @@ fn read(file: &File, bytes: u64, pieces: &mpsc::Sender<Piece>) -> io::Result<()>
     Ok(())
 }
 
-/// Begin and end of the next data at or after `at`; everything is data where the file system knows
-/// no holes.
+/// The next range of data at or after `at`; without support for holes, the rest of the file.
 fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<(u64, u64)> {
     let begin = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(begin) => begin,

@@ -1,9 +1,9 @@
 //! Fetches an image as published, from a local file or a web server, and compares its checksum.
 //!
-//! Called by the library with an open file of its own to fill. A place that files come from is one
-//! value of [`source::ImageSource`]. This module must never report a file whose digest it has not
-//! compared.
+//! The library passes an open file to fill. [`source::ImageSource`] lists the places that files
+//! come from. This module must never report a file without comparing its digest.
 
+mod directories;
 mod error;
 mod hash;
 mod http;
@@ -15,22 +15,21 @@ mod web;
 
 use std::{fs::File, sync::Arc};
 
-pub use self::error::FetchError;
 pub(super) use self::hash::Hash;
 #[cfg(fuzzing)]
 pub use self::listing::fuzz;
+pub use self::{directories::Directories, error::FetchError};
 use self::{sink::Sink, source::ImageSource};
-use super::directories::Directories;
 use crate::{model::ids::Digest, progress::Watch};
 
-/// The largest file of checksums in bytes. That of all of Debian's cloud images has 4 KiB.
+/// Largest file of checksums, in bytes. Debian's list of all cloud images has 4 KiB.
 const LIST_BYTES_MAX: usize = 1 << 20;
 
 /// Fetches from directories and web servers.
 ///
-/// Over https the system's certificate authorities are trusted, or those in `SSL_CERT_FILE` and
-/// `SSL_CERT_DIR`; the variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are
-/// honoured.
+/// For https it trusts the system's certificate authorities, or those in `SSL_CERT_FILE` and
+/// `SSL_CERT_DIR`. It honours the variables `http_proxy`, `https_proxy`, `all_proxy` and
+/// `no_proxy`.
 #[derive(Clone, Debug)]
 pub struct Sources {
     directories: Directories,
@@ -39,26 +38,26 @@ pub struct Sources {
 /// The file that a fetch fills, and its limits.
 #[derive(Clone, Copy, Debug)]
 struct FetchOrder<'a> {
-    /// The digest that the spec wants. A source may fetch again from the first byte if it does not
-    /// match.
+    /// The digest in the spec. A source may fetch again from the first byte if the result has
+    /// another digest.
     wanted: &'a Digest,
     into: &'a Arc<File>,
-    /// Bytes that `into` holds from an earlier fetch. The source hands them to the sink first.
+    /// Bytes that `into` holds from an earlier fetch. The source passes them to the sink first.
     known_bytes: u64,
     bytes_max: u64,
 }
 
-/// A file that arrived as a whole.
+/// A completely fetched file.
 #[derive(Debug)]
 struct Fetched {
     digest: Digest,
-    /// Text after `; ` for the message about a wrong digest: the server's description of what it
-    /// sent. Empty for a local file.
+    /// Text after `; ` in the message about a wrong digest: the server's description of the file.
+    /// Empty for a local file.
     came: String,
 }
 
 impl Sources {
-    /// Sources without a URL scheme are paths in these directories.
+    /// Fetches sources without a URL scheme from these directories.
     pub fn new(directories: Directories) -> Self {
         Self { directories }
     }
@@ -79,20 +78,19 @@ impl Sources {
         local::LocalFile::new(&self.directories, path).open_limited(bytes_max, watch).await
     }
 
-    /// Size of a source in bytes, without the holes of a local file; `None` when its server does
-    /// not say.
+    /// Size of a source in bytes, without the holes of a local file; `None` if its server does not
+    /// report it.
     pub async fn size(&self, source: &str, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
         ImageSource::parse(source, &self.directories)?.size(watch).await
     }
 
-    /// Fills `into` with the file as published and compares its digest.
+    /// Fills `into` with the published file, and compares its digest.
     ///
-    /// The bytes that `into` already holds count as the beginning of the file if the source can
-    /// send the rest alone. The result is as sparse as possible, and not synced. No write makes it
-    /// larger than `bytes_max`.
+    /// Bytes in `into` count as the beginning of the file if the source can send the rest alone.
+    /// The result is as sparse as possible, and not synced. `into` never exceeds `bytes_max`.
     ///
-    /// After an error, another call may resume from what `into` holds; after a wrong checksum its
-    /// content is worthless.
+    /// After an error, another call may resume from the bytes in `into`; after a wrong checksum
+    /// they are worthless.
     pub async fn fetch(
         &self,
         source: &str,
@@ -120,7 +118,7 @@ impl Sources {
         }
     }
 
-    /// The digest of `source` in the file of checksums at `place`, which is a path or a URL, too.
+    /// Looks up the digest of `source` in the file of checksums at `place`, a path or URL.
     pub async fn listed(
         &self,
         place: &str,

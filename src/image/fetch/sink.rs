@@ -1,7 +1,7 @@
-//! Hashes and writes a fetched file on a thread of its own.
+//! Hashes and writes a fetched file on a separate thread.
 //!
-//! Called by whatever the file comes from, piece by piece. It must never write after [`Sink::stop`]
-//! has returned in time, nor hold up the runtime.
+//! Sources feed it piece by piece. It must never write after a timely return of [`Sink::stop`], nor
+//! block the runtime.
 
 use std::{
     fs::File,
@@ -27,18 +27,18 @@ use crate::{
     progress::Watch,
 };
 
-/// Pieces on their way to the thread. Those from a connection have at most 400 KiB, those from a
-/// file 1 MiB.
+/// Most pieces that wait for the thread. A connection's pieces have at most 400 KiB, a file's 1
+/// MiB.
 const PIECES_WAITING_MAX: usize = 8;
 
-/// Bytes done between two polls of the stop signal: half a second on a processor without
-/// instructions for SHA-256.
+/// Bytes between two polls of the stop signal: half a second on a processor without SHA-256
+/// instructions.
 pub(super) const PIECE_BYTES_MAX: u64 = 64 << 20;
 
-/// Time limit of a thread that was stopped. Only a disk that hangs keeps it longer.
+/// Time limit for the end of a stopped thread. Only a hanging disk exceeds it.
 const STOP_LIMIT: Duration = Duration::from_millis(800);
 
-/// Runs of zeros are left out in multiples of a file system's usual block.
+/// Granularity of holes: a file system's usual block.
 const BLOCK_BYTES: usize = 4096;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -46,17 +46,17 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// The next piece of the file.
 #[derive(Debug)]
 pub(super) enum Piece {
-    /// These bytes.
+    /// Bytes of the file.
     Data(Bytes),
     /// A run of zeros, at most [`PIECE_BYTES_MAX`].
     Zeros(u64),
     /// A run of bytes already in the file, at most [`PIECE_BYTES_MAX`].
     Known(u64),
-    /// The file's first byte: what came so far was for nothing.
+    /// The file begins again; earlier pieces are void.
     Restart,
 }
 
-/// A file that is being filled.
+/// A file during its fetch.
 #[derive(Debug)]
 pub(super) struct Sink {
     pieces: mpsc::Sender<Piece>,
@@ -66,8 +66,8 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// `into` keeps its first `known_bytes`, which have to come first as [`Piece::Known`], and
-    /// nothing else.
+    /// Starts the thread. `into` keeps its first `known_bytes`, which must come first as
+    /// [`Piece::Known`], and no others.
     pub(super) fn new(into: &Arc<File>, known_bytes: u64, algorithm: DigestAlgorithm) -> Self {
         let (pieces, waiting) = mpsc::channel(PIECES_WAITING_MAX);
         let stop = Arc::new(AtomicBool::new(false));
@@ -81,7 +81,7 @@ impl Sink {
         self.bytes
     }
 
-    /// Takes the next piece, as soon as there is room for it.
+    /// Adds the next piece, as soon as there is room for it.
     pub(super) async fn put(&mut self, piece: Piece, watch: &Watch<'_>) -> Result<(), FetchError> {
         let bytes = match &piece {
             Piece::Data(bytes) => bytes.len() as u64,
@@ -98,12 +98,12 @@ impl Sink {
 
     /// Ends the file and returns its digest.
     pub(super) async fn finish(&mut self, watch: &Watch<'_>) -> Result<Digest, FetchError> {
-        // Dropping the sender is what ends the thread's work.
+        // Dropping the sender ends the thread's work.
         self.pieces = mpsc::channel(1).0;
         watch.step(&mut self.worker).await?.map_err(died)?.map_err(FetchError::Keep)
     }
 
-    /// Stops without finishing.
+    /// Stops the thread without finishing the file.
     pub(super) async fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.pieces = mpsc::channel(1).0;
@@ -123,7 +123,7 @@ fn died(error: JoinError) -> FetchError {
     FetchError::Keep(io::Error::other(error))
 }
 
-/// The thread's work: until there are no more pieces, or nobody wants them.
+/// Runs the thread's work until the pieces end or it is stopped.
 fn fill(
     into: &File,
     known_bytes: u64,
@@ -170,7 +170,7 @@ fn fill(
             }
         }
     }
-    // Zeros at the end were only counted.
+    // Zeros at the file's end were only counted so far.
     into.set_len(at)?;
     Ok(hash.finish())
 }
@@ -189,7 +189,7 @@ fn each(
     Ok(())
 }
 
-/// Writes all but the zeros: nothing has been written there before.
+/// Writes bytes without blocks of zeros, to a file that is empty there.
 fn write_sparse(into: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
     let mut rest = bytes;
     let mut at = at;
@@ -207,7 +207,7 @@ fn write_sparse(into: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Length of the leading blocks that are, or are not, nothing but zeros. `bytes` lie at `at`.
+/// Length of the leading blocks that are all zeros, or all not. `bytes` begin at the offset `at`.
 fn run(bytes: &[u8], at: u64, zeros: bool) -> usize {
     let mut length = 0;
     while let Some(rest) = bytes.get(length..).filter(|rest| !rest.is_empty()) {

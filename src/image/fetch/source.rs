@@ -1,14 +1,17 @@
 //! The places that an image or a file of checksums can come from, as one enum.
 //!
-//! Called by [`super::Sources`]. A new place, such as a registry, is one file with the same methods
-//! as [`LocalFile`] and [`HttpFile`], one variant here and one line in [`ImageSource::parse`]. The
+//! [`super::Sources`] uses it. A new place, such as a registry, is one file with the same methods
+//! as [`LocalFile`] and [`HttpFile`], one variant here, and one line in [`ImageSource::parse`]. The
 //! identity of an image never depends on its place: the cache's name is the digest, and fetches are
 //! shared by digest and source.
 
-use super::{FetchError, FetchOrder, Fetched, http::HttpFile, local::LocalFile, sink::Sink, web};
-use crate::{image::directories::Directories, progress::Watch};
+use super::{
+    FetchError, FetchOrder, Fetched, directories::Directories, http::HttpFile, local::LocalFile,
+    sink::Sink, web,
+};
+use crate::progress::Watch;
 
-/// A place that a file comes from, as a spec names it.
+/// The place of a file, as a spec names it.
 #[derive(Debug)]
 pub(super) enum ImageSource<'a> {
     /// A path in the directories of images.
@@ -18,7 +21,7 @@ pub(super) enum ImageSource<'a> {
 }
 
 impl<'a> ImageSource<'a> {
-    /// Tells a URL from a path: paths have no `//`.
+    /// Parses a source; a path has no `//`.
     pub(super) fn parse(text: &'a str, directories: &'a Directories) -> Result<Self, FetchError> {
         match web::url(text).transpose()? {
             Some(url) => Ok(Self::Http(HttpFile::new(url))),
@@ -50,7 +53,7 @@ impl<'a> ImageSource<'a> {
         }
     }
 
-    /// Whether a fetch can go on from the bytes of an earlier one.
+    /// Whether a fetch can resume from the bytes of an earlier one.
     pub(super) fn can_resume(&self) -> bool {
         match self {
             Self::File(_) => false,
@@ -58,7 +61,7 @@ impl<'a> ImageSource<'a> {
         }
     }
 
-    /// Size in bytes that a fetch will take on disk; `None` when the source does not say.
+    /// Size of a fetch on disk in bytes; `None` if the source does not report it.
     pub(super) async fn size(&self, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
         match self {
             Self::File(file) => file.size(watch).await,
@@ -66,7 +69,7 @@ impl<'a> ImageSource<'a> {
         }
     }
 
-    /// The first bytes of a small file: `bytes_max` + 1 of them if there are more than `bytes_max`.
+    /// Reads the first bytes of a small file: at most `bytes_max` + 1.
     pub(super) async fn read_small(
         &self,
         bytes_max: usize,

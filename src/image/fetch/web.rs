@@ -1,8 +1,7 @@
-//! An HTTP client for files: trusted authorities, redirects, and the meaning of answers.
+//! An HTTP client for files: certificate authorities, redirects, and the meaning of answers.
 //!
-//! Called by the download and for files of checksums. It must never show a URL's credentials or
-//! query, go from https to http, or decode what it is sent: a checksum is of the file as it was
-//! published.
+//! Downloads and files of checksums use it. It must never show a URL's credentials or query, follow
+//! a redirect from https to http, or decode a response: a checksum is of the published file.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -22,14 +21,13 @@ use url::Url;
 use super::FetchError;
 use crate::{model::printable::is_escaped, progress::Watch};
 
-/// As many as browsers follow at least (Fetch standard: 20) are not needed for files.
+/// Most redirects; browsers follow 20 (Fetch standard).
 const REDIRECTS_MAX: usize = 10;
 
-/// Time limit of the answer to HEAD. The size is worth no more: without it space is made while the
-/// file comes.
+/// Time limit of a HEAD request. Without the size, the library makes space during the fetch.
 const HEAD_LIMIT: Duration = Duration::from_secs(4);
 
-/// Characters of a URL, or of what a server caused, that are shown.
+/// Most characters of a URL, or of a server's text, in a message.
 const SHOWN_CHARS_MAX: usize = 200;
 
 const USER_AGENT: &str = concat!("hostler/", env!("CARGO_PKG_VERSION"));
@@ -41,18 +39,18 @@ pub(super) struct Web {
     url: Url,
 }
 
-/// The beginning of an answer: its body follows.
+/// The head of a response; its body follows.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) response: Response,
-    /// The URL and its redirects, as they may be shown.
+    /// The URL and its redirects, for messages.
     pub(super) url: String,
     pub(super) body: Body,
-    /// Bytes of the whole file, if the server states them.
+    /// Bytes of the whole file; `None` if the server does not report them.
     pub(super) total_bytes: Option<u64>,
     /// Validator of this version of the file (RFC 9110 section 13.1.5).
     pub(super) validator: Option<HeaderValue>,
-    /// The server's description, as it may be shown: type and encoding.
+    /// The server's description for messages: type and encoding.
     pub(super) called: String,
 }
 
@@ -61,15 +59,15 @@ pub(super) struct Answer {
 pub(super) enum Body {
     /// The file from its first byte on.
     Whole,
-    /// The rest that was asked for, or the first bytes of that.
+    /// The requested rest, or its first bytes.
     Rest,
-    /// Nothing: the file ends before the rest that was asked for begins.
+    /// Empty: the file ends before the requested rest.
     Beyond,
-    /// Nothing that can be used for the rest, although the server may well send the whole.
+    /// Unusable for the rest; the server may still send the whole file.
     Useless,
 }
 
-/// The URL that a source is, if it is one at all: paths have no `//`.
+/// Parses a source as a URL; `None` for a path, which has no `//`.
 pub(super) fn url(source: &str) -> Option<Result<Url, FetchError>> {
     source.contains("://").then(|| {
         let url = Url::parse(source).map_err(|error| FetchError::Url(error.to_string()))?;
@@ -81,10 +79,10 @@ pub(super) fn url(source: &str) -> Option<Result<Url, FetchError>> {
     })
 }
 
-/// A URL as it may be shown and logged.
+/// A URL for messages and logs, without credentials and query.
 pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
-    // A URL that cannot have a password has none.
+    // A URL scheme without passwords needs no removal.
     url.set_username("").unwrap_or_default();
     url.set_password(None).unwrap_or_default();
     url.set_query(None);
@@ -93,8 +91,8 @@ pub(super) fn shown(url: &Url) -> String {
 }
 
 impl Web {
-    /// Reads the system's certificate authorities and the environment's proxies anew: an agent runs
-    /// for years.
+    /// Makes a client with the system's current certificate authorities and the environment's
+    /// proxies, because an agent runs for years.
     pub(super) async fn new(url: Url, watch: &Watch<'_>) -> Result<Self, FetchError> {
         let built = watch.step(spawn_blocking(client)).await?;
         let client = built.map_err(|died| died.to_string()).and_then(|built| built);
@@ -104,8 +102,8 @@ impl Web {
         }
     }
 
-    /// Asks for the file from this byte on, if it is still the version of the validator; otherwise
-    /// the server sends it as a whole.
+    /// Requests the file from this byte on, if it is still the validator's version; else the server
+    /// sends the whole file.
     pub(super) async fn get(
         &self,
         from: u64,
@@ -123,7 +121,8 @@ impl Web {
         let wrong = |reason: String| FetchError::Answer { url: url.clone(), reason };
         let length = response.headers().get(CONTENT_LENGTH).and_then(number);
         let (body, total_bytes) = match (response.status(), content_range(response.headers())) {
-            // RFC 9110 section 14.4 gives it no meaning here; a server that sends it sends a part.
+            // RFC 9110 section 14.4 defines no Content-Range in this answer; a server that sends
+            // one sends a part.
             (StatusCode::OK, Ok(Some(Range { part: Some((1.., _)), .. }))) if from > 0 => {
                 (Body::Useless, None)
             }
@@ -150,13 +149,12 @@ impl Web {
         Ok(Answer { response, url, body, total_bytes, validator, called })
     }
 
-    /// How many bytes the file has, if the server says so without sending it, and soon: there are
-    /// servers that never answer HEAD.
+    /// Requests the file's size with HEAD; `None` without a quick answer, because some servers
+    /// never answer HEAD.
     pub(super) async fn size(&self) -> Result<Option<u64>, FetchError> {
         let asking = self.client.head(self.url.clone()).timeout(HEAD_LIMIT);
         let answer = asking.send().await.map_err(|error| self.failed(&error))?;
-        // A server may well answer HEAD in another way than GET, so that only its good answers
-        // count.
+        // Servers may answer HEAD otherwise than GET, so that only its success counts.
         let length = answer.headers().get(CONTENT_LENGTH).and_then(number);
         Ok(length.filter(|_| answer.status() == StatusCode::OK))
     }
@@ -165,7 +163,7 @@ impl Web {
         failed(error, self.way_to(error.url().unwrap_or(&self.url)))
     }
 
-    /// The URL, and the end of its redirects.
+    /// The URL and the end of its redirects, for messages.
     fn way_to(&self, end: &Url) -> String {
         let (requested, end) = (shown(&self.url), shown(end));
         if requested == end { requested } else { format!("{requested}, redirected to {end}") }
@@ -181,7 +179,7 @@ pub(super) fn failed(error: &reqwest::Error, url: String) -> FetchError {
         );
         return FetchError::Certificate { url, reason: wrong_certificate(wrong), is_early };
     }
-    // The outermost errors only say that it was a request; and they have the URL.
+    // The outermost errors only say that a request failed, and contain the URL.
     let reason = causes(error).last().map_or_else(|| "failed".to_owned(), bounded);
     if error.is_redirect() || error.is_builder() {
         FetchError::Answer { url, reason }
@@ -215,7 +213,7 @@ fn date(time: UnixTime) -> String {
     time.map_or_else(|| "a time without a date".to_owned(), |time| time.to_string())
 }
 
-/// Text that may quote the server, cut and escaped.
+/// Shortens and escapes text that may quote the server.
 fn bounded(error: &(impl ToString + ?Sized)) -> String {
     error.to_string().chars().filter(|c| !is_escaped(*c)).take(SHOWN_CHARS_MAX).collect()
 }
@@ -223,7 +221,7 @@ fn bounded(error: &(impl ToString + ?Sized)) -> String {
 /// The causes of an error, the nearest first.
 fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let inner = |error: &'a (dyn Error + 'static)| match error.downcast_ref::<std::io::Error>() {
-        // Its source would be that of the error it only wraps.
+        // The source of a wrapper is the source of its inner error, and would skip that one.
         Some(wrapper) => wrapper.get_ref().map(|error| error as &(dyn Error + 'static)),
         None => error.source(),
     };
@@ -237,10 +235,10 @@ fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Certifi
     }
 }
 
-/// A client of our own for each file: what it knows is of today. Blocks.
+/// Makes a new client for each file, so that its settings are current. Blocks.
 fn client() -> Result<Client, String> {
     let mut authorities = RootCertStore::empty();
-    // A certificate that cannot be read is left out, and then its issuer is unknown.
+    // An unreadable certificate is ignored, and then its issuer is unknown.
     authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -255,7 +253,7 @@ fn client() -> Result<Client, String> {
             ACCEPT_ENCODING,
             HeaderValue::from_static("identity"),
         )]))
-        .referer(false) // it would tell another server the URL's query
+        .referer(false) // a Referer would show the URL's query to another server
         .redirect(Policy::custom(redirect))
         .build()
         .map_err(|error| error.to_string())
@@ -276,7 +274,8 @@ fn redirect(attempt: Attempt<'_>) -> Action {
     attempt.follow()
 }
 
-/// RFC 9110 section 14.4: the first and last byte of a part, and how many the whole has.
+/// A Content-Range (RFC 9110 section 14.4): the first and last byte of a part, and the size of the
+/// whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Range {
     part: Option<(u64, u64)>,
@@ -284,7 +283,7 @@ struct Range {
 }
 
 impl Range {
-    /// Whether it begins at this byte, is no shorter than the body and does not contradict itself.
+    /// Whether the part begins at this byte, is no shorter than the body, and is consistent.
     fn goes_on_from(self, from: u64, length: Option<u64>) -> bool {
         let Some((first, last)) = self.part.filter(|_| from > 0) else { return false };
         let bytes = last.checked_sub(first).and_then(|bytes| bytes.checked_add(1));
@@ -295,7 +294,7 @@ impl Range {
     }
 }
 
-/// The part that a body claims to be; `Err`: it cannot be read.
+/// Parses Content-Range; `Err` if it is malformed.
 fn content_range(headers: &HeaderMap) -> Result<Option<Range>, ()> {
     let Some(value) = headers.get(CONTENT_RANGE) else { return Ok(None) };
     let parse = || {
@@ -312,12 +311,12 @@ fn content_range(headers: &HeaderMap) -> Result<Option<Range>, ()> {
     parse().map(Some).ok_or(())
 }
 
-/// Whether the same request may be answered in another way a moment later (RFC 9110 section 15).
+/// Whether the same request may have another answer later (RFC 9110 section 15).
 fn may_pass(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
 }
 
-/// The type of what is sent, and what it is packed with although nobody asked for that.
+/// Describes a response: its type, and an unrequested encoding.
 fn called(headers: &HeaderMap) -> String {
     let shown =
         |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(bounded);
@@ -332,7 +331,7 @@ fn number(value: &HeaderValue) -> Option<u64> {
     value.to_str().ok()?.parse().ok()
 }
 
-/// A strong entity tag, or else the date: a weak one does not promise the same bytes.
+/// The strong entity tag, or else the date; a weak tag does not promise the same bytes.
 fn validator_of(headers: &HeaderMap) -> Option<HeaderValue> {
     let header = |name: HeaderName| headers.get(name).cloned();
     header(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/")).or_else(|| header(LAST_MODIFIED))

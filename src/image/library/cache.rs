@@ -1,12 +1,11 @@
-//! The cache's directory: what its files are called, who may touch them when, and what is written
-//! down about an image.
+//! The cache's directory: names, locks and descriptions of its files.
 //!
-//! Called by the library, on threads that may block. For each image there are `<name>.raw`, its
-//! bytes, `<name>.sums`, their checksums, and `<name>.toml`, what is known of both; all together
-//! are an entry. On the way there: `<name>.part`, as published, and `<name>.tmp`, being unpacked.
-//! `<name>.lock` is held shared by those who use the entry, alone by the one who makes or removes
-//! it, and its time is that of the last use. It must never show an entry that is not whole, nor let
-//! whatever else somebody put under one of these names keep images from being fetched.
+//! The library calls it on threads that may block. An entry consists of `<name>.raw`, the image's
+//! bytes, `<name>.sums`, their checksums, and `<name>.toml`, the description of both. Before that
+//! there are `<name>.part`, the published file, and `<name>.tmp`, the unpacked one. Users of an
+//! entry hold `<name>.lock` shared; a process that makes or removes the entry holds it exclusively.
+//! The lock file's time is that of the last use. The cache must never return an incomplete entry,
+//! and a foreign file under one of these names must not block the fetch of an image.
 
 use std::{
     fmt,
@@ -44,24 +43,24 @@ use crate::{
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const SESSION: &str = "session";
-/// The version of what is written down. The first one had no checksums and no seal: its images are
-/// read once, and written down anew.
+/// The version of descriptions. Version 1 had no checksums and no seal: its images are read once,
+/// and described anew.
 const VERSION: u32 = 2;
 const VERSION_UNSEALED: u32 = 1;
-/// At the end of the name of what is kept as it was published.
+/// Suffix of the names of files that are kept as published.
 const PLAIN: &str = "-file";
-/// Before the digest of all that is written down, at its end.
+/// Prefix of a description's last line, which holds the digest of the other lines.
 const SEAL: &str = "# ";
-/// The longest source is a few kB.
+/// Largest description, in bytes. The longest source has a few kB.
 const ABOUT_BYTES_MAX: u64 = 64 << 10;
 
-/// The directory.
+/// The cache's directory.
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     pub(super) dir: PathBuf,
 }
 
-/// Name of an image in the cache: the digest of the published file, and the format in the spec,
+/// The name of an image in the cache: the digest of the published file, and the format in the spec,
 /// because the same file may be read as one or the other. `sha256-0123…` or `sha256-0123…-raw`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name(String);
@@ -92,7 +91,7 @@ impl Name {
         format!("{algorithm}:{hash}").parse().ok()
     }
 
-    /// The image that a file of the cache belongs to, if any.
+    /// Parses a file name of the cache as an image's name and the kind of file.
     pub(super) fn of_file(file_name: &str) -> Option<(Self, CacheFileKind)> {
         let (stem, suffix) = file_name.rsplit_once('.')?;
         let kind = CacheFileKind::ALL.into_iter().find(|kind| kind.suffix() == suffix)?;
@@ -120,15 +119,15 @@ pub(super) enum CacheFileKind {
     Partial,
     /// The raw file during unpacking.
     Temporary,
-    /// The result of an inner layer; it has a name for a moment only.
+    /// The unpacked inner file, whose name exists only for a moment.
     Scratch,
     /// The lock of its users.
     Lock,
 }
 
 impl CacheFileKind {
-    /// In the order in which they are removed: an entry stops to be one at once, and its lock goes
-    /// last.
+    /// In the order of removal: the description first, so that the entry is gone at once, and the
+    /// lock last.
     pub(super) const ALL: [Self; 7] = [
         Self::About,
         Self::Raw,
@@ -161,15 +160,15 @@ pub(super) struct About {
     pub(super) digest: Digest,
     /// Source of the file, without credentials.
     pub(super) source: String,
-    /// Time of its making.
+    /// Time when the entry was made.
     pub(super) made: Timestamp,
     /// Number of raw bytes.
     pub(super) bytes: u64,
-    /// Digest of the raw bytes; see `content`.
+    /// Digest of the raw bytes, as the module `content` computes it.
     pub(super) content: Digest,
     /// Time of the file's last write; nothing writes to it afterwards.
     pub(super) modified: Timestamp,
-    /// The session that has checked it.
+    /// The session that has checked the entry.
     pub(super) session: String,
 }
 
@@ -178,14 +177,14 @@ pub(super) struct About {
 pub(super) struct Lock(File);
 
 impl Lock {
-    /// Records the use, for the choice of images to remove.
+    /// Records a use, for the choice of images to remove.
     fn touch(&self) {
-        // Nothing but that choice depends on it.
+        // Only that choice depends on the time.
         drop(self.0.set_modified(SystemTime::now()));
     }
 
-    /// Somebody may remove the file between its opening and its locking; who holds a lock on no
-    /// file holds nothing.
+    /// Whether the lock file still exists: another process may remove it between opening and
+    /// locking, and a lock on a removed file protects nothing.
     fn is_there(&self) -> io::Result<bool> {
         Ok(self.0.metadata()?.nlink() > 0)
     }
@@ -199,19 +198,19 @@ impl Lock {
     }
 }
 
-/// The state of an image that was asked for.
+/// The result of a request for an image.
 #[derive(Debug)]
 pub(super) enum Taken {
-    /// It is whole, and held.
+    /// The image is complete; its lock is held shared.
     Whole(Lock, CheckedFile),
-    /// It is not there, or not to be trusted; the asker holds it alone.
+    /// The image is missing or not trusted; its lock is held exclusively.
     Missing(Lock),
-    /// Somebody else works on it.
+    /// Another process works on the image.
     Busy,
 }
 
 impl Cache {
-    /// Makes the directory if need be.
+    /// Makes the directory if it does not exist.
     pub(super) fn prepare(&self) -> io::Result<()> {
         if !self.dir.is_dir() {
             DirBuilder::new().recursive(true).mode(DIR_MODE).create(&self.dir)?;
@@ -232,12 +231,12 @@ impl Cache {
         self.dir.join(format!("{name}.{}", kind.suffix()))
     }
 
-    /// A file of an image, to write to; what is in it stays.
+    /// Opens a file of an image for writing; its content stays.
     pub(super) fn create(&self, name: &Name, kind: CacheFileKind) -> io::Result<File> {
         self.open(&self.path(name, kind))
     }
 
-    /// An empty file without a name, gone when it is closed.
+    /// Makes an empty file without a name, which disappears when it is closed.
     pub(super) fn scratch(&self, name: &Name) -> io::Result<File> {
         let file = self.create(name, CacheFileKind::Scratch)?;
         self.remove(name, CacheFileKind::Scratch)?;
@@ -245,7 +244,7 @@ impl Cache {
         Ok(file)
     }
 
-    /// Asks for an image that was whole in this session. Does not wait for anybody.
+    /// Requests an image that was complete in this session. Does not wait.
     pub(super) fn take(&self, name: &Name, session: &str) -> io::Result<Taken> {
         let lock = Lock(self.create(name, CacheFileKind::Lock)?);
         if !lock.try_take(FlockOperation::NonBlockingLockShared)? {
@@ -255,8 +254,8 @@ impl Cache {
             lock.touch();
             return Ok(Taken::Whole(lock, raw));
         }
-        // The shared hold ends before the other begins. If somebody makes the image in between, it
-        // is asked for once more.
+        // The shared lock ends before the exclusive one begins. If another process makes the image
+        // in between, the caller's next request finds it.
         let alone = lock.try_take(FlockOperation::NonBlockingLockExclusive)?;
         if !alone || self.trusted(name, session)?.is_some() {
             return Ok(Taken::Busy);
@@ -268,35 +267,36 @@ impl Cache {
         Ok(Taken::Missing(lock))
     }
 
-    /// An image nobody else uses or works on.
+    /// Locks an image that no other process uses.
     pub(super) fn take_alone(&self, name: &Name) -> io::Result<Option<Lock>> {
         let lock = Lock(self.create(name, CacheFileKind::Lock)?);
         Ok(lock.try_take(FlockOperation::NonBlockingLockExclusive)?.then_some(lock))
     }
 
-    /// The same, for what goes over all images: one whose lock cannot be had costs no other.
+    /// Locks an unused image for a pass over all images: an error with one image does not stop the
+    /// pass.
     pub(super) fn take_idle(&self, name: &Name) -> Option<Lock> {
         self.take_alone(name).unwrap_or_else(|error| {
-            warn!(image = %name, %error, "a cached image cannot be locked and is left alone");
+            warn!(image = %name, %error, "a cached image cannot be locked and is skipped");
             None
         })
     }
 
-    /// The description of an entry, if it can be read and its seal is right.
+    /// Reads an entry's description; `None` if it is unreadable or its seal is wrong.
     pub(super) fn about(&self, name: &Name) -> Option<About> {
         let path = self.path(name, CacheFileKind::About);
         let text = regular_file::read_to_string(&path, ABOUT_BYTES_MAX).ok()?;
         let about: About = toml::from_str(&text).ok()?;
         let is_whole = match about.version {
             VERSION => is_sealed(&text),
-            // Its image is not trusted before it has been read.
+            // Its image is not trusted before a full read.
             VERSION_UNSEALED => true,
             _ => false,
         };
         (is_whole && name.digest().as_ref() == Some(&about.digest)).then_some(about)
     }
 
-    /// Writes down what is known of the raw file, which is durable, as its checksums are.
+    /// Writes the description of the raw file, which is durable, as are its checksums.
     pub(super) fn write_about(
         &self,
         name: &Name,
@@ -322,7 +322,7 @@ impl Cache {
         give_to_owner(&self.dir, &path)
     }
 
-    /// Makes `from`, which holds the raw bytes, an entry. When this returns, it is on disk.
+    /// Makes `from`, which holds the raw bytes, an entry. The entry is durable when this returns.
     pub(super) fn seal(
         &self,
         name: &Name,
@@ -350,9 +350,9 @@ impl Cache {
         atomic_file::remove_if_there(&path).map_err(|error| atomic_file::at(&path, &error))
     }
 
-    /// Throws away an entry whose bytes are no longer what they were, unless another one is in its
-    /// place by now. Whoever still reads it keeps its file, and holds a lock on nothing: it keeps
-    /// nobody from fetching the image again.
+    /// Removes an entry whose bytes have changed, unless another entry has replaced it. A process
+    /// that still reads it keeps the file, and its lock on the removed lock file does not block
+    /// another fetch.
     pub(super) fn discard(&self, name: &Name, raw: &File) -> io::Result<()> {
         let place = |metadata: Metadata| (metadata.dev(), metadata.ino());
         let there = match fs::symlink_metadata(self.path(name, CacheFileKind::Raw)) {
@@ -370,8 +370,8 @@ impl Cache {
         Ok(())
     }
 
-    /// The raw file with its checksums, whether or not its session came to a clean end: for who
-    /// reads all of it first.
+    /// Opens the raw file with its checksums after any end of its session, for a caller that reads
+    /// the whole file first.
     pub(super) fn unchecked(&self, name: &Name) -> io::Result<Option<CheckedFile>> {
         match self.about(name) {
             Some(About { session, .. }) => self.trusted(name, &session),
@@ -379,8 +379,8 @@ impl Cache {
         }
     }
 
-    /// The raw file with its checksums, if nothing speaks against it. What it holds is compared
-    /// when it is read.
+    /// Opens the raw file with its checksums, if its description and session are valid. Each read
+    /// compares the content.
     fn trusted(&self, name: &Name, session: &str) -> io::Result<Option<CheckedFile>> {
         let Some(about) = self.about(name) else { return Ok(None) };
         if about.version != VERSION || about.session != session {
@@ -388,7 +388,7 @@ impl Cache {
         }
         let open = |kind| match regular_file::open(&self.path(name, kind)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            // It is cleared away by the one who makes the image anew.
+            // The next making of the image removes it.
             Err(error) if regular_file::NotRegular::is_cause_of(&error) => Ok(None),
             file => file.map(Some),
         };
@@ -400,8 +400,8 @@ impl Cache {
         if about.bytes != metadata.len() || about.modified != modified(&metadata)? {
             return Ok(None);
         }
-        // Checksums that cannot be read, or are others, say nothing of the image: it is read, and
-        // they are made anew.
+        // Missing or wrong checksums prove nothing about the image: it is read, and they are made
+        // anew.
         if content::digest(&sums, about.bytes).ok() != Some(about.content) {
             return Ok(None);
         }
@@ -411,7 +411,7 @@ impl Cache {
     fn open(&self, path: &Path) -> io::Result<File> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-        // Root must not be led elsewhere by whoever owns the directory, nor wait at a FIFO.
+        // The directory's owner must not redirect root by a symbolic link, nor block it by a FIFO.
         options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
         clear_irregular(path)?;
         let file = options.open(path).map_err(|error| atomic_file::at(path, &error))?;
@@ -420,16 +420,16 @@ impl Cache {
     }
 }
 
-/// The directory is hostler's own, and what lies under its files' names and is none would keep
-/// images from being fetched.
+/// Removes an irregular file under a name of the cache: the directory is hostler's own, and such a
+/// file would block the fetch of the image.
 fn clear_irregular(path: &Path) -> io::Result<()> {
     if let Some(was) = atomic_file::clear_irregular(path)? {
-        warn!(path = %path.display(), was, "something else lay where the cache has a file");
+        warn!(path = %path.display(), was, "a foreign file was in a cache file's place");
     }
     Ok(())
 }
 
-/// Gives a file that root makes (`hostler cache fetch`) to the owner of the directory, the agent.
+/// Gives a file that root made (`hostler cache fetch`) to the directory's owner, the agent.
 fn give_to_owner(dir: &Path, path: &Path) -> io::Result<()> {
     let owner = fs::metadata(dir)?;
     if geteuid().is_root() && owner.uid() != 0 {
@@ -438,7 +438,7 @@ fn give_to_owner(dir: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// With the digest of it all as the last line: a comment to who reads only what is before it.
+/// Appends the digest of the text as the last line, a comment in TOML.
 fn sealed(text: String) -> String {
     let seal = seal(&text);
     text + &seal
@@ -457,7 +457,7 @@ fn seal(text: &str) -> String {
 }
 
 impl About {
-    /// Whether a file with this content is what was written down.
+    /// Whether the description matches a file with this content.
     pub(super) fn describes(&self, content: &Content) -> bool {
         let found = if self.version == VERSION { &content.digest } else { &content.digest_v1 };
         self.content == *found

@@ -1,10 +1,10 @@
-//! The checksums of a raw image's blocks, and a digest of them all, by which one that was damaged
-//! in the cache is known.
+//! The checksums of a raw image's blocks, and a digest of the checksums, which detects damage in
+//! the cache.
 //!
-//! Made when an image comes into the cache, and again after an unclean end; the checksums are
-//! compared with each block that is read ([`crate::checked_file`]). They are made for decay, not
-//! against people: whoever can write to the cache can also write what is compared with. They must
-//! not depend on how the file is laid out, only on its bytes.
+//! The library makes them when an image enters the cache, and again after an unclean end; each read
+//! of a block compares its checksum ([`crate::checked_file`]). They detect decay, not attacks: a
+//! user who can write to the cache can also write the checksums. They must depend only on the
+//! file's bytes, not on its holes.
 
 use std::{fs::File, io, ops::ControlFlow, os::unix::fs::FileExt as _};
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 const BLOCK_SIZE: usize = 64 << 10;
-/// Checksums written and read together: a page of them.
+/// Checksums written and read at once: one page.
 const PAGE_SUMS: usize = 1024;
 const PAGE_BYTES: usize = PAGE_SUMS * 4;
 
@@ -30,12 +30,12 @@ const PAGE_BYTES: usize = PAGE_SUMS * 4;
 pub(super) struct Content {
     /// Digest of its length and its checksums.
     pub(super) digest: Digest,
-    /// The same as the first version wrote it down, which kept no checksums.
+    /// The digest of version 1, which kept no checksums.
     pub(super) digest_v1: Digest,
 }
 
-/// Reads all of a raw file and makes `sums` the file of its checksums. Holes are not read. `None`:
-/// it was told to stop.
+/// Reads a whole raw file, without its holes, and writes its checksums to `sums`. `None` if it was
+/// stopped.
 pub(super) fn survey(
     raw: &File,
     sums: &File,
@@ -50,7 +50,7 @@ pub(super) fn survey(
     let mut buffer = vec![0; BLOCK_SIZE];
     let mut at = 0;
     while let Some(data) = next_data(raw, at)? {
-        // The first block may begin in the hole.
+        // A block of data may begin in a hole.
         at = data - data % BLOCK_BYTES;
         let block = read_block(raw, &mut buffer, at)?;
         if block.iter().any(|byte| *byte != 0) {
@@ -93,7 +93,7 @@ pub(super) fn digest(sums: &File, bytes: u64) -> io::Result<Digest> {
     Ok(finished(hash))
 }
 
-/// Checksums on their way into their file.
+/// A buffered writer of checksums.
 struct Pages<'a> {
     sums: &'a File,
     page: Option<(u64, [u8; PAGE_BYTES])>,
@@ -127,7 +127,7 @@ fn finished(hash: Sha256) -> Digest {
         .unwrap_or_else(|| unreachable!("a sha256 hash has 32 bytes"))
 }
 
-/// Begin of the next data at or after `at`.
+/// The beginning of the next data at or after `at`.
 fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
     match seek(file, SeekFrom::Data(at)) {
         Ok(data) => Ok(Some(data)),
@@ -136,7 +136,7 @@ fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
     }
 }
 
-/// A block, or what there is of it before the end.
+/// Reads a block, or the part of it before the file's end.
 fn read_block<'a>(file: &File, buffer: &'a mut [u8], at: u64) -> io::Result<&'a [u8]> {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_the_first_version_wrote_down_is_still_understood() {
-        // The digest of 64 KiB of zeros, 64 KiB of ones and a byte, as written by version 1.
+        // The digest of 64 KiB of zeros, 64 KiB of ones and one byte, from version 1.
         let ones = vec![1; BLOCK_SIZE];
         let file = content_of(|file| {
             file.set_len(2 * BLOCK_BYTES + 1).unwrap();

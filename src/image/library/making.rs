@@ -1,7 +1,7 @@
 //! Makes an entry: fetches, compares, decodes, seals.
 //!
-//! Runs once for all who want the image, in one process at a time. Whatever it is cut off by, what
-//! it leaves is no entry, and a fetch goes on from there.
+//! It runs once for all callers that want the image, in one process at a time. An interruption at
+//! any point leaves no entry, and the next fetch resumes.
 
 use std::{fs::File, future::pending, io, pin::pin, sync::Arc, time::Duration};
 
@@ -29,14 +29,14 @@ use crate::{
 
 /// Pause between two polls for another process to finish an image.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
-/// Pause between two polls of the free space: a fast disk takes a good part of the reserve
-/// meanwhile.
+/// Pause between two polls of the free space: in this time, a fast disk takes a good part of the
+/// reserve.
 const SPACE_INTERVAL: Duration = Duration::from_millis(100);
-/// An image that is made and gone again, so many times in a row, is not worth another one.
+/// How often an image may be made and disappear before the library gives up.
 const TRIES: usize = 3;
 
 impl Inner {
-    /// The entry, made if need be.
+    /// Returns the entry, and makes it if it is missing.
     pub(super) async fn obtain(
         &self,
         order: &EntryOrder,
@@ -62,7 +62,7 @@ impl Inner {
                 }
             }
         }
-        let error = io::Error::other("what was put there does not stay; is its disk failing?");
+        let error = io::Error::other("an image that was just made is gone; is its disk failing?");
         Err(self.failed(order, CacheFileKind::Raw, error))
     }
 
@@ -109,7 +109,7 @@ impl Inner {
         let (cache, name, mark) = (self.cache.clone(), order.name.clone(), session.mark.clone());
         let (lock, source, limit) = (Arc::clone(lock), order.shown.clone(), self.cache_bytes);
         let sealed = on_thread(move || {
-            // Held until this is done, whoever may have left meanwhile.
+            // Held until the work ends, even if all callers have left.
             let _lock = lock;
             cache.seal(&name, from, &source, content, &mark)?;
             cache.prune(limit)
@@ -118,7 +118,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether what is there, and was not trusted, is whole after all. If not, it is removed.
+    /// Checks whether an untrusted image is complete, and removes it if not.
     async fn is_still_good(
         &self,
         order: &EntryOrder,
@@ -162,7 +162,7 @@ impl Inner {
         Ok(is_good)
     }
 
-    /// The file as published, with the right digest.
+    /// Returns the published file, with the right digest.
     async fn fetch(&self, order: &EntryOrder, watch: &Watch<'_>) -> Result<Arc<File>, ImageError> {
         let failed = |error| self.failed(order, CacheFileKind::Partial, error);
         let (cache, name) = (self.cache.clone(), order.name.clone());
@@ -177,7 +177,7 @@ impl Inner {
         fetched.map(|()| file)
     }
 
-    /// Fetches as long as there is space.
+    /// Fetches while there is space.
     async fn fetch_into(
         &self,
         order: &EntryOrder,
@@ -199,7 +199,7 @@ impl Inner {
             () = stopped(&mut cancelled) => ImageError::Cancelled,
         };
         stop.send_replace(true);
-        // Nothing is written after this has returned.
+        // The dropped fetch writes nothing after this.
         drop(fetch.await);
         Err(why)
     }
@@ -234,7 +234,7 @@ impl Inner {
             _lock: Arc::clone(lock),
         };
         let no_space = async {
-            // A raw file is only read.
+            // A raw file needs no decoding.
             if is_raw {
                 pending().await
             } else {
@@ -261,14 +261,14 @@ impl Inner {
         result
     }
 
-    /// Makes space for the file as published, before the first byte of it is written.
+    /// Makes space for the published file, before its first byte is written.
     async fn make_room_for(
         &self,
         order: &EntryOrder,
         file: &Arc<File>,
         watch: &Watch<'_>,
     ) -> Result<(), ImageError> {
-        // If the size cannot be asked for, the fetch itself reports the failure.
+        // If the request for the size fails, the fetch itself reports the failure.
         let size = self.sources.size(&order.source, watch).await.ok().flatten();
         let Some(bytes) = size.filter(|bytes| *bytes <= self.published_bytes_max) else {
             return Ok(());
@@ -278,7 +278,7 @@ impl Inner {
         self.make_room(order, bytes.saturating_sub(there.len())).await
     }
 
-    /// Keeps space for what is still to come. Returns when there is none.
+    /// Keeps space free for the bytes to come. Returns when there is none.
     async fn space_runs_out(
         &self,
         order: &EntryOrder,
@@ -292,7 +292,7 @@ impl Inner {
         }
     }
 
-    /// Makes space for so many bytes more, at the cost of images nobody uses.
+    /// Makes space for so many more bytes by removing unused images.
     async fn make_room(&self, order: &EntryOrder, bytes: u64) -> Result<(), ImageError> {
         let (cache, limit) = (self.cache.clone(), self.cache_bytes);
         match on_thread(move || cache.make_room(bytes, limit)).await {
@@ -314,7 +314,7 @@ impl Inner {
     fn of_decode(&self, order: &EntryOrder, meter: &Meter, error: DecodeError) -> ImageError {
         match error {
             DecodeError::Cancelled => ImageError::Cancelled,
-            // The unfinished file may be gone again, and its space free.
+            // The unfinished file may have been removed, and its space free.
             DecodeError::Io(error) if is_full(&error) => self.too_full(order, left_bytes(meter), 0),
             error => ImageError::Decode { source_text: order.shown.clone(), error },
         }
@@ -336,14 +336,14 @@ impl Inner {
     }
 }
 
-/// Everything that a thread needs to unpack an image.
+/// The input of a thread that unpacks an image.
 struct Unpacking {
     cache: Cache,
     order: EntryOrder,
     published: Arc<File>,
     is_raw: bool,
     raw_bytes_max: u64,
-    /// Held until the thread has ended, whoever may have left meanwhile.
+    /// Held until the thread has ended, even if all callers have left.
     _lock: Arc<Lock>,
 }
 
@@ -380,8 +380,8 @@ impl Unpacking {
     }
 }
 
-/// Bytes still to come, as far as known. What is unpacked takes about as much of the disk as what
-/// it comes from; only the holes are new.
+/// The bytes to come, if known. A published file and its unpacked data take about the same space;
+/// only the holes differ.
 fn left_bytes(meter: &Meter) -> u64 {
     meter.progress().map_or(0, |now| now.total_bytes.saturating_sub(now.done_bytes))
 }

@@ -1,7 +1,7 @@
-//! Fetches images into the cache of raw images, and lends them.
+//! Fetches images into the cache of raw images, and lends its entries.
 //!
-//! Called by the agent for each attempt, and by `hostler cache`. It must never give out a file that
-//! was not fetched, compared and decoded as a whole.
+//! The agent calls it for each attempt, and `hostler cache` does. It must never return a file that
+//! was not completely fetched, compared and decoded.
 
 use std::{
     collections::BTreeSet,
@@ -21,8 +21,7 @@ use self::{
 };
 use super::{
     ImageError,
-    directories::Directories,
-    fetch::{FetchError, Hash, Sources},
+    fetch::{Directories, FetchError, Hash, Sources},
 };
 use crate::{
     checked_file::CheckedFile,
@@ -48,8 +47,7 @@ pub use prune::{Kept, Pruned};
 
 /// Bytes read at once to hash a file.
 const HASHED_BYTES: usize = 1 << 20;
-/// A file that has decayed as soon as it was kept, so many times in a row, is not worth another
-/// try.
+/// How often a file may decay directly after it was stored before the library gives up.
 const KEEP_TRIES: usize = 3;
 
 /// Directories and limits of the library.
@@ -61,7 +59,7 @@ pub struct LibraryOptions {
     pub allowed_dirs: Vec<PathBuf>,
     /// The cache's own directory.
     pub cache_dir: PathBuf,
-    /// Bytes of blocks the cache may take; images in use are kept above that.
+    /// Most bytes of blocks of the cache; images in use may exceed it.
     pub cache_bytes: u64,
     /// Largest published file in bytes.
     pub published_bytes_max: u64,
@@ -69,7 +67,7 @@ pub struct LibraryOptions {
     pub raw_bytes_max: u64,
 }
 
-/// The image library. Several processes may have one over the same cache.
+/// The image library. Several processes may use the same cache.
 #[derive(Clone, Debug)]
 pub struct Library(Arc<Inner>);
 
@@ -81,19 +79,18 @@ struct Inner {
     published_bytes_max: u64,
     raw_bytes_max: u64,
     shared_fetches: SharedFetches,
-    /// Held while an entry is thrown away, so that it is the one that was meant.
+    /// Held during the removal of an entry, so that it removes the right one.
     discarding: Mutex<()>,
-    /// Begun when the cache is first used; its end, with the last of those who use it here, is a
-    /// clean one.
+    /// Starts at the first use of the cache. Its end, with the library's last user, is a clean end.
     session: OnceCell<Session>,
 }
 
-/// An image in the cache. It stays there as long as this is held.
+/// An image in the cache, which keeps it as long as this is held.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The digest of the file as published.
     pub digest: Digest,
-    /// Its raw bytes, compared with their checksums when they are read; holes are zeros.
+    /// The raw bytes; each read compares their checksums. Holes are zeros.
     pub file: CheckedFile,
     /// Path of the raw file.
     pub path: PathBuf,
@@ -111,12 +108,12 @@ struct EntryOrder {
     /// Format to unpack; `None` keeps the file as published.
     format: Option<ImageFormat>,
     source: String,
-    /// The source without what must not be shown.
+    /// The source without credentials and query.
     shown: String,
 }
 
 impl Library {
-    /// The cache's directory is made when it is first needed.
+    /// Makes a library. It makes the cache's directory at the first use.
     pub fn new(options: LibraryOptions) -> Self {
         let directories = Directories::new(options.dir, options.allowed_dirs);
         Self(Arc::new(Inner {
@@ -131,7 +128,7 @@ impl Library {
         }))
     }
 
-    /// The digest a spec's image must have, looked up in its list if the spec names one.
+    /// The digest of a spec's image, looked up in its list if the spec names one.
     pub async fn digest(
         &self,
         image: &spec::Image,
@@ -151,9 +148,9 @@ impl Library {
         }
     }
 
-    /// The image with this digest, from the cache or else from its source. Whoever asks for one
-    /// that is on its way already waits for that, and hears of the same error. The stall limit is
-    /// that of who asked first.
+    /// Returns the image with this digest, from the cache or else from its source. Concurrent
+    /// callers for the same image share one fetch and its error. The first caller's stall limit
+    /// applies.
     pub async fn get(
         &self,
         image: &spec::Image,
@@ -181,7 +178,7 @@ impl Library {
         fetch.outcome(&self.0.cache.dir, watch).await
     }
 
-    /// The digest of a file that lies here, of a kernel or ramdisk.
+    /// The digest of a local file, such as a kernel or ramdisk.
     pub async fn hash(&self, path: &str, watch: &Watch<'_>) -> Result<Digest, ImageError> {
         let opened = self.0.sources.open(path, self.0.published_bytes_max, watch).await;
         let (mut file, bytes) = opened.map_err(|error| match error {
@@ -208,8 +205,8 @@ impl Library {
         hashed.map_err(|error| of_file(path, error))?.ok_or(ImageError::Cancelled)
     }
 
-    /// Sees that a file with this digest is in the cache, as it is, and whole; fetched if need be
-    /// from the path where it lies.
+    /// Stores a file with this digest unchanged in the cache, fetched from its local path unless it
+    /// is already there.
     pub async fn keep(
         &self,
         path: &str,
@@ -243,8 +240,8 @@ impl Library {
         }
     }
 
-    /// Opens what [`Library::keep`] has put there, after reading all of it. What has decayed is
-    /// thrown away, and not there. Blocks for as long as that takes.
+    /// Opens a file that [`Library::keep`] stored, after a full read. A decayed file is removed,
+    /// and counts as missing. Blocks during the read.
     pub fn open_kept(&self, digest: &Digest) -> io::Result<File> {
         let name = Name::of_plain(digest);
         let file = self.0.cache.unchecked(&name)?.ok_or(io::ErrorKind::NotFound)?;
@@ -258,29 +255,29 @@ impl Library {
         Ok(file)
     }
 
-    /// Removes what [`Library::keep`] has put there and nobody needs any more. Blocks for as long
-    /// as the file system does.
+    /// Removes files that [`Library::keep`] stored and that are not `needed` any more. Blocks as
+    /// long as the file system does.
     pub fn prune_kept(&self, needed: &BTreeSet<Digest>) -> Result<(), ImageError> {
         let cache = &self.0.cache;
         cache.prune_plain(needed).map_err(|error| of_cache(&cache.dir, error))
     }
 
-    /// Throws away an entry that has decayed, so that it is fetched again when it is next asked
-    /// for. Whoever else reads it finds out by itself. Blocks for as long as the file system does.
+    /// Removes a decayed entry, so that the next request fetches it again. Other readers detect the
+    /// decay themselves. Blocks as long as the file system does.
     pub fn discard(&self, entry: &Entry) -> Result<(), ImageError> {
         let _alone = self.0.discarding.lock().unwrap_or_else(PoisonError::into_inner);
         let discarded = self.0.cache.discard(&entry.name, entry.file.file());
         discarded.map_err(|error| of_cache(&entry.path, error))
     }
 
-    /// The images in the cache, those used longest ago first. Blocks for as long as the file system
+    /// Lists the images in the cache, least recently used first. Blocks as long as the file system
     /// does.
     pub fn list(&self) -> Result<Vec<Kept>, ImageError> {
         self.0.cache.list().map_err(|error| of_cache(&self.0.cache.dir, error))
     }
 
-    /// Removes what was used longest ago until the cache takes no more than so many bytes, but
-    /// nothing that is in use. Blocks for as long as the file system does.
+    /// Removes the least recently used images until the cache takes at most so many bytes, but none
+    /// in use. Blocks as long as the file system does.
     pub fn prune(&self, to_bytes: u64) -> Result<Pruned, ImageError> {
         let cache = &self.0.cache;
         let pruned = cache.sweep().and_then(|()| cache.prune(to_bytes));

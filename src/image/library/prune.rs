@@ -1,8 +1,8 @@
-//! Lists the cache, and removes the images used longest ago when it grows too large.
+//! Lists the cache, and removes the least recently used images when it grows too large.
 //!
-//! Called by the library before and while an image comes in, and by `hostler cache`. It must never
-//! remove what somebody uses or works on, a kernel or ramdisk that a machine may still boot, nor a
-//! file that is not the cache's.
+//! The library calls it before and during a fetch, and `hostler cache` does. It must never remove
+//! an image in use, a kernel or ramdisk that a machine may still boot, or a file that is not the
+//! cache's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,45 +19,45 @@ use tracing::info;
 use super::cache::{Cache, CacheFileKind, Name};
 use crate::model::ids::Digest;
 
-/// Bytes left free on the cache's disk, where the agent keeps its records, too, which it needs for
-/// every step; a twentieth of a small disk.
+/// Bytes left free on the cache's disk, which may also hold the agent's records, without which it
+/// takes no step; a twentieth of a small disk.
 const RESERVE_BYTES_MAX: u64 = 128 << 20;
 /// Time for which an unfinished fetch is kept, so that another one can resume it.
 const LEFTOVER_TIME: Duration = Duration::from_secs(24 * 3600);
-/// A block in `st_blocks`, whatever the file system (stat(2)).
+/// Bytes of a block in `st_blocks` on every file system (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
 
-/// An image in the cache, or what there is of one.
+/// An image in the cache, complete or not.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// The digest of the file as published.
     pub digest: Digest,
-    /// Its source; `None` until it is whole.
+    /// The source; `None` until the image is complete.
     pub source: Option<String>,
-    /// Raw bytes; `None` until it is whole.
+    /// Raw bytes; `None` until the image is complete.
     pub bytes: Option<u64>,
     /// Bytes of its blocks on the cache's disk.
     pub used_bytes: u64,
-    /// When it was last asked for.
+    /// The time of the last request for it.
     pub last_used: Timestamp,
-    /// Whether somebody uses it, or works on it.
+    /// Whether a process uses it or works on it.
     pub in_use: bool,
 }
 
 /// The result of pruning.
 #[derive(Clone, Debug, Default)]
 pub struct Pruned {
-    /// The removed images, in that order.
+    /// The removed images, in the order of removal.
     pub removed: Vec<Digest>,
     /// Bytes of their blocks.
     pub freed_bytes: u64,
-    /// Bytes of the blocks of the rest.
+    /// Bytes of the remaining images' blocks.
     pub left_bytes: u64,
 }
 
 /// The files of one name.
 #[derive(Debug)]
-struct Item {
+struct CacheItem {
     name: Name,
     used_bytes: u64,
     last_used: SystemTime,
@@ -65,18 +65,18 @@ struct Item {
 }
 
 impl Cache {
-    /// Everything, what was used longest ago first.
+    /// Lists all images, least recently used first.
     pub(super) fn list(&self) -> io::Result<Vec<Kept>> {
         self.items()?.iter().map(|item| self.kept(item)).collect()
     }
 
-    /// Removes images until the cache takes no more than so many bytes.
+    /// Removes images until the cache takes at most so many bytes.
     pub(super) fn prune(&self, to_bytes: u64) -> io::Result<Pruned> {
         self.remove_while(|left_bytes| Ok(left_bytes > to_bytes))
     }
 
-    /// Makes space for so many bytes more, and keeps the cache within its limit as far as unused
-    /// images go. Returns whether they are there.
+    /// Makes space for so many more bytes, and keeps the cache within its limit as far as unused
+    /// images allow. Returns whether the space is there.
     pub(super) fn make_room(&self, bytes: u64, cache_bytes: u64) -> io::Result<bool> {
         let is_short = || Ok::<_, io::Error>(self.free_bytes()? < bytes.max(1));
         self.remove_while(|left_bytes| {
@@ -85,10 +85,10 @@ impl Cache {
         Ok(!is_short()?)
     }
 
-    /// Removes the kernels and ramdisks that nobody needs any more, and that were not asked for for
-    /// a while: what was verified for an attempt is named only a moment later.
+    /// Removes kernels and ramdisks that are not needed any more and had no recent request: an
+    /// attempt verifies a file a moment before it names it as needed.
     pub(super) fn prune_plain(&self, needed: &BTreeSet<Digest>) -> io::Result<()> {
-        for Item { name, last_used, .. } in self.items()? {
+        for CacheItem { name, last_used, .. } in self.items()? {
             let is_needed = name.digest().is_some_and(|digest| needed.contains(&digest));
             let is_old = last_used.elapsed().is_ok_and(|age| age > LEFTOVER_TIME);
             if !name.is_plain() || is_needed || !is_old {
@@ -103,9 +103,9 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes what crashes left: files beside an entry, and what has long not become one.
+    /// Removes leftovers of crashes: files beside an entry, and old unfinished ones.
     pub(super) fn sweep(&self) -> io::Result<()> {
-        for Item { name, last_used, is_entry, .. } in self.items()? {
+        for CacheItem { name, last_used, is_entry, .. } in self.items()? {
             let is_old = last_used.elapsed().is_ok_and(|age| age > LEFTOVER_TIME);
             if !is_entry && !is_old {
                 continue;
@@ -123,7 +123,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Bytes of the disk that images may take.
+    /// The free bytes for images on the disk.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
         let disk = statvfs(&self.dir)?;
         let [all, free] =
@@ -131,14 +131,15 @@ impl Cache {
         Ok(free.saturating_sub(RESERVE_BYTES_MAX.min(all / 20)))
     }
 
-    /// Removes what was used longest ago, as long as what is left is too much; its bytes are told.
-    /// Kernels and ramdisks stay: machines boot them at any time, also while no agent holds them.
+    /// Removes the least recently used images while `is_too_much` holds for the remaining bytes.
+    /// Kernels and ramdisks stay: machines may boot them at any time.
     fn remove_while(&self, is_too_much: impl Fn(u64) -> io::Result<bool>) -> io::Result<Pruned> {
         let items = self.items()?;
         let left_bytes = items.iter().map(|item| item.used_bytes).sum();
         let mut pruned = Pruned { left_bytes, ..Pruned::default() };
-        let goes = |item: &&Item| item.used_bytes > 0 && !(item.is_entry && item.name.is_plain());
-        for Item { name, used_bytes, .. } in items.iter().filter(goes) {
+        let goes =
+            |item: &&CacheItem| item.used_bytes > 0 && !(item.is_entry && item.name.is_plain());
+        for CacheItem { name, used_bytes, .. } in items.iter().filter(goes) {
             if !is_too_much(pruned.left_bytes)? {
                 break;
             }
@@ -154,7 +155,7 @@ impl Cache {
         Ok(pruned)
     }
 
-    fn kept(&self, item: &Item) -> io::Result<Kept> {
+    fn kept(&self, item: &CacheItem) -> io::Result<Kept> {
         let about = self.about(&item.name).filter(|_| item.is_entry);
         Ok(Kept {
             digest: item.name.digest().ok_or(io::ErrorKind::InvalidData)?,
@@ -166,9 +167,9 @@ impl Cache {
         })
     }
 
-    /// The files of each name, what was used longest ago first. None if there is no directory yet.
-    fn items(&self) -> io::Result<Vec<Item>> {
-        let mut items: BTreeMap<Name, Item> = BTreeMap::new();
+    /// The files of each name, least recently used first; none if there is no directory yet.
+    fn items(&self) -> io::Result<Vec<CacheItem>> {
+        let mut items: BTreeMap<Name, CacheItem> = BTreeMap::new();
         let files = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == NotFound => return Ok(Vec::new()),
             files => files?,
@@ -179,11 +180,11 @@ impl Cache {
                 continue;
             };
             let metadata = match file.metadata() {
-                // Others remove files meanwhile.
+                // Other processes may remove files in the meantime.
                 Err(error) if error.kind() == NotFound => continue,
                 metadata => metadata?,
             };
-            let item = items.entry(name).or_insert_with_key(|name| Item {
+            let item = items.entry(name).or_insert_with_key(|name| CacheItem {
                 name: name.clone(),
                 used_bytes: 0,
                 last_used: SystemTime::UNIX_EPOCH,
@@ -196,7 +197,7 @@ impl Cache {
                 item.used_bytes += metadata.blocks() * STAT_BLOCK_BYTES;
             }
         }
-        let mut items: Vec<Item> = items.into_values().collect();
+        let mut items: Vec<CacheItem> = items.into_values().collect();
         items.sort_by_key(|item| item.last_used);
         Ok(items)
     }

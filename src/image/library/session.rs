@@ -1,8 +1,8 @@
-//! Whether the last one who used the cache came to a clean end.
+//! Detects whether the last user of the cache ended cleanly.
 //!
 //! Each process that uses the cache holds a session. As long as the last of them always ends
-//! cleanly, all have the same mark, and with it trust what was found whole before; after an unclean
-//! end comes a new mark. It must never take a crash for a clean end.
+//! cleanly, all have the same mark, and trust images that an earlier session found complete; an
+//! unclean end brings a new mark. It must never treat a crash as a clean end.
 
 use std::{
     fs::File,
@@ -14,32 +14,32 @@ use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use tracing::info;
 
-/// Before the mark of those who used the cache last, if all have ended cleanly.
+/// Prefix of the mark after a clean end.
 const ENDED: &str = "ended ";
-/// Before the mark of those who use it.
+/// Prefix of the mark while sessions run.
 const BEGUN: &str = "begun ";
-/// Much more than a mark has.
+/// Largest session file, in bytes.
 const FILE_BYTES_MAX: u64 = 200;
 
-/// A part in using the cache. Dropped, it is a clean end.
+/// A process's use of the cache. Dropping it is a clean end.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// Locked, shared with all who use the cache.
+    /// The session file, locked shared by all users of the cache.
     file: File,
-    /// Images marked so are whole as far as the cache's users know.
+    /// The mark of images that are known to be complete.
     pub(super) mark: String,
 }
 
 impl Session {
-    /// Begins with the file that all sessions share, open for reading and writing. Waits while
-    /// another one begins, which is short.
+    /// Starts a session with the shared session file, open for reading and writing. Waits while
+    /// another session starts, which is short.
     pub(super) fn begin(file: File) -> io::Result<Self> {
         loop {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 begin_alone(&file)?;
             }
             flock(&file, FlockOperation::LockShared)?;
-            // Another one may have come in between, begun or ended.
+            // Another session may have started or ended in between.
             if let Some(mark) = read(&file)?.strip_prefix(BEGUN).filter(|mark| !mark.is_empty()) {
                 let mark = mark.to_owned();
                 return Ok(Self { file, mark });
@@ -50,15 +50,15 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // While others go on, the end is theirs. If this fails, images are checked once more than
-        // needed.
+        // While other sessions run, the clean end is theirs. If this fails, images are only checked
+        // once more.
         if flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             drop(write(&self.file, ENDED, &self.mark));
         }
     }
 }
 
-/// Nobody else uses the cache: what the last one left says how it ended.
+/// Starts the only session: the file's content shows how the last one ended.
 fn begin_alone(file: &File) -> io::Result<()> {
     let left = read(file)?;
     let mark = left.strip_prefix(ENDED).filter(|mark| !mark.is_empty()).map(str::to_owned);
@@ -73,13 +73,14 @@ fn read(file: &File) -> io::Result<String> {
     let mut file = file;
     io::Seek::rewind(&mut file)?;
     match file.take(FILE_BYTES_MAX).read_to_string(&mut said) {
-        // As good as a mark that nobody has.
+        // Equivalent to a mark of no session.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok("garbled".to_owned()),
         result => result.map(|_| said),
     }
 }
 
-/// Both words have one length, so that what is torn by a crash is either of the two, or no mark.
+/// Writes a mark. Both prefixes have the same length, so that a torn write is one of them or no
+/// mark.
 fn write(file: &File, word: &str, mark: &str) -> io::Result<()> {
     let text = format!("{word}{mark}");
     file.write_all_at(text.as_bytes(), 0)?;

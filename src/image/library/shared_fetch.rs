@@ -1,7 +1,7 @@
 //! Shares one fetch among all callers that want the same image at the same time.
 //!
-//! The fetch is a task of its own, which lives as long as a caller waits: a caller that gives up
-//! does not stop it for the others. It must never go on without a caller.
+//! The fetch is a separate task, which lives as long as a caller waits: a caller that gives up does
+//! not stop it for the others. It must never continue without a caller.
 
 use std::{
     collections::BTreeMap,
@@ -32,8 +32,8 @@ type Key = (Name, String);
 #[derive(Debug, Default)]
 pub(super) struct SharedFetches(Mutex<BTreeMap<Key, Weak<SharedFetch>>>);
 
-/// A fetch in progress. Held by its waiters only: with the last of them goes `_wanted`, and the
-/// work is cancelled.
+/// A fetch in progress. Only its waiters hold it: the last of them drops `_wanted`, and cancels the
+/// work.
 #[derive(Debug)]
 pub(super) struct SharedFetch {
     meter: Arc<Meter>,
@@ -53,7 +53,7 @@ impl SharedFetches {
     {
         let mut shared_fetches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let present = shared_fetches.get(&key).and_then(Weak::upgrade);
-        // A fetch that has ended may have failed for a reason that is gone by now.
+        // An ended fetch may have failed for a cause that is gone by now.
         if let Some(fetch) = present.filter(|fetch| fetch.outcome.borrow().is_none()) {
             return fetch;
         }
@@ -63,7 +63,7 @@ impl SharedFetches {
         let work = work(Arc::clone(&meter), cancel);
         tokio::spawn(async move {
             let outcome = work.await.map_err(Arc::new);
-            // Nobody may be left to hear it.
+            // No receiver may be left.
             drop(tell.send(Some(outcome)));
         });
         let fetch = Arc::new(SharedFetch { meter, _wanted: wanted, outcome });

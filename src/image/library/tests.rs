@@ -1,5 +1,5 @@
-//! The promises of the library: one fetch for all, nothing given out that is not whole, nothing
-//! removed that is in use.
+//! Invariants of the library: callers share one fetch, no incomplete image is returned, and no
+//! image in use is removed.
 
 use std::{
     fs::{self, File},
@@ -46,7 +46,7 @@ impl Site {
         Library::new(self.options.clone())
     }
 
-    /// Publishes an image that no other test data equals.
+    /// Publishes an image with unique content.
     fn publish(&self, name: &str, bytes: usize) -> spec::Image {
         let mut random = fastrand::Rng::with_seed(name.bytes().map(u64::from).sum());
         let content: Vec<u8> = (0..bytes).map(|_| random.u8(..)).collect();
@@ -71,14 +71,14 @@ impl Site {
             .path(&Name::new(&digest(image), image.format), kind)
     }
 
-    /// The state after an agent was killed.
+    /// Leaves the state of a killed agent.
     fn end_uncleanly(&self) {
         let session = self.options.cache_dir.join("session");
         let ended = fs::read_to_string(&session).unwrap();
         fs::write(&session, ended.replace("ended", "begun")).unwrap();
     }
 
-    /// The names in the cache that end so.
+    /// The number of names in the cache with this suffix.
     fn left(&self, suffix: &str) -> usize {
         let files = fs::read_dir(&self.options.cache_dir).unwrap();
         files
@@ -118,7 +118,7 @@ fn content(entry: &Entry) -> Vec<u8> {
     content
 }
 
-/// Flips a bit as a failing disk does: nothing but the bit changes.
+/// Flips a bit as a failing disk does, without changing the file's time.
 fn decay(path: &Path, at: u64) {
     let modified = fs::metadata(path).unwrap().modified().unwrap();
     let file = File::options().read(true).write(true).open(path).unwrap();
@@ -128,7 +128,7 @@ fn decay(path: &Path, at: u64) {
     file.set_modified(modified).unwrap();
 }
 
-/// Another process that works on the image, until this is dropped.
+/// Locks the image as another process does, until the lock is dropped.
 fn somebody_else(site: &Site, image: &spec::Image) -> File {
     fs::create_dir_all(&site.options.cache_dir).unwrap();
     let lock = File::create(site.file(image, CacheFileKind::Lock)).unwrap();
@@ -136,7 +136,7 @@ fn somebody_else(site: &Site, image: &spec::Image) -> File {
     lock
 }
 
-/// Counts how often a fetch begins.
+/// Counts the starts of fetches.
 struct Fetches(rustix::fd::OwnedFd);
 
 impl Fetches {
@@ -295,7 +295,7 @@ async fn an_entry_outlives_clean_and_unclean_ends_without_its_source() {
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), first);
     site.end_uncleanly();
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), first);
-    // As after a restore from a backup.
+    // The state after a restore from a backup.
     let raw = File::options().write(true).open(site.file(&image, CacheFileKind::Raw)).unwrap();
     raw.set_modified(SystemTime::now()).unwrap();
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), first);
@@ -326,7 +326,7 @@ async fn a_bit_that_decays_in_use_is_noticed_where_it_is_read_and_the_image_fetc
     let first = get(&library, &image).await.unwrap();
     let whole = content(&first);
     decay(&site.file(&image, CacheFileKind::Raw), 123_456);
-    // Nothing but reading it tells.
+    // Only a read detects the decay.
     let decayed = get(&library, &image).await.unwrap();
     assert!(!decayed.file.has_decayed());
     let mut buffer = vec![0; 1 << 20];
@@ -335,10 +335,10 @@ async fn a_bit_that_decays_in_use_is_noticed_where_it_is_read_and_the_image_fetc
     assert!(error.starts_with("the block at byte 65536 is not what was verified"), "{error}");
     assert!(decayed.file.has_decayed());
     library.discard(&decayed).unwrap();
-    // Others still hold it, and keep nobody from fetching it again.
+    // Other users still hold it, and do not block another fetch.
     let good = get(&library, &image).await.unwrap();
     assert_eq!(content(&good), whole);
-    // Who notices later does not throw away what is good by now.
+    // A later report of the decay does not remove the new entry.
     library.discard(&first).unwrap();
     site.unpublish(&image);
     assert_eq!(content(&get(&library, &image).await.unwrap()), whole);
@@ -357,7 +357,7 @@ async fn what_is_known_of_an_image_is_whole_or_the_image_is_read_or_fetched_agai
     let name = Name::new(&digest(&image), image.format);
     assert!(cache.about(&name).is_some());
     for at in 0..good.len() {
-        // One bit of each byte: the seal covers all of them alike.
+        // One bit of each byte is enough: the seal covers all bits alike.
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);
         fs::write(&about, bad).unwrap();
@@ -366,7 +366,7 @@ async fn what_is_known_of_an_image_is_whole_or_the_image_is_read_or_fetched_agai
         assert_eq!(cache.about(&name), None, "{at} bytes");
     }
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
-    // With its checksums damaged the image is read, and they are made anew.
+    // With damaged checksums the image is read, and they are made anew.
     decay(&site.file(&image, CacheFileKind::Sums), 9);
     site.unpublish(&image);
     assert_eq!(content(&get(&site.library(), &image).await.unwrap()), whole);
@@ -550,7 +550,10 @@ async fn the_same_file_read_as_another_format_is_another_image() {
 
 proptest! {
     #[test]
-    fn never_panics_on_any_bytes(name in ".*", about in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn never_panics_on_any_bytes(
+        name in ".*",
+        about in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
         Name::of_file(&name);
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache { dir: dir.path().to_owned() };

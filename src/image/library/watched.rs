@@ -1,7 +1,7 @@
-//! Runs file work on a thread of its own that reports its progress and can be stopped.
+//! Runs file work on a separate thread that reports its progress and can be stopped.
 //!
-//! Called by the library for everything that may take long. It must never block the runtime, nor
-//! wait for a thread that hangs in the kernel: what such a thread uses, it owns.
+//! The library uses it for all long work. It must never block the runtime, nor wait for a thread
+//! that hangs in the kernel: such a thread owns all that it uses.
 
 use std::{
     io,
@@ -20,11 +20,11 @@ use tokio::{
 
 use crate::progress::{Interrupted, Watch, stopped};
 
-/// Interval at which the library polls a thread: short enough that a stop takes no time an operator
-/// would notice.
+/// Interval at which the library polls a thread: short enough that an operator notices no delay of
+/// a stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A heartbeat: takes the number of bytes done, answers whether to go on.
+/// A progress callback: takes the number of bytes done, and returns whether to continue.
 pub(super) type Heartbeat<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// The progress and the stop signal that a thread and its watcher share.
@@ -34,7 +34,7 @@ struct Liveness {
     stop: AtomicBool,
 }
 
-/// Tells the thread to stop when nobody waits for it any more.
+/// Stops the thread when its last waiter is gone.
 struct Watcher(Arc<Liveness>);
 
 impl Drop for Watcher {
@@ -43,7 +43,8 @@ impl Drop for Watcher {
     }
 }
 
-/// Does the work on a thread. Once interrupted, the thread is told to stop and not waited for.
+/// Runs the work on a thread. After an interruption the thread gets a stop signal, and nobody waits
+/// for it.
 pub(super) async fn watched<T: Send + 'static>(
     watch: &Watch<'_>,
     work: impl FnOnce(&mut Heartbeat<'_>) -> T + Send + 'static,
@@ -79,14 +80,14 @@ pub(super) async fn watched<T: Send + 'static>(
     }
 }
 
-/// Does something on a thread that cannot be stopped and need not be.
+/// Runs short work on a thread that cannot be stopped.
 pub(super) async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(never_began(error))))
 }
 
-/// A panic goes on in whoever waited; else the runtime is going away.
+/// Continues a panic of the thread in its waiter; otherwise the runtime is shutting down.
 fn never_began(error: JoinError) -> Interrupted {
     match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),

@@ -1,17 +1,18 @@
-//! The blocks that a master boot record counts: it does not say how big they are.
+//! Detects the block size of a master boot record, which does not state it.
 //!
-//! Used when an image's table is read. It goes by what is where the partitions would begin, because
-//! a record that is read with the wrong blocks names places where nothing of the image is.
+//! The reader of an image's table uses it. It compares the content at the partitions' possible
+//! beginnings, because a record read with the wrong block size names ranges without the image's
+//! partitions.
 
 use super::{Geometry, LayoutError};
 use crate::imaging::{ImageFile, table::mbr::Mbr};
 
-/// Sizes of blocks that images are made for.
+/// Block sizes that images are made for.
 pub(super) const BLOCK_BYTES: [u32; 2] = [512, 4096];
 /// Enough of a partition for the first superblock of any usual file system.
 const HEAD_BYTES: usize = 66 << 10;
 
-/// Signatures at fixed offsets of partitions.
+/// Signatures of file systems at fixed offsets of partitions.
 const SIGNATURES: [(usize, &[u8]); 13] = [
     // FAT, NTFS, exFAT, and an extended partition's table.
     (510, b"\x55\xaa"),
@@ -25,13 +26,13 @@ const SIGNATURES: [(usize, &[u8]); 13] = [
     (4086, b"SWAPSPACE2"),
     (0, b"LUKS\xba\xbe"),
     (512, b"LABELONE"),
-    // A member of a RAID of Linux.
+    // A member of a Linux RAID.
     (4096, b"\xfc\x4e\x2b\xa9"),
     ((32 << 10) + 1, b"CD001"),
     (0, b"-rom1fs-"),
 ];
 
-/// The bytes at a presumed begin of a partition.
+/// The content at a possible beginning of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Found {
     Nothing,
@@ -39,7 +40,7 @@ enum Found {
     FileSystem,
 }
 
-/// The bytes of a block that the record counts, as far as the image tells; else those of the disk.
+/// The block size of the record, as far as the image shows it; else that of the disk.
 pub(super) fn counted_by(image: &ImageFile, mbr: &Mbr, disk: Geometry) -> Result<u32, LayoutError> {
     let [usual, large] = BLOCK_BYTES;
     let starts: Vec<u64> =
@@ -62,12 +63,12 @@ pub(super) fn counted_by(image: &ImageFile, mbr: &Mbr, disk: Geometry) -> Result
         sure => sure,
     };
     if let Some(block_bytes) = by_content {
-        // No image has blocks of other sizes: what is not made for 512 bytes is judged by the disk
-        // alone.
+        // No image has blocks of other sizes: on other disks, only an image for 512-byte blocks is
+        // recognized.
         let is_known = BLOCK_BYTES.contains(&disk.block_bytes) || block_bytes == usual;
         return Ok(if is_known { block_bytes } else { disk.block_bytes });
     }
-    // Empty partitions: by where today's tools begin them, and by the image's size.
+    // Empty partitions: decided by the usual beginning of partitions, and by the image's size.
     let end = mbr.records().map(|record| record.blocks.end).max().unwrap_or_default();
     let fits = |block_bytes: u32| end * u64::from(block_bytes) <= disk.padded(image.bytes());
     let begins_as_usual = !starts.is_empty()
@@ -93,15 +94,15 @@ fn found(image: &ImageFile, at: u64) -> Result<Found, LayoutError> {
     })
 }
 
-/// Whether something is right behind the first 512 bytes, where a boot loader has its core if
-/// blocks are that small; in a larger block only the record itself is.
+/// Whether data follows the first 512 bytes directly: with small blocks, a boot loader has its core
+/// there; a larger block holds only the record.
 fn has_loader_behind(image: &ImageFile) -> Result<bool, LayoutError> {
     let [usual, large] = BLOCK_BYTES;
     let behind = read(image, usual.into(), (large - usual) as usize)?;
     Ok(behind.iter().any(|byte| *byte != 0))
 }
 
-/// Bytes of the image; zeros behind its end.
+/// Reads bytes of the image; zeros follow its end.
 pub(super) fn read(image: &ImageFile, at: u64, bytes: usize) -> Result<Vec<u8>, LayoutError> {
     image
         .read_at(at, bytes)

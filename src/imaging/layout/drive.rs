@@ -1,7 +1,7 @@
-//! Places the config drive on a disk that has its partitions already.
+//! Places the config drive on a disk that already has partitions.
 //!
-//! Used by whole-disk layouts. It must never choose a place that is a partition's, unless the
-//! partition is there for a config drive.
+//! Whole-disk layouts use it. It must never choose a partition's range, unless the partition is
+//! meant for a config drive.
 
 use std::ops::Range;
 
@@ -13,10 +13,11 @@ use crate::imaging::{
     table::{gpt, mbr},
 };
 
-/// Bytes of the config drive's partition where hostler makes one: what cloud-init's tools make too.
+/// Size of a config drive's partition that hostler makes, in bytes; cloud-init's tools use the
+/// same.
 pub const CONFIG_DRIVE_BYTES: u64 = 64 << 20;
 
-/// Labels of file systems that are there to be a config drive, and names of partitions for them.
+/// Labels of file systems, and names of partitions, that are meant for a config drive.
 const LABELS: [&str; 2] = ["config-2", "cidata"];
 
 /// Offset of the first volume descriptor of an ISO 9660 file system (ECMA-119 §6.7.1).
@@ -26,15 +27,15 @@ pub(super) const ISO_ID: &[u8] = b"\x01CD001\x01";
 /// A partition of the image.
 #[derive(Clone, Debug)]
 pub(super) struct Area {
-    /// Its number, from 1 on.
+    /// The partition's number, from 1 on.
     pub(super) number: usize,
-    /// Its bytes on the disk.
+    /// The partition's bytes on the disk.
     pub(super) bytes: Range<u64>,
-    /// Its name, where the table has names.
+    /// The partition's name; empty if the table has no names.
     pub(super) name: String,
 }
 
-/// A file system for cloud-init.
+/// The config drive: a file system for cloud-init.
 #[derive(Clone, Debug)]
 pub(super) struct Drive(pub(super) Bytes);
 
@@ -43,8 +44,8 @@ impl Drive {
         self.0.get(ISO_AT..).is_some_and(|descriptor| descriptor.starts_with(ISO_ID))
     }
 
-    /// The partition's name in a GUID partition table: the label of the file system, by which it is
-    /// looked for.
+    /// The partition's name in a GUID partition table: the label of the file system, by which tools
+    /// look for it.
     pub(super) fn name(&self) -> &'static str {
         let [usual, _] = LABELS;
         label_in(&self.0).unwrap_or(usual)
@@ -58,7 +59,7 @@ impl Drive {
         if self.is_iso() { mbr::LINUX } else { mbr::FAT }
     }
 
-    /// Puts the file system where the partition begins, and zeros over the rest of it.
+    /// Puts the file system at the partition's beginning, and zeros over its other bytes.
     pub(super) fn onto(
         self,
         layout: Layout,
@@ -78,9 +79,8 @@ impl Drive {
     }
 }
 
-/// The bytes of the partition for the config drive: one that waits for it, or a new one at the end,
-/// behind all others, which `add` then adds to the table. `limit` is the end of what the table can
-/// reach.
+/// Chooses the bytes of the config drive's partition: one that is meant for it, or a new one at the
+/// end of the disk, which `add` adds to the table. `limit` is the end of the table's reach.
 pub(super) fn place(
     image: &ImageFile,
     disk: Geometry,
@@ -96,8 +96,8 @@ pub(super) fn place(
     Ok(place)
 }
 
-/// Where the table has to reach to on the smallest disk that takes a config drive behind these
-/// partitions, which end at `end`. `add` tries whether the table has an entry left.
+/// The least reach of the table on the smallest disk that holds a config drive after these
+/// partitions, which end at `end`. `add` tries whether the table has an unused entry.
 pub(super) fn least_end(
     image: &ImageFile,
     areas: &[Area],
@@ -113,9 +113,9 @@ pub(super) fn least_end(
     Ok(end.max(place.end))
 }
 
-/// The partition of the image that waits for a config drive.
+/// Finds the image's partition that is meant for a config drive.
 fn waiting(image: &ImageFile, areas: &[Area]) -> Result<Option<Range<u64>>, LayoutError> {
-    // An image that is a file system as a whole may have a table that says so.
+    // An image of one file system may have a table that names the whole image.
     for area in areas.iter().filter(|area| area.bytes.start > 0) {
         let is_named = LABELS.iter().any(|label| area.name.eq_ignore_ascii_case(label));
         if is_named || label_in(&read(image, area.bytes.start, ISO_AT + 512)?).is_some() {
@@ -125,7 +125,7 @@ fn waiting(image: &ImageFile, areas: &[Area]) -> Result<Option<Range<u64>>, Layo
     Ok(None)
 }
 
-/// The place of the config drive, if there is room.
+/// Places a new partition at the end of the disk.
 fn at_the_end(disk: Geometry, areas: &[Area], limit: u64) -> Result<Range<u64>, LayoutError> {
     aligned_at_the_end(areas, limit, disk.alignment_bytes())
         .or_else(|_| aligned_at_the_end(areas, limit, ALIGNMENT_BYTES))
@@ -146,14 +146,14 @@ fn aligned_at_the_end(
     }
 }
 
-/// The first aligned byte behind all partitions.
+/// The first aligned byte after all partitions.
 fn free_from(areas: &[Area], alignment: u64) -> u64 {
     let last_end = areas.iter().map(|area| area.bytes.end).max().unwrap_or_default();
     last_end.max(1).checked_next_multiple_of(alignment).unwrap_or(u64::MAX)
 }
 
-/// The label of a config drive that the FAT or ISO 9660 file system which begins so has, if it has
-/// one.
+/// Reads the label of a FAT or ISO 9660 file system from its first bytes; `None` unless it is a
+/// config drive's.
 fn label_in(bytes: &[u8]) -> Option<&'static str> {
     let text = |range: Range<usize>| bytes.get(range).unwrap_or_default();
     let signed = text(510..512) == [0x55, 0xaa];

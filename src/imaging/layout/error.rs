@@ -1,10 +1,10 @@
-//! The failures of laying a disk out.
+//! Errors of disk layouts.
 
 use std::{io, path::PathBuf};
 
 use crate::model::size::show_bytes;
 
-/// A failure to lay a disk out. Nothing was written.
+/// A disk cannot be laid out. Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// The image cannot be read.
@@ -15,21 +15,21 @@ pub enum LayoutError {
         /// The system's error.
         source: io::Error,
     },
-    /// The disk has blocks nothing can be done with.
+    /// The disk has an invalid block size.
     #[error("the disk claims blocks of {0} bytes; must be a power of two from 512 to 65536")]
     Blocks(u32),
-    /// The disk cannot hold what is to be on it.
+    /// The disk is too small for the layout.
     #[error(
         "the disk has {disk_bytes} bytes ({}), {needed_bytes} are needed ({})",
         show_bytes(*disk_bytes), show_bytes(*needed_bytes)
     )]
     TooBig {
-        /// The smallest disk that would do, in bytes.
+        /// The smallest sufficient disk, in bytes.
         needed_bytes: u64,
         /// Bytes of the disk.
         disk_bytes: u64,
     },
-    /// The image's table counts blocks of another size.
+    /// The image's table is for blocks of another size.
     #[error(
         "the image has a partition table for {image}-byte blocks, the disk has {disk}-byte blocks; \
          take an image made for {disk}-byte blocks, or a partition image, which fits any"
@@ -51,10 +51,10 @@ pub enum LayoutError {
         /// The fault of the second copy.
         backup: String,
     },
-    /// There is nothing that a machine could boot.
+    /// The image has no partition to boot from.
     #[error("the image's GUID partition table has no partitions")]
     NoPartitions,
-    /// The image has less than its table says.
+    /// The image ends before a partition of its table.
     #[error(
         "the image ends at {image_bytes} bytes, its partition {number} at {end_bytes}; it was cut \
          short"
@@ -67,7 +67,7 @@ pub enum LayoutError {
         /// End of the partition in bytes.
         end_bytes: u64,
     },
-    /// There is no table that a partition could be added to.
+    /// The image has no partition table for another partition.
     #[error(
         "the image has no partition table that a config drive could be added to; \
          take an image with one, or `kind = \"partition\"` if it is a bare file system"
@@ -82,18 +82,18 @@ pub enum LayoutError {
         /// Number of entries.
         entries: usize,
     },
-    /// The config drive's partition has no place.
+    /// The disk has no room for the config drive's partition.
     #[error(
         "the config drive needs {} at the end of the disk, only {} are free there",
         show_bytes(*needed_bytes), show_bytes(*free_bytes)
     )]
     NoRoom {
-        /// Bytes of its partition.
+        /// The size of the config drive's partition, in bytes.
         needed_bytes: u64,
-        /// Bytes behind the last partition, from an aligned place on.
+        /// Free bytes after the last partition, from an aligned offset on.
         free_bytes: u64,
     },
-    /// The config drive is bigger than where it goes.
+    /// The config drive is larger than its partition.
     #[error("the config drive has {drive_bytes} bytes, its partition only {partition_bytes}")]
     DriveTooBig {
         /// Bytes of the config drive.
@@ -101,7 +101,7 @@ pub enum LayoutError {
         /// Bytes of the partition.
         partition_bytes: u64,
     },
-    /// A content is bigger than the partition that the spec gives it.
+    /// A content is larger than the partition in the spec.
     #[error(
         "what goes into the {name} partition has {content_bytes} bytes, the partition only \
          {partition_bytes}"
@@ -114,10 +114,10 @@ pub enum LayoutError {
         /// Bytes of the partition.
         partition_bytes: u64,
     },
-    /// An msdos table has four places.
+    /// The msdos table has only four records.
     #[error("an msdos table has room for four partitions, {0} are wanted; use `table = \"gpt\"`")]
     TooManyPartitions(usize),
-    /// An msdos table counts blocks in 32 bits.
+    /// The msdos table cannot reach so far: it counts blocks in 32 bits.
     #[error(
         "an msdos table reaches to {} of a disk, {} are needed; use `table = \"gpt\"`",
         show_bytes(*limit_bytes), show_bytes(*needed_bytes)
@@ -128,7 +128,7 @@ pub enum LayoutError {
         /// End of the last partition in bytes.
         needed_bytes: u64,
     },
-    /// Two segments share a block, or one reaches past the disk's end.
+    /// Two segments share a block, or a segment exceeds the disk.
     #[error("the layout is unsound: the segment at {at} {what}")]
     Unsound {
         /// Begin of the segment in bytes.

@@ -1,7 +1,7 @@
 //! The fingerprint of a layout: equal for layouts that put the same bytes on a disk.
 //!
-//! Called before a write that may go on where another one ended. Only a part of what was written is
-//! on the disk then, so that the rest must come from the very same layout.
+//! A write that resumes an earlier one computes it first: the disk holds a part of the earlier
+//! layout, so that the rest must come from the very same layout.
 
 use sha2::{Digest as _, Sha256};
 
@@ -11,12 +11,12 @@ use crate::{
     model::ids::{Digest, DigestAlgorithm},
 };
 
-/// Bytes hashed at once.
+/// Bytes read and hashed at once.
 const CHUNK_BYTES: u64 = 1 << 20;
 
 impl Layout {
-    /// The fingerprint. Blocks: it reads every file but those of which `is_known` says that their
-    /// content is known by other means.
+    /// Computes the fingerprint. Blocks: it reads every file except those that `is_known` accepts,
+    /// because their content is known by other means.
     pub fn fingerprint(
         &self,
         is_known: impl Fn(&ImageFile) -> bool,
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use crate::imaging::Segment;
 
-    /// A file of 4 MiB with these bytes in it, and holes.
+    /// A sparse file of 4 MiB with these bytes.
     fn file(dir: &TempDir, name: &str, parts: &[(u64, &[u8])]) -> ImageFile {
         let path = dir.path().join(name);
         let file = File::options().create(true).read(true).write(true).truncate(true).open(&path);

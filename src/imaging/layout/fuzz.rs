@@ -1,5 +1,5 @@
-//! The way in for the fuzz target and a test like it, and nowhere else: an image that begins with
-//! any bytes, for any disk.
+//! Entry point of the fuzz target, and of a property test: lays out an image that begins with
+//! arbitrary bytes, for an arbitrary disk.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
@@ -10,9 +10,9 @@ use crate::imaging::{ImageFile, table::gpt};
 
 const MIB: u64 = 1 << 20;
 
-/// The first three bytes say how big the image and the disk are, in MiB, and: bit 0 blocks of 4096
-/// bytes, 1 with a config drive, 2 with checksums made right, and from bit 3 on what the disk works
-/// best in, in 256 KiB. The rest is what the image begins with.
+/// Lays out an image. The first three bytes are the sizes of image and disk in MiB, and flags: bit
+/// 0 blocks of 4096 bytes, 1 a config drive, 2 corrected checksums, and from bit 3 on the optimal
+/// transfer length in 256 KiB. The image begins with the other bytes.
 pub fn fuzz(bytes: &[u8]) {
     let Some(([image_mib, disk_mib, mode], begin)) = bytes.split_first_chunk() else { return };
     let block_bytes: u32 = if mode & 1 == 0 { 512 } else { 4096 };
@@ -25,13 +25,13 @@ pub fn fuzz(bytes: &[u8]) {
     let disk = Geometry { bytes, block_bytes, optimal_bytes: u32::from(mode >> 3) << 18 };
     let drive = (mode & 2 != 0).then(|| vec![7; 4096].into());
     if let Ok(image) = image(&begin, image_bytes) {
-        // A layout that is not sound is an error of its own kind, and there must be none.
+        // An unsound layout is an error of its own kind, which must never occur.
         let layout = whole_disk(&image, disk, drive, &mut || [7; 16]);
         assert!(!matches!(layout, Err(super::LayoutError::Unsound { .. })), "{layout:?}");
     }
 }
 
-/// A file in memory that begins with these bytes.
+/// Makes a file in memory that begins with these bytes.
 fn image(begin: &[u8], bytes: u64) -> io::Result<ImageFile> {
     let file = File::from(memfd_create("image", MemfdFlags::CLOEXEC)?);
     file.write_all_at(begin, 0)?;

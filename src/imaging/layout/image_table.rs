@@ -1,4 +1,4 @@
-//! Reads the partition table of an image the way the disk's firmware would.
+//! Reads the partition table of an image as a disk's firmware would.
 
 use std::ops::Range;
 
@@ -14,14 +14,14 @@ use crate::imaging::{
     },
 };
 
-/// The partition table at an image's begin.
+/// The partition table of an image.
 #[derive(Debug)]
 pub(super) enum ImageTable {
     /// A GUID partition table behind a protective or hybrid master boot record.
     Gpt(GptImage),
-    /// A master boot record of its own.
+    /// A master boot record alone.
     Mbr(Mbr),
-    /// Neither: a bare file system, or something that only its own boot loader knows.
+    /// Neither: a bare file system, or a format that only its own boot loader knows.
     None,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct GptImage {
 }
 
 impl ImageTable {
-    /// The table of an image for this disk.
+    /// Reads the table of an image for this disk.
     pub(super) fn of(image: &ImageFile, disk: Geometry) -> Result<Self, LayoutError> {
         let Some(mbr) = Mbr::parse(read(image, 0, disk.block_size())?) else {
             return Ok(Self::None);
@@ -90,12 +90,12 @@ impl GptImage {
     }
 }
 
-/// The blocks of a backup, and the primary table made of it.
+/// The blocks of a backup table, and the primary table made from it.
 type Restored = ([Range<u64>; 2], Gpt);
 
-/// Makes the table of the backup the primary one, and tells the blocks of the backup. The entries
-/// go where those of the damaged one are, or where nothing is: before the first partition may lie a
-/// boot loader, which single-board computers look for in the block behind the header.
+/// Makes a primary table from the backup, and returns the backup's blocks. The entries go to the
+/// place of the damaged ones, or to free blocks: before the first partition there may be a boot
+/// loader, which single-board computers load from the block after the header.
 fn from_backup(
     image: &ImageFile,
     disk: Geometry,
@@ -105,7 +105,7 @@ fn from_backup(
     let own_blocks = backup.own_blocks();
     let header = read(image, at(gpt::PRIMARY_LBA), disk.block_size())?;
     let places = backup.primary_places(&header);
-    // A sound header is believed: only its entries are damaged.
+    // An intact header is trusted: only its entries are damaged.
     let sound = Header::parse(header, gpt::PRIMARY_LBA).ok().map(|header| header.entries_lba());
     let [mut same, mut empty] = [None; 2];
     for place in places.iter().copied() {
@@ -116,7 +116,7 @@ fn from_backup(
             empty = empty.or(Some(place));
         }
     }
-    // Nothing but the entries fits in front of the partitions.
+    // Only the entries fit before the partitions.
     let only = match places.as_slice() {
         [first, rest @ ..] if rest.iter().all(|place| place == first) => Some(*first),
         _ => None,
@@ -128,7 +128,7 @@ fn from_backup(
     })
 }
 
-/// One of the two copies of a table: the one whose header is at `lba`.
+/// Reads the copy of a table whose header is at `lba`.
 fn read_copy(
     image: &ImageFile,
     disk: Geometry,

@@ -1,8 +1,8 @@
-//! The content of a disk: runs of bytes from files, bytes made here, and zeros.
+//! The content of a disk: runs of bytes from files and memory, and zeros.
 //!
-//! Made before the disk is touched, on a thread that may block, from the image, the disk's size and
-//! what the spec says; written by the pipeline, which decides the order. A layout must never reach
-//! past the disk's end, and no two of its segments may touch the same block.
+//! The agent makes a layout from the image, the disk's size and the spec, before it writes, on a
+//! thread that may block; the pipeline writes it, and decides the order. A layout must never exceed
+//! the disk, and no two of its segments may share a block.
 
 mod blocks;
 mod drive;
@@ -31,35 +31,35 @@ use super::{
     table::{gpt::Gpt, mbr::Mbr},
 };
 
-/// Partitions begin at whole MiB, as with every tool since disks have blocks of 4096 bytes inside.
+/// Alignment of partitions: a MiB, as in all current tools, because disks have inner blocks of 4096
+/// bytes and more.
 const ALIGNMENT_BYTES: u64 = 1 << 20;
-/// Largest alignment that a disk can demand: twelve disks with chunks of a MiB do not need more.
+/// Largest accepted alignment: enough for twelve disks with chunks of a MiB.
 const ALIGNMENT_BYTES_MAX: u64 = 64 << 20;
 
-/// A disk's size and blocks, as its target says.
+/// A disk's size and blocks, as its target reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Bytes in all, whole blocks.
+    /// Size in bytes, a multiple of the block size.
     pub bytes: u64,
     /// Bytes of a logical block: a power of two from 512 to 65536.
     pub block_bytes: u32,
-    /// Bytes of the pieces it works best in (SBC-3 §6.5.3, optimal transfer length); 0 where it
-    /// does not say. Any number.
+    /// Optimal transfer length in bytes (SBC-3 §6.5.3); 0 if the target reports none. Any number.
     pub optimal_bytes: u32,
 }
 
-/// The content of a disk. Ranges without a segment stay as they are, but for the disk's ends, which
-/// are always wiped first.
+/// The content of a disk. Ranges without a segment keep their old bytes, except for the disk's
+/// ends, which are always wiped first.
 #[derive(Clone, Debug)]
 pub struct Layout {
     segments: Vec<Segment>,
     root_partuuid: Option<String>,
 }
 
-/// One run of bytes.
+/// A run of bytes on the disk, all with one kind of content.
 #[derive(Clone, Debug)]
 pub struct Segment {
-    /// Begin in bytes, at the begin of a block.
+    /// Offset in bytes; a multiple of the block size.
     pub at: u64,
     /// The content. Zeros fill its last block.
     pub content: Content,
@@ -72,24 +72,24 @@ pub enum Content {
     File {
         /// The file.
         file: ImageFile,
-        /// Its first byte to be written.
+        /// Offset in the file, in bytes, of the first byte to be written.
         offset: u64,
         /// Number of bytes.
         bytes: u64,
     },
-    /// Bytes made here: tables, headers, small file systems.
+    /// Bytes in memory: tables, headers, small file systems.
     Made(Bytes),
     /// A number of zeros.
     Zeros(u64),
 }
 
 impl Geometry {
-    /// The best alignment of partitions on this disk in bytes: a multiple of a MiB and of the
+    /// The best alignment of partitions on this disk, in bytes: a multiple of a MiB and of the
     /// optimal transfer length.
     ///
-    /// Many disks name a number that is only the most they take at once: 65535 blocks, 8191 of 4096
-    /// bytes. Such numbers have no small multiple in whole MiB, and so are not followed. A stripe
-    /// of a RAID has: three chunks of 64 KiB make 3 MiB.
+    /// Many disks report their maximum transfer length as the optimal one: 65535 blocks, or 8191 of
+    /// 4096 bytes. Such numbers have no small multiple in whole MiB, and are ignored. A RAID's
+    /// stripe has one: three chunks of 64 KiB make 3 MiB.
     pub fn alignment_bytes(self) -> u64 {
         let pieces = u64::from(self.optimal_bytes);
         (ALIGNMENT_BYTES..=ALIGNMENT_BYTES_MAX)
@@ -104,7 +104,7 @@ impl Geometry {
         if valid { Ok(self) } else { Err(LayoutError::Blocks(self.block_bytes)) }
     }
 
-    /// Refuses more bytes than it has.
+    /// Refuses a need of more bytes than the disk has.
     fn takes(self, needed_bytes: u64) -> Result<(), LayoutError> {
         let disk_bytes = self.bytes;
         if needed_bytes <= disk_bytes {
@@ -122,18 +122,18 @@ impl Geometry {
         self.block_bytes as usize
     }
 
-    /// Bytes up to a whole block.
+    /// Rounds bytes up to whole blocks.
     fn padded(self, bytes: u64) -> u64 {
         bytes.div_ceil(u64::from(self.block_bytes)).saturating_mul(u64::from(self.block_bytes))
     }
 
-    /// A run of blocks, in bytes.
+    /// Converts a run of blocks to bytes.
     fn in_bytes(self, blocks: &Range<u64>) -> Range<u64> {
         let block_bytes = u64::from(self.block_bytes);
         blocks.start.saturating_mul(block_bytes)..blocks.end.saturating_mul(block_bytes)
     }
 
-    /// A run of bytes, in whole blocks.
+    /// Converts a run of bytes to whole blocks.
     fn in_blocks(self, bytes: &Range<u64>) -> Range<u64> {
         let block_bytes = u64::from(self.block_bytes);
         bytes.start / block_bytes..bytes.end / block_bytes
@@ -170,7 +170,7 @@ impl Content {
         }
     }
 
-    /// Its first bytes.
+    /// The content's first bytes.
     fn take(self, most: u64) -> Self {
         match self {
             Self::File { file, offset, bytes } => {
@@ -194,29 +194,29 @@ impl Layout {
         Self { segments, root_partuuid: None }
     }
 
-    /// A whole file from the disk's begin on.
+    /// A layout of one whole file at the disk's beginning.
     pub fn of_file(file: ImageFile) -> Self {
         Self::new([Segment { at: 0, content: Content::of_file(file) }])
     }
 
-    /// The segments, by where they begin.
+    /// The segments, by offset.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }
 
-    /// The `PARTUUID=` of the root partition for a kernel's command line, if hostler has made it:
-    /// no other disk has it.
+    /// The `PARTUUID=` of the root partition for a kernel's command line; `None` if hostler did not
+    /// make the partition. No other disk has the same.
     pub fn root_partuuid(&self) -> Option<&str> {
         self.root_partuuid.as_deref()
     }
 
-    /// The end of the last of them, in bytes.
+    /// The end of the last segment, in bytes.
     pub fn end(&self) -> u64 {
         self.segments.last().map_or(0, |last| last.at.saturating_add(last.content.bytes()))
     }
 
-    /// The same, if it is sound for this disk: segments begin with a block, share none, and end
-    /// where the disk does or before.
+    /// Returns the layout if it is sound for this disk: every segment begins at a block, no two
+    /// share one, and none exceeds the disk.
     pub fn checked(self, disk: Geometry) -> Result<Self, LayoutError> {
         let disk = disk.checked()?;
         let mut free = 0;
@@ -239,7 +239,7 @@ impl Layout {
         Ok(self)
     }
 
-    /// Puts a segment over those that are there: what of them lies in its blocks is cut away.
+    /// Puts a segment over the others, whose parts in its blocks are cut away.
     fn cover(self, disk: Geometry, at: u64, content: Content) -> Self {
         let end = at.saturating_add(disk.padded(content.bytes()));
         let around = self.segments.into_iter().flat_map(|Segment { at: from, content }| {
@@ -252,12 +252,12 @@ impl Layout {
         Self::new(around.chain([Segment { at, content }]))
     }
 
-    /// Puts the first block in its place.
+    /// Adds a master boot record as the first block.
     fn with_mbr(self, disk: Geometry, mbr: Mbr) -> Self {
         self.cover(disk, 0, Content::Made(mbr.into_block().into()))
     }
 
-    /// Puts both copies of a table in their places.
+    /// Adds both copies of a table.
     fn with_gpt(self, disk: Geometry, gpt: &Gpt) -> Self {
         gpt.placed(disk.blocks()).into_iter().fold(self, |layout, (block, bytes)| {
             let at = block.saturating_mul(u64::from(disk.block_bytes));

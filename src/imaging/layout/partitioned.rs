@@ -22,19 +22,20 @@ use crate::{
     model::spec::{PartitionTable, Partitions},
 };
 
-/// At a partition's begin, what its content does not cover is zeroed so far, lest a probe finds
-/// what was on the disk before. Signatures lie in the first MiB, but for the last copy of a LUKS2
-/// header, which is at 4 MiB.
+/// Bytes at a partition's beginning that are zeroed if its content does not cover them, so that no
+/// probe finds the disk's old content. Signatures are in the first MiB, except for the last copy of
+/// a LUKS2 header at 4 MiB.
 const STALE_HEAD_BYTES: u64 = 5 << 20;
-/// The same at its end: RAID members, ZFS labels and backups of tables are in the last MiB.
+/// Bytes at a partition's end that are zeroed for the same reason: RAID members, ZFS labels and
+/// backups of tables are in the last MiB.
 const STALE_TAIL_BYTES: u64 = 1 << 20;
-/// Partitions of an msdos table that are not logical.
+/// Most primary partitions of an msdos table.
 const MSDOS_PARTITIONS_MAX: usize = 4;
 
 /// Contents of the partitions besides the root file system.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
-    /// An EFI system partition, as big as this up to the alignment.
+    /// An EFI system partition; the partition has this size, rounded up to the alignment.
     pub esp: Option<Content>,
     /// Header of the swap space, for a partition of [`Partitions::swap_bytes`].
     pub swap: Option<Bytes>,
@@ -44,8 +45,7 @@ pub struct Parts {
     pub config_drive: Option<Bytes>,
 }
 
-/// The smallest disk that takes these partitions with a root file system of so many bytes, in
-/// bytes.
+/// The smallest disk for these partitions with a root file system of so many bytes, in bytes.
 pub fn needed_bytes(
     root_image_bytes: u64,
     partitions: &Partitions,
@@ -59,10 +59,10 @@ pub fn needed_bytes(
     total_bytes(partitions.table, sizes.into_iter().flatten(), ALIGNMENT_BYTES)
 }
 
-/// A table, the partitions of the spec, and their contents.
+/// Lays out a table, the spec's partitions and their contents.
 ///
-/// The root partition takes what is left unless the spec gives its size; its file system stays as
-/// big as it is in the image. `guid` gives random bytes.
+/// The root partition takes the rest of the disk unless the spec gives its size; its file system
+/// keeps its size in the image. `guid` returns random bytes.
 pub fn partitioned(
     root: &ImageFile,
     disk: Geometry,
@@ -86,17 +86,17 @@ pub fn partitioned(
                 gpt.add(partition.gpt_kind, guid(), &disk.in_blocks(place), partition.name)
                     .ok_or(LayoutError::TooManyPartitions(wanted.len()))?;
             }
-            // The root is the last one.
+            // The root is the last partition.
             root_partuuid = gpt.partitions().last().map(|root| gpt::written(root.guid));
             let protective = Mbr::protective(disk.block_size(), disk.blocks());
             layout = layout.with_mbr(disk, protective).with_gpt(disk, &gpt);
         }
         PartitionTable::Msdos => {
-            // Without an identity its partitions would have none.
+            // A disk without an identity gives its partitions none either.
             let [a, b, c, d, ..] = guid();
             let id = [a | 1, b, c, d];
             let mut mbr = Mbr::empty(disk.block_size(), id);
-            // Linux, `msdos_partition`: the disk's identity, and the number of the partition.
+            // As Linux's `msdos_partition`: the disk's identity, and the number of the partition.
             let (id, number) = (u32::from_le_bytes(id), wanted.len());
             root_partuuid = Some(format!("{id:08x}-{number:02x}"));
             for (partition, place) in with_places() {
@@ -110,7 +110,7 @@ pub fn partitioned(
     layout.checked(disk)
 }
 
-/// A partition that has no place yet.
+/// A partition before its placement.
 #[derive(Debug)]
 struct Wanted {
     name: &'static str,
@@ -120,7 +120,7 @@ struct Wanted {
     content: Option<Content>,
 }
 
-/// In the order they have on the disk.
+/// The partitions in the order of the disk.
 fn wanted(root: &ImageFile, partitions: &Partitions, parts: Parts) -> Vec<Wanted> {
     let esp = parts.esp.map(|content| Wanted {
         name: "esp",
@@ -160,8 +160,8 @@ fn wanted(root: &ImageFile, partitions: &Partitions, parts: Parts) -> Vec<Wanted
     [esp, swap, ephemeral, config_drive, Some(root)].into_iter().flatten().collect()
 }
 
-/// One behind the other; the last one, which is the root's, to the end unless it has a size. Where
-/// the disk would have them if there is room for that, which is no reason to refuse it.
+/// Places the partitions one after the other; the last one, the root, reaches to the end unless it
+/// has a size. Uses the disk's own alignment if there is room for it, else a MiB.
 fn places(
     disk: Geometry,
     partitions: &Partitions,
@@ -202,14 +202,14 @@ fn aligned_places(
     Ok(places)
 }
 
-/// From the disk's begin to its end.
+/// The total size of a disk with these partitions.
 fn total_bytes(table: PartitionTable, sizes: impl Iterator<Item = u64>, alignment: u64) -> u64 {
     let ends = [alignment, tail_bytes(table)].into_iter();
     let all = ends.chain(sizes.map(|bytes| aligned(bytes, alignment)));
     all.fold(0, u64::saturating_add)
 }
 
-/// Bytes kept free at the disk's end for the backup of the table.
+/// Bytes at the disk's end that are kept for the table's backup.
 fn tail_bytes(table: PartitionTable) -> u64 {
     match table {
         PartitionTable::Gpt => ALIGNMENT_BYTES,
@@ -222,7 +222,7 @@ fn aligned(bytes: u64, alignment: u64) -> u64 {
 }
 
 impl Wanted {
-    /// Its content, and zeros where something old could be taken for a file system.
+    /// Adds the partition's content, and zeros where old content could pass for a file system.
     fn fill(
         &self,
         layout: Layout,

@@ -1,4 +1,4 @@
-//! The promises of layouts for any image and any disk.
+//! Invariants of layouts for arbitrary images and disks.
 
 use std::{ops::Range, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
@@ -24,7 +24,7 @@ fn guids() -> impl FnMut() -> [u8; 16] {
     }
 }
 
-/// A file of zeros but for some places; it takes no room.
+/// A sparse file of zeros, except for some ranges.
 fn image(bytes: u64, places: &[(u64, Vec<u8>)]) -> ImageFile {
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(bytes).unwrap();
@@ -34,7 +34,7 @@ fn image(bytes: u64, places: &[(u64, Vec<u8>)]) -> ImageFile {
     ImageFile::new(Arc::new(file), Path::new("image")).unwrap()
 }
 
-/// A sound layout as the disk it makes of one full of old bytes, with its ends wiped.
+/// A view of the disk that a sound layout makes from a disk of old bytes with wiped ends.
 struct Disk<'a>(&'a Layout, Geometry);
 
 impl Disk<'_> {
@@ -65,7 +65,7 @@ impl Disk<'_> {
         read
     }
 
-    /// One copy of the table.
+    /// Reads the copy of the table at `lba`.
     fn gpt(&self, lba: u64) -> Gpt {
         let block = u64::from(self.1.block_bytes);
         let header = Header::parse(self.read(lba * block, self.1.block_size()), lba).unwrap();
@@ -77,7 +77,7 @@ impl Disk<'_> {
         Mbr::parse(self.read(0, self.1.block_size())).unwrap()
     }
 
-    /// Whether these bytes are those of the image from an offset on.
+    /// Whether these bytes are the image's from an offset on.
     fn shows(&self, bytes: &Range<u64>, image_offset: u64) -> bool {
         let mut at = bytes.start;
         for Segment { at: start, content } in self.0.segments() {
@@ -103,17 +103,17 @@ fn shows_itself(disk: &Disk<'_>, blocks: &Range<u64>) -> bool {
     disk.shows(&bytes, bytes.start)
 }
 
-/// Whether a partition for the config drive, at the end behind `free`, begins where the disk would
-/// have it, or else there was no room.
+/// Whether a new config drive's partition after `free` has the disk's alignment, or else there was
+/// no room for it.
 fn is_as_aligned_as_it_can_be(disk: Geometry, place: &Range<u64>, free: u64) -> bool {
     let alignment = disk.alignment_bytes();
-    // The one at a MiB is less than a MiB before the last place there is.
+    // The place at a MiB is less than a MiB before the last possible one.
     let room = place.start >= free.next_multiple_of(alignment).max(alignment) + alignment;
     place.start.is_multiple_of(if room { alignment } else { MIB })
 }
 
-/// Block sizes, partitions' blocks behind the first MiB, and what the image and the disk have
-/// behind the last one.
+/// Block sizes, the partitions' blocks after the first MiB, and the blocks of image and disk after
+/// the last one.
 fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
     let sizes = proptest::collection::vec((0_u64..5000, 1_u64..50_000), 0..5);
     let rest = prop_oneof![0_u64..200, 0_u64..400_000, Just(1 << 33)];
@@ -131,7 +131,7 @@ fn cases() -> impl Strategy<Value = (u32, Vec<Range<u64>>, u64, u64)> {
     )
 }
 
-/// Optimal transfer lengths that disks state: none, RAIDs, limits of adapters, nonsense.
+/// Optimal transfer lengths that disks report: none, RAIDs' stripes, limits of adapters, nonsense.
 fn optima() -> impl Strategy<Value = u32> {
     prop_oneof![
         Just(0),
@@ -152,7 +152,7 @@ fn partitions_are_aligned_as_the_disk_says_if_that_makes_sense() {
         (7 * (512 << 10), 7 * MIB),
         (4 << 20, 4 * MIB),
         (64 << 20, 64 * MIB),
-        // More than disks have, and what is but the most that adapters carry.
+        // More than disks report, and limits of adapters.
         (128 << 20, MIB),
         (65535 * 512, MIB),
         (65534 * 512, MIB),
@@ -177,8 +177,8 @@ fn a_disk_with_no_room_for_its_own_alignment_is_aligned_to_a_mib() {
     };
     let root = image(MIB, &[]);
     let needed = needed_bytes(MIB, &partitions, None, false);
-    // The swap space, the root and what is before them take four MiB each, and the backup of the
-    // table one.
+    // The swap space, the root, and the space before them take four MiB each, and the table's
+    // backup takes one.
     for (bytes, starts) in [(needed, [1, 2]), (13 * MIB - 512, [1, 2]), (13 * MIB, [4, 8])] {
         let disk = Geometry { bytes, block_bytes: 512, optimal_bytes: 4 << 20 };
         let layout = partitioned(&root, disk, &partitions, Parts::default(), &mut guids()).unwrap();
@@ -281,7 +281,8 @@ proptest! {
     ) {
         let block = u64::from(block_bytes);
         let mut gpt = Gpt::empty(block_bytes as usize, [9; 16]);
-        let named = named.filter(|_| !partitions.is_empty()).map(|index| index.index(partitions.len()));
+        let named = named.filter(|_| !partitions.is_empty());
+        let named = named.map(|index| index.index(partitions.len()));
         for (index, blocks) in partitions.iter().enumerate() {
             let name = if named == Some(index) { "config-2" } else { "data" };
             gpt.add(&gpt::LINUX, [8; 16], blocks, name).unwrap();
@@ -299,7 +300,8 @@ proptest! {
                 return Ok(());
             }
             Err(LayoutError::NoRoom { free_bytes, .. }) => {
-                prop_assert!(with_drive && named.is_none() && free_bytes < CONFIG_DRIVE_BYTES + MIB);
+                prop_assert!(with_drive && named.is_none());
+                prop_assert!(free_bytes < CONFIG_DRIVE_BYTES + MIB);
                 return Ok(());
             }
             Err(LayoutError::DriveTooBig { .. }) => return Err(TestCaseError::fail("too big")),
@@ -307,8 +309,10 @@ proptest! {
         };
         let made = Disk(&layout.clone().checked(disk).unwrap(), disk).gpt(PRIMARY_LBA);
         let on_disk = Disk(&layout, disk);
-        prop_assert_eq!(on_disk.gpt(disk_blocks - 1).into_primary().unwrap().placed(disk_blocks), made.placed(disk_blocks));
-        prop_assert_eq!(on_disk.mbr().into_block(), Mbr::protective(block_bytes as usize, disk_blocks).into_block());
+        let backup = on_disk.gpt(disk_blocks - 1).into_primary().unwrap();
+        prop_assert_eq!(backup.placed(disk_blocks), made.placed(disk_blocks));
+        let protective = Mbr::protective(block_bytes as usize, disk_blocks);
+        prop_assert_eq!(on_disk.mbr().into_block(), protective.into_block());
         let found: Vec<_> = made.partitions().collect();
         let reused = with_drive.then_some(named).flatten();
         for (index, blocks) in partitions.iter().enumerate() {
@@ -326,7 +330,7 @@ proptest! {
             prop_assert_eq!(&on_disk.read(bytes.start, DRIVE.len()), DRIVE);
             prop_assert_eq!(on_disk.read(bytes.end - 8, 8), [0; 8]);
         }
-        // The old backup is found by nobody any more.
+        // No tool finds the old backup any more.
         if image_blocks < disk_blocks {
             let old = on_disk.read((image_blocks - 1) * block, 8);
             prop_assert!(!gpt::is_header(&old));
@@ -354,7 +358,7 @@ proptest! {
                 prop_assert!(image_blocks > disk_blocks);
                 return Ok(());
             }
-            // Where the tools of disks with 512-byte blocks begin.
+            // The usual beginning of a partition on disks with 512-byte blocks.
             Err(LayoutError::OtherBlocks { image: 512, .. }) => {
                 prop_assert!(partitions.iter().all(|blocks| blocks.start.is_multiple_of(2048)));
                 return Ok(());
@@ -412,7 +416,8 @@ proptest! {
         let block = u64::from(block_bytes);
         let bytes = if short { needed - block } else { needed + spare / block * block };
         let disk = Geometry { bytes, block_bytes, optimal_bytes };
-        let count = [esp, swap_bytes, ephemeral_bytes].iter().flatten().count() + usize::from(with_drive) + 1;
+        let count = [esp, swap_bytes, ephemeral_bytes].iter().flatten().count();
+        let count = count + usize::from(with_drive) + 1;
         let layout = partitioned(&root, disk, &partitions, parts, &mut guids());
         let layout = match layout {
             Err(LayoutError::TooBig { needed_bytes, .. }) => {
@@ -436,9 +441,13 @@ proptest! {
             PartitionTable::Gpt => {
                 let gpt = on_disk.gpt(PRIMARY_LBA);
                 let usable = gpt.usable(disk.blocks());
-                prop_assert_eq!(on_disk.gpt(disk.blocks() - 1).usable(disk.blocks()), usable.clone());
+                let backup = on_disk.gpt(disk.blocks() - 1);
+                prop_assert_eq!(backup.usable(disk.blocks()), usable.clone());
                 let found: Vec<_> = gpt.partitions().map(|partition| partition.blocks).collect();
-                prop_assert!(found.iter().all(|found| usable.start <= found.start && found.end <= usable.end));
+                let inside = |found: &Range<u64>| {
+                    usable.start <= found.start && found.end <= usable.end
+                };
+                prop_assert!(found.iter().all(inside));
                 found
             }
             PartitionTable::Msdos => on_disk.mbr().records().map(|record| record.blocks).collect(),
@@ -446,10 +455,11 @@ proptest! {
         prop_assert_eq!(found.len(), count);
         let found: Vec<_> = found.iter().map(|blocks| whole(blocks, block_bytes)).collect();
         prop_assert!(found.windows(2).all(|pair| pair[0].end == pair[1].start));
-        // Each partition and the free space before them may be longer by this.
+        // Alignment may lengthen each partition, and the free space before them, by this.
         let wish = disk.alignment_bytes();
         let alignment = found[0].start;
-        prop_assert!(alignment == wish || (alignment == MIB && bytes < needed + (count as u64 + 1) * wish));
+        let is_short = bytes < needed + (count as u64 + 1) * wish;
+        prop_assert!(alignment == wish || (alignment == MIB && is_short));
         prop_assert!(found.iter().all(|found| found.start.is_multiple_of(alignment)));
         let place = found.last().unwrap();
         prop_assert!(on_disk.shows(&(place.start..place.start + root_image), 0));
@@ -458,7 +468,10 @@ proptest! {
             PartitionTable::Msdos => disk.bytes.min(mbr::BLOCKS_MAX * block),
         };
         match root_bytes {
-            Some(bytes) => prop_assert_eq!(place.end - place.start, bytes.max(1).next_multiple_of(alignment)),
+            Some(bytes) => {
+                let aligned = bytes.max(1).next_multiple_of(alignment);
+                prop_assert_eq!(place.end - place.start, aligned);
+            }
             None => prop_assert!(place.end <= last_end && last_end - place.end < alignment),
         }
         for found in &found {

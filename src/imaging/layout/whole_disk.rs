@@ -1,5 +1,5 @@
-//! A whole-disk image on a disk that is not of its size: its bytes, with its tables made right for
-//! the disk, and perhaps a config drive.
+//! A whole-disk image on a disk of another size: the image's bytes, with tables corrected for the
+//! disk, and optionally a config drive.
 
 use std::ops::Range;
 
@@ -19,17 +19,17 @@ use crate::imaging::{
     },
 };
 
-/// The image's bytes, its tables corrected for the disk, and the config drive in a partition of its
-/// own or in one that waits for it.
+/// Lays out the image's bytes, its tables corrected for the disk, and the config drive in a new
+/// partition or in one that is meant for it.
 ///
 /// - GUID partition table: the backup moves to the disk's end, and the old one is zeroed if it lies
 ///   between partitions. If only the backup is intact, it is taken.
 /// - Master boot record: as it is. Where a partition reaches past the image's end, zeros follow.
 /// - No table: as it is, if it fits.
 ///
-/// With a table, a disk smaller than the image will do if the partitions fit.
+/// With a table, a disk smaller than the image is enough if the partitions fit.
 ///
-/// `guid` gives random bytes. Reads the image, so that it must be called where blocking is allowed.
+/// `guid` returns random bytes. The function blocks, because it reads the image.
 pub fn whole_disk(
     image: &ImageFile,
     disk: Geometry,
@@ -53,9 +53,9 @@ pub fn whole_disk(
     layout.checked(disk)
 }
 
-/// The smallest disk that such a layout is made for, in bytes, whatever its blocks are; without a
-/// config drive's bytes, because only its partition counts. Fails for whatever the image itself
-/// does not allow.
+/// The smallest disk for such a layout, in bytes, with any block size; the config drive's own size
+/// does not matter, because its partition has a fixed one. Fails if the image itself allows no
+/// layout.
 pub fn whole_disk_needs(image: &ImageFile, config_drive: bool) -> Result<u64, LayoutError> {
     let of_blocks = |block_bytes| needs_of_blocks(image, config_drive, block_bytes);
     let [usual, _] = BLOCK_BYTES;
@@ -105,13 +105,13 @@ fn as_it_is(image: &ImageFile, disk: Geometry) -> Result<Layout, LayoutError> {
     Ok(Layout::of_file(image.clone()))
 }
 
-/// The image's bytes, as far as the disk has room for them.
+/// A layout of the image's bytes, cut at the disk's end.
 fn kept(image: &ImageFile, disk: Geometry) -> Layout {
     Layout::new([Segment { at: 0, content: Content::of_file(image.clone()).take(disk.bytes) }])
 }
 
-/// The end of what the image has to have on the disk: its last partition, and an ISO 9660 file
-/// system, which partitions need not cover.
+/// The end of the image's necessary content: its last partition, and an ISO 9660 file system, which
+/// partitions need not cover.
 fn content_end(areas: &[Area], image: &ImageFile) -> Result<u64, LayoutError> {
     let iso_end = iso_bytes(image)?.min(image.bytes());
     Ok(areas.iter().map(|area| area.bytes.end).chain([iso_end]).max().unwrap_or_default())
@@ -138,7 +138,7 @@ fn with_gpt(
     let tail = disk.in_bytes(&(0..gpt.tail_blocks())).end;
     disk.takes(gpt_end(&gpt, &areas, image, disk)?.saturating_add(tail))?;
     let mut layout = kept(image, disk);
-    // Zeroed first: whatever else goes there, goes over it.
+    // Zeroed first: later segments go over the zeros.
     for stale in stale.iter().map(|blocks| disk.in_bytes(blocks)) {
         let apart = |area: &Area| area.bytes.end <= stale.start || stale.end <= area.bytes.start;
         if areas.iter().all(apart) && stale.end <= disk.bytes {
@@ -165,9 +165,9 @@ fn with_mbr(
     let areas = mbr_areas(&mbr, disk);
     disk.takes(content_end(&areas, image)?)?;
     let image_end = disk.padded(image.bytes());
-    // The old content of the disk must not become the partition's. A GUID partition table with less
-    // behind it is refused, because its tools never make one; images for routers end where their
-    // file system does.
+    // The disk's old content must not become part of a partition. An image that ends before a GUID
+    // partition is refused, because no tool makes one; images for routers end with their file
+    // system.
     let layout = areas.iter().fold(kept(image, disk), |layout, area| {
         let from = area.bytes.start.max(image_end);
         let missing = area.bytes.end.saturating_sub(from);
@@ -191,7 +191,7 @@ fn mbr_areas(mbr: &Mbr, disk: Geometry) -> Vec<Area> {
         .collect()
 }
 
-/// The partitions, all of which are in the image.
+/// Reads the partitions, and checks that the image holds all of them.
 fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, LayoutError> {
     let image_bytes = disk.padded(image.bytes());
     let areas: Vec<Area> = gpt
@@ -209,7 +209,7 @@ fn gpt_areas(gpt: &Gpt, image: &ImageFile, disk: Geometry) -> Result<Vec<Area>, 
     Ok(areas)
 }
 
-/// First possible begin of the table's backup.
+/// The first possible block of the table's backup.
 fn gpt_end(
     gpt: &Gpt,
     areas: &[Area],
@@ -217,7 +217,8 @@ fn gpt_end(
     disk: Geometry,
 ) -> Result<u64, LayoutError> {
     let first_usable = disk.in_bytes(&gpt.usable(u64::MAX)).start;
-    // A hybrid's file system may end with the backup that is left out; it is behind its last file.
+    // A hybrid image's file system may include the old backup, which is left out; it is after the
+    // last file.
     let end = areas.iter().map(|area| area.bytes.end).max().unwrap_or_default();
     let iso_end = if iso_bytes(image)? > 0 { content_end(areas, image)? } else { end };
     let backup = disk.in_bytes(&(0..gpt.tail_blocks())).end;

@@ -6,10 +6,10 @@ use std::ops::Range;
 use super::{field, put, u32_at, u64_at};
 use crate::model::ids::hex;
 
-/// Block of the primary header.
+/// The block of the primary header.
 pub(in crate::imaging) const PRIMARY_LBA: u64 = 1;
-/// All entries together. A table of today's tools has 16 KiB; both copies must lie in what is wiped
-/// of a disk.
+/// Most bytes of all entries. Current tools make 16 KiB; both copies must lie in the wiped ends of
+/// a disk.
 const ENTRIES_BYTES_MAX: usize = 128 << 10;
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
@@ -17,7 +17,7 @@ const REVISION: u32 = 0x0001_0000;
 const HEADER_BYTES: u32 = 92;
 const ENTRY_BYTES: u32 = 128;
 const ENTRY_BYTES_MAX: u32 = 4096;
-/// Everybody expects so many; fewer than 16 KiB of entries are not allowed.
+/// The usual number of entries; less than 16 KiB of entries are not allowed.
 const ENTRIES: u32 = 128;
 
 // Fields of the header.
@@ -41,7 +41,7 @@ const LAST_AT: usize = 40;
 const NAME_AT: usize = 56;
 const NAME_UNITS: usize = 36;
 
-/// A GUID as it is on a disk.
+/// A GUID in its encoding on a disk.
 pub(in crate::imaging) type Guid = [u8; 16];
 
 /// An EFI system partition.
@@ -52,12 +52,12 @@ pub(in crate::imaging) const SWAP: Guid = guid(0x0657_fd6d, 0xa4ab, 0x43c4, 0x84
 pub(in crate::imaging) const LINUX: Guid = guid(0x0fc6_3daf, 0x8483, 0x4772, 0x8e79_3d69_d847_7de4);
 /// The root file system of an x86-64 Linux (Discoverable Partitions Specification).
 pub(in crate::imaging) const ROOT: Guid = guid(0x4f68_bce3, 0xe8cd, 0x4db1, 0x96e7_fbca_f984_b709);
-/// Microsoft basic data, which is how a FAT file system is known.
+/// Microsoft basic data, the type of FAT partitions.
 pub(in crate::imaging) const BASIC_DATA: Guid =
     guid(0xebd0_a0a2, 0xb9e5, 0x4433, 0x87c0_68b6_b726_99c7);
 
-/// From its fields as they are written, the last two as one; the first three are little-endian on a
-/// disk (UEFI 2.10 appendix A).
+/// Encodes a GUID from its written fields, the last two as one; the first three are little-endian
+/// on a disk (UEFI 2.10 appendix A).
 const fn guid(time_low: u32, time_mid: u16, time_high: u16, rest: u64) -> Guid {
     let low = (time_low.swap_bytes() as u128) << 96;
     let mid = (time_mid.swap_bytes() as u128) << 80;
@@ -65,7 +65,7 @@ const fn guid(time_low: u32, time_mid: u16, time_high: u16, rest: u64) -> Guid {
     (low | mid | high | rest as u128).to_be_bytes()
 }
 
-/// As Linux writes it (UEFI 2.10 appendix A).
+/// Formats a GUID as Linux does (UEFI 2.10 appendix A).
 pub(in crate::imaging) fn written(guid: Guid) -> String {
     // The first three fields are little-endian.
     let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -88,17 +88,17 @@ fn random(mut bytes: Guid) -> Guid {
 pub(in crate::imaging) struct Damaged(&'static str);
 
 impl Damaged {
-    /// The backup is good, and what lies before the partitions must not be overwritten.
+    /// The backup is intact, and the bytes before the partitions must not be overwritten.
     pub(in crate::imaging) const NO_PLACE: Self = Self(
         "it is good, but nobody knows where the first table had its entries, and what lies before \
          the partitions may be a boot loader",
     );
 }
 
-/// A header, checked by itself.
+/// A header that passed its own checks.
 #[derive(Clone, Debug)]
 pub(in crate::imaging) struct Header {
-    /// Its whole block, so that what is not understood is kept.
+    /// The header's whole block, so that unknown fields are kept.
     block: Vec<u8>,
     my_lba: u64,
     first_usable: u64,
@@ -111,28 +111,28 @@ pub(in crate::imaging) struct Header {
 /// A partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::imaging) struct Partition {
-    /// Its number, from 1 on.
+    /// The partition's number, from 1 on.
     pub(in crate::imaging) number: usize,
-    /// Its own, which no other partition has.
+    /// The partition's unique GUID.
     pub(in crate::imaging) guid: Guid,
     pub(in crate::imaging) blocks: Range<u64>,
     pub(in crate::imaging) name: String,
 }
 
-/// A table that may be written to a disk of any size that has room for its partitions.
+/// A valid table, for a disk of any size that has room for its partitions.
 #[derive(Clone, Debug)]
 pub(in crate::imaging) struct Gpt {
     header: Header,
     entries: Vec<u8>,
 }
 
-/// Whether a block begins like a header.
+/// Whether a block has a header's signature.
 pub(in crate::imaging) fn is_header(block: &[u8]) -> bool {
     block.starts_with(SIGNATURE)
 }
 
 impl Header {
-    /// From the block it was read from, at `lba`.
+    /// Parses the block at `lba`.
     pub(in crate::imaging) fn parse(block: Vec<u8>, lba: u64) -> Result<Self, Damaged> {
         ensure(is_header(&block), "there is none")?;
         let header_bytes = u32_at(&block, HEADER_BYTES_AT);
@@ -158,7 +158,7 @@ impl Header {
         Ok(Self { my_lba: lba, first_usable, entries_lba, entry_bytes, entries_bytes, block })
     }
 
-    /// Without entries, for a table made here.
+    /// A header without entries, for a new table.
     fn new(block_bytes: usize, disk_guid: Guid) -> Self {
         let entry_bytes = ENTRY_BYTES as usize;
         let entries_bytes = ENTRIES as usize * entry_bytes;
@@ -210,14 +210,14 @@ impl Gpt {
         Ok(gpt)
     }
 
-    /// The same, if it can be written where a primary one belongs; the entries of a backup come
-    /// right behind the header.
+    /// Converts the table to a primary one, if its entries fit; the entries of a backup follow the
+    /// header directly.
     pub(in crate::imaging) fn into_primary(self) -> Result<Self, Damaged> {
         let Header { my_lba, entries_lba, .. } = self.header;
         self.into_primary_at(if my_lba == PRIMARY_LBA { entries_lba } else { PRIMARY_LBA + 1 })
     }
 
-    /// The same with its entries from this block on, if they can be there.
+    /// Converts the table to a primary one with its entries from this block on, if they fit.
     pub(in crate::imaging) fn into_primary_at(mut self, entries_lba: u64) -> Result<Self, Damaged> {
         (self.header.my_lba, self.header.entries_lba) = (PRIMARY_LBA, entries_lba);
         let [_, entries] = self.own_blocks();
@@ -228,8 +228,8 @@ impl Gpt {
         Ok(self)
     }
 
-    /// The blocks where the entries of the primary copy may have begun, likeliest first: where its
-    /// header says, at the usual place, and right before the partitions.
+    /// The blocks where the entries of the primary copy may have begun, likeliest first: the place
+    /// that its header names, the usual place, and directly before the partitions.
     pub(in crate::imaging) fn primary_places(&self, primary: &[u8]) -> Vec<u64> {
         let named = is_header(primary).then(|| u64_at(primary, ENTRIES_LBA_AT));
         let last = self.header.first_usable.checked_sub(self.header.entry_blocks());
@@ -251,7 +251,7 @@ impl Gpt {
         [my_lba..my_lba.saturating_add(1), entries_lba..entries_end]
     }
 
-    /// Block of its other copy, as it states.
+    /// The block of the other copy, as the header states it.
     pub(in crate::imaging) fn alternate_lba(&self) -> u64 {
         u64_at(&self.header.block, ALTERNATE_LBA_AT)
     }
@@ -267,7 +267,7 @@ impl Gpt {
         })
     }
 
-    /// Fills the first unused entry; `None`: there is none.
+    /// Fills the first unused entry; `None` if there is none.
     pub(in crate::imaging) fn add(
         &mut self,
         kind: &Guid,
@@ -287,8 +287,8 @@ impl Gpt {
         Some(())
     }
 
-    /// The blocks that partitions may have on a disk of so many blocks; empty if it is too small
-    /// for the table itself.
+    /// The blocks for partitions on a disk of so many blocks; empty if the disk is too small for
+    /// the table itself.
     pub(in crate::imaging) fn usable(&self, disk_blocks: u64) -> Range<u64> {
         self.header.first_usable..disk_blocks.saturating_sub(self.tail_blocks())
     }
@@ -298,7 +298,7 @@ impl Gpt {
         self.header.entry_blocks() + 1
     }
 
-    /// The blocks of both copies on a disk: block numbers with the bytes from there on.
+    /// The encoded copies on a disk: block numbers with the bytes from there on.
     pub(in crate::imaging) fn placed(&self, disk_blocks: u64) -> [(u64, Vec<u8>); 4] {
         let backup_lba = disk_blocks.saturating_sub(1);
         let backup_entries_lba = disk_blocks.saturating_sub(self.tail_blocks());
@@ -340,7 +340,7 @@ fn ensure(holds: bool, or: &'static str) -> Result<(), Damaged> {
     if holds { Ok(()) } else { Err(Damaged(or)) }
 }
 
-/// The checksum is made as if its own field were zero.
+/// The header's checksum, computed with a zero in its own field.
 fn header_crc(header: &[u8]) -> u32 {
     let mut header = header.to_vec();
     put(&mut header, HEADER_CRC_AT, &[0; 4]);
@@ -359,8 +359,7 @@ fn name(entry: &[u8]) -> String {
     String::from_utf16_lossy(&units)
 }
 
-/// Makes the checksums of the primary table at a disk's begin right, so that random bytes get past
-/// them.
+/// Corrects the checksums of a primary table, so that random bytes pass them.
 #[cfg(any(test, fuzzing))]
 pub(in crate::imaging) fn seal(disk: &mut [u8], block_bytes: usize) {
     let Some(header) = disk.get(block_bytes..2 * block_bytes) else { return };

@@ -1,13 +1,12 @@
 //! The master boot record (UEFI 2.10 §5.2): four records in the first 512 bytes of a disk.
 //!
-//! Logical partitions are not looked at: the extended one around them is a partition like any
-//! other.
+//! Logical partitions are ignored: the extended one around them is a partition like any other.
 
 use std::ops::Range;
 
 use super::{field, put, u32_at};
 
-/// Blocks a record can count, and so the first block that no partition can have.
+/// The number of blocks that a record can count, and so the first block beyond any partition.
 pub(in crate::imaging) const BLOCKS_MAX: u64 = 1 << 32;
 
 /// An EFI system partition.
@@ -21,9 +20,9 @@ pub(in crate::imaging) const FAT: u8 = 0x0c;
 /// Type of the partition that stands for a GUID partition table.
 const PROTECTIVE: u8 = 0xee;
 
-/// Code that a BIOS runs of a disk without a boot loader: INT 18h, at which it goes on to its next
-/// boot device (BIOS Boot Specification 1.01 §6.7), and a halt if it comes back. Zeros are
-/// instructions too, and a machine that runs into them hangs.
+/// Boot code of a disk without a boot loader: INT 18h, at which a BIOS tries its next boot device
+/// (BIOS Boot Specification 1.01 §6.7), and a halt if it returns. Zeros are instructions too, and
+/// would hang the machine.
 const NO_BOOT_LOADER: [u8; 5] = [0xcd, 0x18, 0xf4, 0xeb, 0xfd];
 
 const DISK_ID_AT: usize = 440;
@@ -32,16 +31,16 @@ const RECORD_BYTES: usize = 16;
 const RECORDS: usize = 4;
 const SIGNATURE_AT: usize = 510;
 const SIGNATURE: [u8; 2] = [0x55, 0xaa];
-/// A place that cylinders, heads and sectors cannot name, as today's tools write it.
+/// The value for an address beyond cylinders, heads and sectors, as current tools write it.
 const CHS_BEYOND: [u8; 3] = [0xfe, 0xff, 0xff];
 
-/// A record that names a partition. One without a type or without blocks names none.
+/// A record of a partition. A record without type or blocks is unused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::imaging) struct Record {
     /// Index in the table, 0 to 3.
     pub(in crate::imaging) index: usize,
     pub(in crate::imaging) kind: u8,
-    /// Its blocks; their size is not said anywhere.
+    /// The partition's blocks; the record does not state their size.
     pub(in crate::imaging) blocks: Range<u64>,
 }
 
@@ -69,8 +68,8 @@ impl Mbr {
         mbr
     }
 
-    /// From the first block of a disk. The boot sector of a file system has the same signature, but
-    /// no record, or nonsense in them.
+    /// Parses the first block of a disk. The boot sector of a file system has the same signature,
+    /// but invalid records or none.
     pub(in crate::imaging) fn parse(block: Vec<u8>) -> Option<Self> {
         let signed = field(&block, SIGNATURE_AT) == SIGNATURE;
         let flags_valid = (0..RECORDS)
@@ -92,13 +91,13 @@ impl Mbr {
         Record { index, kind, blocks: first..first + blocks }
     }
 
-    /// Whether it says that there is a GUID partition table, perhaps beside partitions of its own.
+    /// Whether the record announces a GUID partition table, perhaps beside partitions of its own.
     pub(in crate::imaging) fn is_protective(&self) -> bool {
         self.records().any(|record| record.kind == PROTECTIVE)
     }
 
-    /// Makes the protective partition reach to the end of the disk, unless there are others beside
-    /// it: whoever made those chose its size.
+    /// Extends the protective partition to the end of the disk, unless the record has others: their
+    /// author chose its size.
     pub(in crate::imaging) fn grow(&mut self, disk_blocks: u64) {
         let records: Vec<Record> = self.records().collect();
         if let [only] = records.as_slice()
@@ -118,7 +117,7 @@ impl Mbr {
         put(&mut self.block, at + 12, &blocks.to_le_bytes());
     }
 
-    /// Writes the first unused record. `None`: all are in use, or the blocks cannot be counted.
+    /// Fills the first unused record; `None` if all are in use, or the blocks exceed its range.
     pub(in crate::imaging) fn add(&mut self, kind: u8, blocks: &Range<u64>) -> Option<()> {
         let index = (0..RECORDS).find(|index| !self.record(*index).is_used())?;
         let first = u32::try_from(blocks.start).ok()?;

@@ -1,4 +1,4 @@
-//! Tables as they are written and read back, and bytes that are none.
+//! Tables that are written and read back, and bytes that are no table.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Writes that were killed, and the writes that go on from their checkpoints.
+//! Killed writes, and the writes that resume from their checkpoints.
 
 use proptest::{collection::vec, prelude::*};
 
@@ -9,11 +9,11 @@ use super::{
 };
 use crate::{imaging::ImagingOrder, model::spec::Verify};
 
-/// So that a small layout takes many flushes.
+/// Small, so that a small layout takes many flushes.
 const FLUSH_BYTES: u64 = MIB / 4;
 
-/// Bytes of the disk's body that were written from `from_did` on, and the first of them.
-fn body_written(disk: &FileDisk, from_did: usize, bytes: u64) -> Option<u64> {
+/// The lowest offset in the disk's body that was written after the first `from_did` calls.
+fn lowest_written(disk: &FileDisk, from_did: usize, bytes: u64) -> Option<u64> {
     let tail = bytes.saturating_sub(MIB).max(MIB);
     let did = disk.did().into_iter().skip(from_did);
     let ranges = did.filter_map(|did| match did {
@@ -55,7 +55,7 @@ proptest! {
                 }
                 disk.lose(|| dice.bool());
                 let resumed_at = bench.order.checkpoint.resumes_at;
-                let first = body_written(&disk, from_did, capacity);
+                let first = lowest_written(&disk, from_did, capacity);
                 assert!(first.is_none_or(|first| first >= resumed_at), "{first:?}, {resumed_at}");
                 let resumes_at = *bench.order.checkpoint.flushed.subscribe().borrow();
                 assert!(resumes_at == 0 || resumes_at >= resumed_at);
@@ -83,5 +83,5 @@ async fn the_ends_are_wiped_again_before_a_killed_write_goes_on() {
     bench.write(&disk).await.unwrap();
     let did = disk.did();
     assert_eq!(did[..3], [Did::Write(0..MIB), Did::Write(7 * MIB..8 * MIB), Did::Flush]);
-    assert_eq!(body_written(&disk, 3, 8 * MIB), Some(6 * MIB));
+    assert_eq!(lowest_written(&disk, 3, 8 * MIB), Some(6 * MIB));
 }

@@ -29,22 +29,22 @@ pub(super) enum Quirk {
     DropsWrites(Range<u64>),
     /// The first write to this offset fails.
     FailsOnceAt(u64),
-    /// From the first write to this offset on, everything fails, for good.
+    /// All commands fail for good from the first write to this offset on.
     GoneFrom(u64),
-    /// The same, but a new connection might help: it does not.
+    /// As [`Quirk::GoneFrom`], with an error for which a new connection is tried in vain.
     UnreachableFrom(u64),
     /// The write to this offset never ends.
     HangsAt(u64),
-    /// From the first write to this offset on, nothing ends.
+    /// No command ends from the first write to this offset on.
     DeadFrom(u64),
-    /// After so many calls, nothing ends.
+    /// No command ends after so many calls.
     DeadAfter(usize),
     HangsReading,
     ShortReads,
     /// Every call takes a few milliseconds.
     Slow,
-    /// The same, and a write once begun is performed, whether anybody waits for it or not: so do
-    /// real targets. Zeros are faster than data, so that a wipe overtakes the writes before it.
+    /// As [`Quirk::Slow`], but a write once begun is performed even if its future is dropped, as
+    /// real targets do. Zeros are faster than data, so that a wipe overtakes the writes before it.
     CarriesOut,
     /// Each connection carries one write at a time, for [`WRITE_TIME`].
     Narrow(Further),
@@ -76,15 +76,15 @@ pub(super) const WRITE_TIME: Duration = Duration::from_millis(30);
 /// The effect of further connections to a narrow disk, while the first is open.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Further {
-    /// From the first of them on, every one takes a quarter of the time.
+    /// From the first further connection on, every write takes a quarter of the time.
     Helps,
-    /// They take turns, and twice the time.
+    /// The connections write one after the other, each in twice the time.
     Disturbs,
     Refused,
-    /// They lead to a disk of another size.
+    /// Further connections lead to a disk of another size.
     OtherDisk,
-    /// They help, but the second breaks after so many writes in all; then some of what was not
-    /// flushed is lost.
+    /// Further connections help, but the second breaks after so many writes in all; then some of
+    /// the unflushed data is lost.
     Breaks(usize),
 }
 
@@ -209,7 +209,7 @@ impl FileDisk {
         self.wrote.lock().unwrap().clone()
     }
 
-    /// Calls that have begun.
+    /// Count of the disk's calls that have begun.
     pub(super) fn calls(&self) -> usize {
         *self.calls.borrow()
     }

@@ -140,7 +140,8 @@ proptest! {
         breaks in prop_oneof![Just(None), (8..60_usize).prop_map(Some)],
     ) {
         let (layout, contents) = layout_of(&parts, block);
-        let capacity = layout.end().next_multiple_of(block) + spare_blocks.min(4 * MIB / block) * block;
+        let spare_blocks = spare_blocks.min(4 * MIB / block);
+        let capacity = layout.end().next_multiple_of(block) + spare_blocks * block;
         let quirk = breaks.map_or(Quirk::None, |calls| Quirk::Breaks { calls, times: 4 });
         let disk = FileDisk::new(capacity, u32::try_from(block).unwrap(), quirk);
         let mut bench = Bench::new(1);

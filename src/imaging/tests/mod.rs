@@ -193,10 +193,8 @@ async fn a_disk_that_drops_a_write_is_caught_and_wiped_and_the_place_is_named() 
     let lie = 3 * MIB..3 * MIB + 4096;
     let disk = FileDisk::new(8 * MIB, 512, Quirk::DropsWrites(lie));
     let error = Bench::new(5 * MIB + 7).write(&disk).await.unwrap_err();
-    assert!(
-        matches!(error, ImagingError::Differs { from, to } if (from, to) == (3 * MIB, 3 * MIB + 4096)),
-        "{error}"
-    );
+    let ImagingError::Differs { from, to } = error else { panic!("{error}") };
+    assert_eq!((from, to), (3 * MIB, 3 * MIB + 4096));
     assert_wiped(&disk);
 }
 
@@ -345,7 +343,8 @@ async fn memory_in_flight_stays_bounded_however_slow_the_disk() {
     let (bench, disk) = (Bench::new(40 * MIB), FileDisk::new(40 * MIB, 512, Quirk::Slow));
     bench.write(&disk).await.unwrap();
     let most = disk.most_under_way();
-    assert!(most <= reader::BUFFERS && most > 1, "{most}");
+    // A flush, which holds no buffer, may be in flight, too.
+    assert!(most <= reader::BUFFERS + 1 && most > 1, "{most}");
     // A piece that is compared is there twice.
     let reading = disk.most_reading();
     assert!(reading <= write::COMPARES_MAX && reading > 1, "{reading}");

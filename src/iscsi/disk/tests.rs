@@ -1,4 +1,5 @@
-//! Which answers are tried again, and a scripted target for what real ones cannot be made to say.
+//! Repetitions of commands, against a scripted target for answers that real targets cannot be made
+//! to give.
 
 use std::{collections::VecDeque, sync::Mutex as StdMutex};
 
@@ -13,8 +14,8 @@ use crate::iscsi::{
     zeroing::Zeroing,
 };
 
-fn verdict(response: u8, status: u8, sense: &[u8]) -> Verdict {
-    Verdict::of(&CommandOutcome {
+fn verdict(response: u8, status: u8, sense: &[u8]) -> RetryDecision {
+    RetryDecision::of(&CommandOutcome {
         response,
         status,
         sense: sense.to_vec(),
@@ -26,16 +27,16 @@ fn verdict(response: u8, status: u8, sense: &[u8]) -> Verdict {
 fn only_what_was_not_carried_out_is_tried_again() {
     let sense = |key, asc, ascq| [0, 8, 0x72, key, asc, ascq, 0, 0, 0, 0];
     let failure = |key, asc, ascq| ScsiFailure::Sense(Sense { key, asc, ascq });
-    assert_eq!(verdict(0, 0, &[]), Verdict::Good);
-    assert_eq!(verdict(0, 2, &sense(6, 0x29, 0)), Verdict::Again(failure(6, 0x29, 0)));
-    assert_eq!(verdict(0, 0x08, &[]), Verdict::Later(ScsiFailure::Status(0x08)));
-    assert_eq!(verdict(0, 0x28, &[]), Verdict::Later(ScsiFailure::Status(0x28)));
-    assert_eq!(verdict(0, 2, &sense(2, 4, 1)), Verdict::Later(failure(2, 4, 1)));
-    assert_eq!(verdict(0, 2, &sense(2, 0x3a, 0)), Verdict::Failed(failure(2, 0x3a, 0)));
-    assert_eq!(verdict(0, 2, &sense(3, 0x0c, 0)), Verdict::Failed(failure(3, 0x0c, 0)));
-    assert_eq!(verdict(0, 2, &[]), Verdict::Failed(ScsiFailure::NoSense));
-    assert_eq!(verdict(0, 0x18, &[]), Verdict::Failed(ScsiFailure::Status(0x18)));
-    assert_eq!(verdict(1, 0, &[]), Verdict::Failed(ScsiFailure::TargetFailure(1)));
+    assert_eq!(verdict(0, 0, &[]), RetryDecision::Good);
+    assert_eq!(verdict(0, 2, &sense(6, 0x29, 0)), RetryDecision::Again(failure(6, 0x29, 0)));
+    assert_eq!(verdict(0, 0x08, &[]), RetryDecision::Later(ScsiFailure::Status(0x08)));
+    assert_eq!(verdict(0, 0x28, &[]), RetryDecision::Later(ScsiFailure::Status(0x28)));
+    assert_eq!(verdict(0, 2, &sense(2, 4, 1)), RetryDecision::Later(failure(2, 4, 1)));
+    assert_eq!(verdict(0, 2, &sense(2, 0x3a, 0)), RetryDecision::Failed(failure(2, 0x3a, 0)));
+    assert_eq!(verdict(0, 2, &sense(3, 0x0c, 0)), RetryDecision::Failed(failure(3, 0x0c, 0)));
+    assert_eq!(verdict(0, 2, &[]), RetryDecision::Failed(ScsiFailure::NoSense));
+    assert_eq!(verdict(0, 0x18, &[]), RetryDecision::Failed(ScsiFailure::Status(0x18)));
+    assert_eq!(verdict(1, 0, &[]), RetryDecision::Failed(ScsiFailure::TargetFailure(1)));
 }
 
 /// The scripted target's reply to one command.
@@ -49,18 +50,16 @@ enum Reply {
     /// An asynchronous message with this event, then GOOD.
     Async(u8),
     Reject(u8),
-    /// A NOP-In that wants an answer, then GOOD.
+    /// A NOP-In that demands an answer, then GOOD.
     Ping,
 }
 
-/// Opcode, second byte, first block and number of blocks of each command.
+/// Opcode, second byte, first block and number of blocks of each received command.
 type Received = Arc<StdMutex<Vec<(u8, u8, u64, u32)>>>;
 
-/// A target that takes every write as unsolicited data and says what it is told to, after an
-/// examination that went well.
+/// A scripted target, which accepts every write as unsolicited data.
 struct Script {
-    /// Answers to the commands after the examination, by the command; `Good` when there are no
-    /// more.
+    /// The answers to the commands after the examination, in order; then `Good`.
     answers: VecDeque<Reply>,
     /// READ CAPACITY(16) byte 14 and VPD page B2h byte 5.
     flags: (u8, u8),
@@ -90,7 +89,7 @@ impl Target {
         pdu[..4].copy_from_slice(&head);
         pdu[5..8].copy_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes()[1..]);
         pdu[16..20].copy_from_slice(&itt);
-        // The target tag of a NOP-In; nobody looks at it elsewhere.
+        // The target tag of a NOP-In; other PDUs ignore the field.
         pdu[20..24].copy_from_slice(&[0, 0, 0, 9]);
         let numbers = [self.stat_sn, self.cmd_sn, self.cmd_sn + 31, 0, 0, residual];
         for (at, number) in (24..).step_by(4).zip(numbers) {
@@ -102,7 +101,7 @@ impl Target {
         }
         pdu.extend_from_slice(data);
         pdu.resize(pdu.len().next_multiple_of(4), 0);
-        // A ping has no status.
+        // A NOP-In uses up no status number.
         if !(head[0] == 0x20 && itt == [0xff; 4]) {
             self.stat_sn += 1;
         }
@@ -120,7 +119,8 @@ impl Script {
             match bhs[0] & 0x3f {
                 0x03 if bhs[1] == 0x81 => target.say([0x23, 0x81, 0, 0], itt, 0, &[]).await,
                 0x03 => {
-                    let keys = b"InitialR2T=No\0ImmediateData=No\0FirstBurstLength=262144\0MaxBurstLength=1048576\0";
+                    let keys = b"InitialR2T=No\0ImmediateData=No\0\
+                        FirstBurstLength=262144\0MaxBurstLength=1048576\0";
                     target.say([0x23, 0x87, 0, 0], itt, 0, keys).await;
                 }
                 0x01 => self.answer(&mut target, &bhs, itt).await,
@@ -133,7 +133,7 @@ impl Script {
     }
 
     async fn answer(&mut self, target: &mut Target, bhs: &Bhs, itt: [u8; 4]) {
-        // One command carries no more than a first burst, so that no R2T is needed.
+        // A command's data fits a first burst, so that the target needs no R2T.
         let limits = [&[0, 0xb0, 0, 60, 0, 0, 0, 0, 0, 0, 2, 0][..], &[0; 52]].concat();
         let provisioning = [0, 0xb2, 0, 4, 0, self.flags.1, 0, 0];
         let capacity = [[0, 0, 0, 0, 0, 0x1f, 0xff, 0xff], [0, 0, 2, 0, 0, 0, self.flags.0, 0]];
@@ -153,7 +153,7 @@ impl Script {
         let lba = u64::from_be_bytes(bhs[34..42].try_into().unwrap());
         let blocks = u32::from_be_bytes(bhs[42..46].try_into().unwrap());
         self.received.lock().unwrap().push((bhs[32], bhs[33], lba, blocks));
-        // Data that follows the command comes first.
+        // Data-Out PDUs of the command precede the answer.
         if bhs[1] & 0x80 == 0 {
             while target.receive().await.is_some_and(|bhs| bhs[0] != 0x05 || bhs[1] & 0x80 == 0) {}
         }
@@ -187,7 +187,7 @@ struct Played {
     others: tokio::task::JoinHandle<Vec<Bhs>>,
 }
 
-/// A disk at a target that says this.
+/// Connects to a scripted target.
 async fn play(
     answers: impl IntoIterator<Item = Reply>,
     flags: (u8, u8),
@@ -210,7 +210,8 @@ async fn play(
     Played { lun, received, others }
 }
 
-/// The result of one write of a block to a target that answers it and its repetitions so.
+/// The result of one write of a block at a target with these answers, and the number of commands it
+/// got.
 async fn write_to(answers: impl IntoIterator<Item = Reply>) -> (Result<(), IscsiErrorKind>, usize) {
     let played = play(answers, (0, 0), None).await;
     let result = played.lun.write(512, zeros(512)).await.map_err(|error| error.kind);
@@ -267,7 +268,7 @@ async fn a_target_that_asks_for_a_logout_gets_it_after_the_command() {
     played.lun.write(0, zeros(512)).await.unwrap();
     let error = played.lun.write(0, zeros(512)).await.unwrap_err();
     assert!(matches!(error.kind, IscsiErrorKind::TargetGone(_)), "{error}");
-    // The target hears of nothing else and sees the connection closed.
+    // The target gets no other PDU, and sees the connection closed.
     assert_eq!(played.others.await.unwrap(), [[0; BHS_BYTES]; 0]);
 }
 
@@ -309,7 +310,7 @@ async fn a_refused_way_is_followed_by_the_next_and_no_block_is_left_out() {
     played.lun.write_zeros(512, (512 << 10) + 512).await.unwrap();
     played.lun.write_zeros(0, 512).await.unwrap();
     let mut received = played.received.lock().unwrap().clone();
-    // With UNMAP, without, and from then on only writes, which may overtake each other.
+    // First with UNMAP, then without, and then only writes, which may overtake each other.
     assert_eq!(received[..2], [(0x93, 0x08, 1, 1025), (0x93, 0, 1, 512)]);
     received[2..].sort_by_key(|(_, _, lba, _)| *lba);
     let writes = [(0, 1), (1, 512), (513, 512), (1025, 1)];

@@ -1,4 +1,4 @@
-//! The login machine against scripted answers.
+//! The login's state machine against scripted answers.
 
 use expect_test::expect;
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use crate::{
 
 const SECURITY: u8 = 0;
 const OPERATIONAL: u8 = 1;
-/// "To the operational stage" and "to the full feature phase" as flags of a response.
+/// Response flags: transit to the operational stage, and to the full feature phase.
 const TO_OPERATIONAL: u8 = 0x81;
 const TO_FULL: u8 = 0x87;
 
@@ -46,8 +46,8 @@ fn answer(flags: u8, stat_sn: u32, status: (u8, u8)) -> Bhs {
     bhs
 }
 
-/// Runs a login against answers of flags and text (`|` for the NUL); what we sent, and how it
-/// ended.
+/// Runs a login against answers of flags and text (`|` for NUL); returns the sent requests and the
+/// result.
 fn run(
     identity: &Identity<'_>,
     answers: &[(u8, &str)],
@@ -61,11 +61,11 @@ fn run(
     for (stat_sn, (flags, text)) in (100..).zip(answers) {
         let response = decode(&answer(*flags, stat_sn, (0, 0))).unwrap();
         match login.receive(&response, text.replace('|', "\0").as_bytes()) {
-            Ok(Next::Send(pdu)) => {
+            Ok(LoginAction::Send(pdu)) => {
                 assert_eq!(pdu.bhs[28..32], (stat_sn + 1).to_be_bytes(), "ExpStatSN");
                 sent += &shown(&pdu);
             }
-            Ok(Next::Done(done)) => return (sent, Ok(done)),
+            Ok(LoginAction::Done(done)) => return (sent, Ok(done)),
             Err(kind) => return (sent, Err(kind)),
         }
     }
@@ -125,7 +125,7 @@ fn a_target_cannot_get_round_chap() {
     let challenge = (SECURITY, "CHAP_A=5|CHAP_I=5|CHAP_C=0xabcd|");
     let reflected =
         format!("CHAP_N=target|CHAP_R=0x{}|", hex(&chap::response(7, &mutual.secret, &[9; 16])));
-    let not_demanded = || refused(LoginRefusal::ChapNotAsked);
+    let not_demanded = || refused(LoginRefusal::ChapNotDemanded);
     let unproven = || refused(LoginRefusal::TargetUnproven);
     for (chap, answers, expected) in [
         (&one_way, vec![(SECURITY, "AuthMethod=None|")], not_demanded()),
@@ -200,7 +200,7 @@ fn a_status_says_what_to_do_about_it() {
     for (chap, status, text, expected) in [
         (None, (2, 3), "", LoginRefusal::Status { class: 2, detail: 3 }),
         (None, (2, 1), "", LoginRefusal::CredentialsNeeded),
-        (Some(&given), (2, 1), "", LoginRefusal::ChapNotAsked),
+        (Some(&given), (2, 1), "", LoginRefusal::ChapNotDemanded),
         (
             None,
             (1, 1),
@@ -233,7 +233,7 @@ fn what_a_target_says_is_quoted_in_short_and_escaped() {
         let [first, second] = [(TO_OPERATIONAL, 1), (TO_FULL, 2)]
             .map(|(flags, number)| decode(&answer(flags, number, status)).unwrap());
         let received = login.receive(&first, text.as_bytes());
-        // Some keys count from the next stage on.
+        // Some keys take effect in the next stage.
         let received = received.and_then(|_| login.receive(&second, text.as_bytes()));
         let error = received.unwrap_err();
         let said = error.to_string();
@@ -264,14 +264,16 @@ proptest! {
         mutual in any::<Option<bool>>(),
         answers in proptest::collection::vec((any::<u8>(), 0..4_u8, 0..3_u8, ".{0,60}"), 1..20),
     ) {
-        const TEXTS: [&str; 3] = ["AuthMethod=CHAP\0", "CHAP_A=5\0CHAP_I=5\0CHAP_C=0xab\0", "AuthMethod=None\0"];
+        const TEXTS: [&str; 3] =
+            ["AuthMethod=CHAP\0", "CHAP_A=5\0CHAP_I=5\0CHAP_C=0xab\0", "AuthMethod=None\0"];
         let chap = mutual.map(chap);
         let identity = identity(chap.as_ref());
         let (mut login, _) = Login::start(&identity).unwrap();
         for (stat_sn, (flags, kind, status, text)) in (1..).zip(answers) {
             let text = TEXTS.get(usize::from(kind)).copied().unwrap_or(&text);
             let status = if status == 2 { (2, 1) } else { (0, 0) };
-            if let Ok(Next::Send(pdu)) = login.receive(&decode(&answer(flags, stat_sn, status)).unwrap(), text.as_bytes()) {
+            let response = decode(&answer(flags, stat_sn, status)).unwrap();
+            if let Ok(LoginAction::Send(pdu)) = login.receive(&response, text.as_bytes()) {
                 prop_assert!(pdu.data.len() <= REQUEST_BYTES_MAX);
             }
         }

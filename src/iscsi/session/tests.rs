@@ -1,4 +1,4 @@
-//! The session machine against scripted and against arbitrary targets.
+//! The session's state machine against scripted and arbitrary targets.
 
 use proptest::prelude::*;
 
@@ -39,7 +39,7 @@ fn payload(bytes: usize) -> Data {
     Data::Out((0..bytes).map(|n| u8::try_from(n % 251).unwrap()).collect::<Vec<u8>>().into())
 }
 
-/// A target's PDU; the numbers that every PDU has are set right.
+/// A target's PDU; `to` sets the sequence numbers.
 struct From {
     bhs: Bhs,
 }
@@ -77,8 +77,8 @@ impl From {
     }
 }
 
-/// Everything the session has to send now: opcode, F bit, target tag, number, offset and length of
-/// each PDU.
+/// Takes all PDUs that the session can send now: opcode, F bit, target tag, number, offset and
+/// length of each.
 fn sent(session: &mut Session) -> Vec<(u8, bool, u32, u32, u32, usize)> {
     let field = |bhs: &Bhs, at: usize| u32::from_be_bytes(bhs[at..at + 4].try_into().unwrap());
     std::iter::from_fn(|| session.next_pdu())
@@ -375,7 +375,7 @@ enum Move {
     Write(usize),
     Read(u32),
     Send(u8),
-    Beat,
+    Tick,
     /// Opcode, flags, tag, the numbers near the expected ones, and fields 36, 40, 44.
     Pdu(u8, u8, u32, u32, [u32; 3], usize),
     Reset,
@@ -399,7 +399,7 @@ fn any_move() -> impl Strategy<Value = Move> {
         (0..9000_usize).prop_map(Move::Write),
         (0..9000_u32).prop_map(Move::Read),
         any::<u8>().prop_map(Move::Send),
-        Just(Move::Beat),
+        Just(Move::Tick),
         (opcode, flags, tag, 0..3_u32, fields, 0..3000_usize).prop_map(
             |(opcode, flags, tag, near, fields, bytes)| Move::Pdu(
                 opcode, flags, tag, near, fields, bytes
@@ -427,16 +427,18 @@ proptest! {
                 Move::Read(bytes) => answers.push(submit(&mut session, Data::In(bytes))),
                 Move::Send(count) => {
                     let pdus = (0..count).map_while(|_| session.next_pdu());
-                    paid += pdus.filter(|pdu| matches!(pdu.bhs[0], 1 | 5)).map(|pdu| pdu.data.len()).sum::<usize>();
+                    let data = pdus.filter(|pdu| matches!(pdu.bhs[0], 1 | 5));
+                    paid += data.map(|pdu| pdu.data.len()).sum::<usize>();
                 }
-                Move::Beat => drop(session.tick(LIMITS).ok()),
+                Move::Tick => drop(session.tick(LIMITS).ok()),
                 Move::Reset => {
                     let (answer, receiver) = oneshot::channel();
                     session.reset_unit(LUN, Completion { answer, slot: None });
                     answers.push(receiver);
                 }
                 Move::Pdu(opcode, flags, tag, near, [a, b, c], bytes) => {
-                    let pdu = From::new(opcode, flags, tag).u32(20, near).u32(24, stat_sn).u32(28, near).u32(36, a).u32(40, b).u32(44, c);
+                    let pdu = From::new(opcode, flags, tag).u32(20, near).u32(24, stat_sn);
+                    let pdu = pdu.u32(28, near).u32(36, a).u32(40, b).u32(44, c);
                     let before = session.window.exp_stat_sn();
                     if let Err(kind) = pdu.to(&mut session, &vec![0; bytes]) {
                         session.fail(&kind);
@@ -445,7 +447,8 @@ proptest! {
                 }
             }
             prop_assert!(paid <= owed);
-            prop_assert!(session.urgent.len() < 60 && session.bursts.len() <= 3 * session.tasks.len());
+            prop_assert!(session.urgent.len() < 60);
+            prop_assert!(session.bursts.len() <= 3 * session.tasks.len());
         }
         session.fail(&IscsiErrorKind::TargetGone("the end".to_owned()));
         for mut answer in answers {

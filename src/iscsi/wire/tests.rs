@@ -1,4 +1,4 @@
-//! Framing over an in-memory stream: what is written reads back, and nothing else does.
+//! Framing over an in-memory stream: written PDUs read back, and damaged ones do not.
 
 use proptest::prelude::*;
 
@@ -94,13 +94,21 @@ fn a_batch_is_bounded_whatever_the_size_of_its_pdus() {
 
 proptest! {
     #[test]
-    fn what_is_written_reads_back(data in proptest::collection::vec(any::<u8>(), 0..70), header: bool, of_data: bool) {
+    fn what_is_written_reads_back(
+        data in proptest::collection::vec(any::<u8>(), 0..70),
+        header: bool,
+        of_data: bool,
+    ) {
         let digests = Digests { header, data: of_data };
         prop_assert_eq!(read(digests, &written(digests, vec![pdu(&data)])), Ok(data));
     }
 
     #[test]
-    fn reading_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), header: bool, data: bool) {
+    fn reading_never_panics_on_any_bytes(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        header: bool,
+        data: bool,
+    ) {
         drop(read(Digests { header, data }, &bytes));
     }
 }

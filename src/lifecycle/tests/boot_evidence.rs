@@ -1,4 +1,4 @@
-//! Reports about an awaited machine, by the boot files that it fetched or asked for in vain.
+//! Tests of evidence from requests for boot files.
 
 use crate::{
     lifecycle::Event,

@@ -1,4 +1,4 @@
-//! The breaker: how many reinstalls are one mistake, what holds them, and what lets them go.
+//! Tests of the breaker: the limit, the hold, and its ends.
 
 use crate::{
     lifecycle::{Event, Policy},
@@ -7,7 +7,7 @@ use crate::{
 
 use super::{rack::*, support::*};
 
-/// A site of eight, three of which somebody wants reinstalled in one go: one too many.
+/// A site of eight with three reinstalls in one change: one too many.
 fn held_three_of_eight() -> Rack {
     let mut rack = Rack::deployed(8);
     rack.redeploy(0..3, "all");
@@ -72,7 +72,7 @@ fn new_machines_drift_and_power_are_not_reinstalls() {
     }
     rack.scan();
     assert_eq!((rack.count(Phase::Available), rack.world.on.len()), (40, 0));
-    // A machine that failed before anything was on it has nothing to lose.
+    // A machine that failed before its first installation has nothing to lose.
     let mut rack = Rack::new(8, POLICY);
     for n in 0..8 {
         rack.world.faults.insert(host(n), lasting());
@@ -150,8 +150,8 @@ fn one_machine_redeployed_twice_is_one_and_a_machine_being_written_still_counts_
         rack.scan();
     }
     assert_eq!(rack.writes(), 3);
-    // Its disk is being written, so that nothing is installed there; two of eight it is all the
-    // same.
+    // Its disk is being written, so that nothing is installed there; it still counts as one of
+    // eight.
     let mut rack = Rack::deployed(8);
     rack.redeploy([0], "now");
     rack.scan_only();
@@ -196,7 +196,7 @@ fn a_change_taken_back_lets_all_go_and_touches_nothing() {
     for off in [false, true] {
         let mut rack = held_three_of_eight();
         if off {
-            // Somebody works on it.
+            // Somebody uses the machine.
             rack.world.on.remove(&host(0));
         }
         for n in 0..3 {
@@ -251,7 +251,7 @@ fn one_file_changed_again_after_the_hold_is_consent_for_that_one_and_all_at_once
     rack.scan();
     rack.pass(3600);
     assert_eq!((rack.count(Phase::Held), rack.writes()), (3, 0));
-    // And an unrelated edit is nothing.
+    // An unrelated edit changes nothing.
     rack.edit(0, |spec| spec.timeouts.ramdisk *= 2);
     rack.scan();
     rack.pass(3600);
@@ -272,7 +272,7 @@ fn files_renamed_and_redeployed_in_one_go_are_only_renamed() {
     rack.pass(3600);
     assert_eq!((rack.count(Phase::Deployed), rack.world.story.len()), (8, 0));
     assert_eq!(rack.condition(100, "Drifted").unwrap().0, "True");
-    // Changes count from now on.
+    // Later changes count.
     rack.redeploy(100..108, "again");
     rack.scan();
     rack.pass(3600);
@@ -330,7 +330,7 @@ fn a_node_that_is_being_switched_when_the_change_comes_is_held_too() {
     let mut rack = Rack::deployed(4);
     rack.edit(0, |spec| spec.power = crate::model::spec::WantedPower::Off);
     rack.scan_only();
-    // The look at the power, and then the switching, under way.
+    // While the poll runs, and then while the machine is switched.
     rack.end_one();
     assert!(rack.node(0).status(rack.now).message.contains("switching"), "{:?}", rack.status(0));
     rack.redeploy(0..4, "all");
@@ -348,7 +348,7 @@ fn a_machine_that_is_being_reinstalled_is_not_a_second_one_and_its_clean_up_is_n
     assert_eq!(rack.phase(0), Phase::WaitingRamdisk);
     rack.redeploy(0..3, "all");
     rack.scan();
-    // Node 0 was consented to by itself; it starts over, and the others wait.
+    // Node 0 has consent of its own and starts over; the others wait.
     rack.world.silent = false;
     rack.pass(600);
     assert_eq!(

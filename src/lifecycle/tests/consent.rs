@@ -1,4 +1,4 @@
-//! Consent: which disk may be wiped, and until when.
+//! Tests of consent: its object and its end.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,7 +20,7 @@ fn move_bmc(spec: &mut NodeSpec) {
     spec.bmc.as_mut().unwrap().move_to("192.0.2.21");
 }
 
-/// A node whose first attempt failed and was cleaned up: the next one follows after a pause.
+/// A node in the pause after its first failed attempt.
 fn between_attempts() -> Bench {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::WaitingRamdisk);
@@ -101,7 +101,7 @@ fn consent_ends_when_the_node_gives_up() {
     bench.done(Err(lasting()));
     bench.done(Ok(Outcome::CleanedUp));
     assert_eq!(bench.phase(), Phase::Failed);
-    // Somebody installs it by hand, and much later touches the spec.
+    // Somebody installs the machine manually, and edits the spec much later.
     bench.change(|spec| spec.timeouts.ramdisk *= 2);
     bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
@@ -164,7 +164,7 @@ fn a_bmc_changed_in_the_middle_cleans_up_the_old_machine_and_leaves_the_new_one_
             bench.started_for.as_ref().unwrap().bmc_address().unwrap().host().unwrap().host,
             "192.0.2.21"
         );
-        // A disk that was written and let go stays known as installed.
+        // A written and released disk stays installed.
         let written = phase == Phase::Restarting;
         assert_eq!(bench.phase(), if written { Phase::Deployed } else { Phase::Held });
         assert!(bench.running.is_none());
@@ -218,7 +218,7 @@ fn a_machine_whose_record_was_damaged_is_not_wiped_even_if_it_is_off() {
     assert_eq!(bench.phase(), Phase::Preparing);
 }
 
-/// Brings an event to a node of the fleet and ends what it starts, in the good way.
+/// Passes an event to a node of the fleet and ends its operations with success.
 fn settle(fleet: &mut Fleet, name: &NodeName, event: Event) {
     let now = "2026-11-22T12:00:00Z".parse().unwrap();
     let mut events = vec![event];
@@ -291,7 +291,7 @@ fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
             settle(&mut fleet, &name, Event::SpecGone);
             assert!(fleet.node(&name).is_none());
         } else {
-            // While the BMC is asked, so that the file is back before the node could be forgotten.
+            // During the poll, so that the file is back before the node is forgotten.
             step_fleet(&mut fleet, now, &name, Event::Spec(Arc::new(spec())));
             fleet.step(now, &name, Event::SpecGone).unwrap();
             let done = Event::Done { op: OpId(1), outcome: Err(passing()) };
@@ -312,7 +312,7 @@ fn a_machine_switched_on_while_the_image_is_verified_is_held() {
     assert_eq!((bench.phase(), bench.menu()), (Phase::Preparing, Menu::LocalDisk));
     bench.poll(PowerState::On);
     assert_eq!(bench.phase(), Phase::Held);
-    // With an operator's consent it makes no difference.
+    // The consent was an operator's.
     bench.send(Event::Approve);
     bench.poll(PowerState::On);
     bench.done(Ok(good_outcome(&Operation::Prepare)));
@@ -346,7 +346,7 @@ fn a_machine_that_another_node_is_still_busy_with_is_a_clash() {
     let mut moved = spec();
     move_bmc(&mut moved);
     fleet.step(now, &name, Event::Spec(Arc::new(moved.clone()))).unwrap();
-    // Its clean-up still runs, on the old machine.
+    // The clean-up still runs, on the old machine.
     let found = BTreeMap::from([(name, Ok(Arc::new(moved.clone())))]);
     let addresses: Vec<_> =
         fleet.effective_specs(&found).iter().map(|spec| spec.machine()).collect();

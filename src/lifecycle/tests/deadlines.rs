@@ -1,4 +1,5 @@
-//! Every wait ends, every failure says why and what to do, and no node is woken twice or late.
+//! Tests of waits and wake-ups: every wait ends, every fault has a hint, and no node is woken twice
+//! or late.
 
 use std::collections::BTreeMap;
 
@@ -60,7 +61,7 @@ fn every_wait_of_an_attempt_has_a_deadline_and_ends_there_with_a_reason() {
     }
 }
 
-/// A fault that the core makes says what, where and what to do.
+/// Checks that a fault of the core has a message and a hint.
 fn is_useful(fault: &Fault) {
     assert!(fault.code.chars().next().unwrap().is_ascii_uppercase(), "{fault:?}");
     assert!(fault.code.chars().all(|c| c.is_ascii_alphanumeric()), "{fault:?}");
@@ -154,7 +155,7 @@ fn attempts_are_bounded_and_the_pauses_between_them_are_shown_and_grow() {
         let base = 60 << (attempt - 1);
         assert!((base..=base * 6 / 5).contains(&pause), "{pause} s after attempt {attempt}");
         pauses.push(pause);
-        // Not a second earlier.
+        // No earlier.
         bench.now = next.checked_sub(jiff::SignedDuration::from_secs(1)).unwrap();
         if bench.running.is_none() {
             bench.send(Event::Tick);

@@ -1,5 +1,4 @@
-//! The order in which decisions are performed: record, boot menu, actions; and what waits while
-//! no record can be written.
+//! Tests of the write-ahead rule: record, boot menu, actions; and of failed writes.
 
 use crate::{
     lifecycle::{Event, Operation, Policy, State},
@@ -21,7 +20,7 @@ fn ask(rack: &mut Rack, request: u64, call: Call) {
     rack.send(0, Event::Callback { request, peer: RAMDISK, key, call });
 }
 
-/// Waits for its ramdisk.
+/// A rack with a node that waits for its ramdisk.
 fn waiting() -> Rack {
     let mut rack = Rack::new(1, POLICY);
     rack.world.silent = true;
@@ -31,7 +30,7 @@ fn waiting() -> Rack {
     rack
 }
 
-fn look_up(rack: &mut Rack, request: u64) {
+fn send_lookup(rack: &mut Rack, request: u64) {
     let Call::Lookup(mut body) = lookup() else { unreachable!() };
     body.macs.clone_from(&rack.node(0).spec().unwrap().boot.macs);
     ask(rack, request, Call::Lookup(body));
@@ -47,14 +46,14 @@ fn export(rack: &mut Rack, request: u64) {
 #[test]
 fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
     let mut rack = waiting();
-    look_up(&mut rack, 1);
+    send_lookup(&mut rack, 1);
     rack.world.requested.clear();
     export(&mut rack, 2);
     let [save, serve, wake, rest @ ..] = rack.world.requested.as_slice() else { panic!() };
     assert_eq!([save, serve, wake], [&Save, &Serve, &Wake]);
     assert!(rest.contains(&Reply(2, Reply::Accepted)), "{rest:?}");
 
-    // In every step of a whole site's life.
+    // Checked at every step of a site's life.
     let mut rack = Rack::new(3, POLICY);
     rack.scan();
     for phase in [Phase::Pending, Phase::Imaging, Phase::Deployed] {
@@ -80,7 +79,7 @@ fn the_record_comes_before_the_menu_and_the_menu_before_everything_else() {
 fn nothing_gets_out_while_no_record_can_be_written_and_then_everything_once_and_in_order() {
     let mut rack = waiting();
     rack.world.disk_full = true;
-    look_up(&mut rack, 1);
+    send_lookup(&mut rack, 1);
     export(&mut rack, 2);
     ask(&mut rack, 3, Call::DeployState);
     rack.tick();
@@ -142,7 +141,7 @@ fn an_attempt_that_never_touched_its_machine_leaves_no_consent_to_wipe_it() {
     rack.pass(600);
     rack.world.on.insert(host(0));
     rack.world.disk_full = false;
-    // Whoever switches it on does so after the clean-up, too.
+    // An operator switches the machine on after the clean-up, too.
     for _ in 0..3 {
         rack.tick();
         rack.settle();
@@ -174,7 +173,7 @@ fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_calle
     let mut rack = waiting();
     rack.specs.insert(name(1), spec_of(1));
     rack.world.disk_full = true;
-    look_up(&mut rack, 1);
+    send_lookup(&mut rack, 1);
     rack.specs.remove(&name(0));
     rack.scan();
     assert!(rack.world.running.iter().all(|job| job.node != name(0)), "the clean-up waits, too");
@@ -189,8 +188,7 @@ fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_calle
     assert!(rack.executor.fleet().node(&name(0)).is_none());
     assert!(!rack.world.records.contains_key(&name(0)));
 
-    // One with nothing under way answers at once, and is gone when what was installed is written
-    // down elsewhere.
+    // An idle node answers at once, and is forgotten once the site file has its installation.
     let mut rack = Rack::deployed(2);
     rack.world.disk_full = true;
     ask(&mut rack, 7, Call::DeployState);
@@ -215,7 +213,7 @@ fn whoever_calls_for_a_node_that_is_not_there_is_refused() {
 
 /// Invariant (status): A status file that is up to date is not written again.
 #[test]
-fn after_a_start_every_menu_is_in_force_and_nothing_is_shown_before_the_directory_was_read() {
+fn after_a_start_every_menu_is_served_and_nothing_is_shown_before_the_directory_was_read() {
     let mut rack = Rack::deployed(3);
     rack.world.statuses.clear();
     rack.world.requested.clear();
@@ -224,7 +222,7 @@ fn after_a_start_every_menu_is_in_force_and_nothing_is_shown_before_the_director
     assert!(rack.world.statuses.is_empty());
     rack.scan_only();
     assert_eq!(rack.world.statuses.len(), 3);
-    // A known fact is not reported again.
+    // Nothing is published twice.
     rack.world.statuses.clear();
     rack.scan_only();
     assert!(rack.world.statuses.is_empty());

@@ -1,4 +1,5 @@
-//! The first boot: a machine is deployed only once its own system has shown that it is up.
+//! Tests of the first boot: a machine is deployed only once its installed system has shown that it
+//! is up.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use super::support::*;
 /// A little longer than a first boot may take.
 const TOO_LONG_S: i64 = 20 * 60 + 1;
 
-/// A machine whose own system boots, by a spec with a check.
+/// A node in its first boot, with a check in its spec.
 fn booting() -> Bench {
     let mut bench = Bench::with_spec();
     bench.change(check_port);
@@ -44,7 +45,7 @@ fn unanswered() -> Fault {
     Fault::passing(Step::FirstBoot, NO_ANSWER, "192.0.2.101:22: connection refused", "")
 }
 
-/// The operation that has to run.
+/// The running operation.
 fn running(bench: &Bench) -> Operation {
     bench.running.clone().expect("an operation runs").1
 }
@@ -55,7 +56,7 @@ fn probe() -> Operation {
 
 const RESTART: Operation = Operation::Restart { wanted: PowerState::On };
 
-/// The time is up; the probe ends as it was told.
+/// Lets the deadline pass, and ends the cancelled probe.
 fn let_time_pass(bench: &mut Bench) {
     bench.pass(TOO_LONG_S);
     end_cancelled(bench);
@@ -67,14 +68,14 @@ fn end_cancelled(bench: &mut Bench) {
     }
 }
 
-/// A poll that began before ends.
+/// Ends a poll that began before.
 fn end_poll(bench: &mut Bench) {
     if bench.running.as_ref().is_some_and(|(_, it)| *it == Operation::PollPower) {
         bench.done(Ok(Outcome::Power(PowerState::On)));
     }
 }
 
-/// A first boot that was missed, also after the one restart.
+/// A node with a missed first boot, after its one restart.
 fn missed() -> Bench {
     let mut bench = booting();
     let_time_pass(&mut bench);
@@ -120,7 +121,7 @@ fn without_a_check_nothing_is_waited_for_and_records_and_digests_are_as_before()
     let mut checked = spec();
     check_port(&mut checked);
     assert_eq!(checked.digest(), spec().digest(), "a check is no part of what is installed");
-    // A record of a version that did not ask.
+    // A record of an earlier version, without `booted`.
     let mut record = bench.node.record().clone();
     record.installed.as_mut().unwrap().booted = None;
     bench.resume(&record);
@@ -149,7 +150,7 @@ fn a_system_that_does_not_come_up_is_restarted_once_and_then_left_as_it_is() {
     for part in ["20m", "another restart", "connection refused"] {
         assert!(error.fault.message.contains(part), "{}", error.fault.message);
     }
-    // Days pass.
+    // Days later, nothing has changed.
     for _ in 0..5 {
         bench.poll(PowerState::On);
         bench.pass(86_400);
@@ -173,7 +174,7 @@ fn a_retry_waits_again_and_neither_installs_nor_restarts() {
     end_poll(&mut bench);
     bench.done(Ok(answered()));
     assert_eq!((bench.phase(), booted(&bench)), (Phase::Deployed, Some(Booted::Up)));
-    // A machine that somebody switched off meanwhile has to be started for that.
+    // A machine that somebody switched off meanwhile is switched on for that.
     let mut bench = missed();
     bench.poll(PowerState::Off);
     bench.send(Event::Retry);
@@ -240,7 +241,7 @@ fn an_agent_that_is_started_again_goes_on_waiting_until_the_same_time() {
     let spec = bench.node.spec().unwrap().clone();
     bench.send(Event::Spec(spec.clone()));
     assert_eq!((bench.node.record().deadline, running(&bench)), (before, probe()));
-    // Gone when the time was up: the system is asked before anything is done to it.
+    // The deadline passed while the agent was stopped: the probe comes before a restart.
     bench.restart();
     bench.now = bench.now.checked_add(jiff::SignedDuration::from_hours(5)).unwrap();
     bench.send(Event::Spec(spec));
@@ -276,7 +277,7 @@ fn a_spec_that_wants_something_else_ends_the_wait_and_leaves_disk_and_power() {
             assert!(bench.node.record().installed.is_some());
         }
     }
-    // And back.
+    // And taken back.
     let mut bench = booting();
     bench.change(|spec| spec.paused = true);
     bench.done(Err(passing()));
@@ -313,7 +314,7 @@ fn edits_that_are_not_about_the_check_let_the_wait_go_on_and_those_that_are_ask_
     bench.done(Err(passing()));
     let probed = Operation::ProbePort { address: "192.0.2.77".to_owned(), port: 80 };
     assert_eq!(running(&bench), probed);
-    // A check that was missed because it was wrong is made again once it is right.
+    // A wrong check that is corrected is made again.
     let mut bench = missed();
     bench.change(|spec| spec.retry.attempts = 7);
     assert_eq!(bench.phase(), Phase::Failed);
@@ -337,7 +338,7 @@ fn a_first_boot_never_restarts_another_machine() {
     bench.change(|spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"));
     bench.done(Err(passing()));
     assert_eq!(running(&bench), probe());
-    // Nobody knows how often a machine was restarted that comes from elsewhere.
+    // The number of restarts of another node's machine is unknown.
     let mut known = Record::new(bench.now);
     known.know(bench.node.record().installed.clone());
     assert!(known.restarted_again);
@@ -355,7 +356,7 @@ fn a_machine_that_netboots_instead_is_told_of() {
     let first = bench.node.record().clone();
     assert_eq!(first.last_seen.netbooted_at, Some(bench.now));
     assert!(bench.message().contains("netbooted instead of booting its disk"));
-    // Whoever fetches it again changes nothing.
+    // A second request for the file changes nothing.
     bench.pass(5);
     bench.send(fetch(BootStage::Menu));
     assert_eq!(*bench.node.record(), first);

@@ -1,4 +1,4 @@
-//! An attempt with Ironic's ramdisk, where it is another than one with hostler's own.
+//! Tests of the differences of attempts with Ironic's ramdisk.
 
 use crate::{
     lifecycle::{DiskSize, Menu, Operation, Outcome, State},
@@ -12,7 +12,7 @@ use crate::{
 
 use super::support::*;
 
-/// A node that waits for Ironic's ramdisk, told to look for a serial number.
+/// A node that waits for Ironic's ramdisk, with a serial number as hint.
 fn waiting() -> Bench {
     let mut bench = Bench::with_spec();
     bench.change(|spec| {
@@ -33,7 +33,7 @@ fn running(bench: &Bench) -> Option<&Operation> {
     bench.running.as_ref().map(|(_, operation)| operation)
 }
 
-/// Its disk is written, and it is being told.
+/// A node whose disk is written and whose ramdisk is being called.
 fn releasing() -> Bench {
     let mut bench = waiting();
     assert_eq!(bench.call(&key(1), ironic_target()), Reply::Accepted);

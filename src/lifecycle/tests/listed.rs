@@ -1,6 +1,5 @@
-//! A record that is gone is missed: its node is held, under this name and the next, at whatever
-//! moment the agent was killed. And no moment makes a machine that nobody has touched look like one
-//! whose record is lost.
+//! Tests of missing records: the node is held, under its old and its new name, whenever the agent
+//! was killed; and no kill makes the record of an untouched machine look lost.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +8,11 @@ use crate::model::{ids::NodeName, status::Phase};
 
 use super::{rack::*, support::*};
 
-/// Calls of the agent that the story below has, at least.
+/// The least number of effects in the history below.
 const CALLS_MIN: usize = 20;
 
-/// The node is new, installed, goes away, and comes back; the agent is killed after so many calls.
-/// Whether it was.
+/// Plays a node's history, from new over installed and gone to back, with a kill of the agent after
+/// so many effects. Returns whether the agent was killed.
 fn killed_after(calls: usize) -> (Rack, bool) {
     let mut rack = Rack::new(2, POLICY);
     let spec = rack.specs.remove(&name(0)).unwrap();
@@ -32,12 +31,12 @@ fn killed_after(calls: usize) -> (Rack, bool) {
     (rack, was_killed)
 }
 
-/// Whether anything was done to the machine of the first node.
+/// Whether an operation touched the first node's machine.
 fn was_touched(rack: &Rack) -> bool {
     rack.world.story.iter().any(|(at, _)| *at == host(0))
 }
 
-/// Whether the first node is in what is kept beside the records.
+/// Whether the site file lists the first node.
 fn is_kept(rack: &Rack) -> bool {
     rack.world.unclaimed.as_ref().is_some_and(|unclaimed| unclaimed.contains(name(0).as_str()))
 }
@@ -97,7 +96,7 @@ fn no_crash_makes_a_machine_that_was_touched_look_new_when_its_record_is_gone() 
             rack.scan();
             rack.pass(7200);
             if touched {
-                // Unless what is installed was written down when its node left.
+                // Unless the site file got the installation when the node went away.
                 assert!(
                     matches!(rack.phase(node), Phase::Held | Phase::Deployed),
                     "killed after {calls} calls: {:?}",
@@ -131,7 +130,7 @@ fn nothing_is_done_to_a_machine_whose_record_would_not_be_missed() {
     let keep = at(|requested| *requested == Requested::Keep);
     let start = at(|requested| matches!(requested, Requested::Start(_)));
     assert!(save < keep && keep < start, "{requested:?}");
-    // Not again for what follows.
+    // No second write for the next steps.
     rack.settle();
     assert_eq!(rack.phase(0), Phase::Deployed);
     assert!(!rack.world.requested.contains(&Requested::Keep));
@@ -221,7 +220,7 @@ fn a_whole_directory_that_goes_away_is_one_change_of_what_is_kept() {
     assert_eq!(keeps, 1);
 }
 
-/// The knowledge beside the records is lost.
+/// Loses the site file.
 fn incomplete(mut rack: Rack) -> Rack {
     rack.world.unclaimed = Some(serde_json::to_string(&UnclaimedInstalls::lost()).unwrap());
     rack.restart();
@@ -242,7 +241,7 @@ fn while_something_that_was_kept_is_lost_every_machine_that_is_new_here_waits_fo
     rack.specs.insert(name(5), spec_of(5));
     rack.scan();
     assert_eq!(reason(&rack, 5).as_deref(), Some("RecordLost"));
-    // A node that turns to a machine which is new here.
+    // A node changes to a machine that is new here.
     rack.edit(0, |spec| spec.bmc.as_mut().unwrap().move_to("bmc-new"));
     rack.edit(0, |spec| spec.boot.macs = spec_of(77).boot.macs);
     rack.redeploy([0], "again");
@@ -250,7 +249,7 @@ fn while_something_that_was_kept_is_lost_every_machine_that_is_new_here_waits_fo
     rack.scan();
     rack.pass(7200);
     assert_eq!(rack.world.writes("bmc-new"), 0);
-    // It is written down, and ends for each node by itself.
+    // The hold is on record, and ends for each node separately.
     rack.restart();
     rack.scan();
     rack.send(5, Event::Approve);
@@ -317,7 +316,7 @@ fn what_a_status_file_tells_of_a_disk_that_was_written_since_is_not_believed_aga
     unclaimed.written(&spec);
     assert_eq!(unclaimed.machine(&spec), Some(None));
     assert_eq!(unclaimed.node(&name(7)), Some(&None));
-    // Whoever wrote it leaves it with nothing installed, and the agent is started again.
+    // Another node writes the disk and removes its installation, and the agent restarts.
     record.installed = None;
     unclaimed.remember(&name(8), &record);
     unclaimed.recover_from_status(reported);

@@ -1,4 +1,4 @@
-//! A machine whose record was damaged stays one that nobody knows, whatever its node goes through.
+//! Tests of machines with a damaged record, which stay unknown through every history.
 
 use std::sync::Arc;
 

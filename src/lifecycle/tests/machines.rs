@@ -1,5 +1,4 @@
-//! Consent is for one machine: what an edit means that names another one, in part or as a whole,
-//! whatever else it changes.
+//! Tests of edits that name another machine, in part or as a whole: consent is for one machine.
 
 use std::sync::Arc;
 
@@ -16,7 +15,7 @@ use super::{rack::*, support::*};
 
 type Edit = fn(&mut NodeSpec);
 
-/// The rest of the edit.
+/// Other changes of the same edit.
 const ALONG: [(&str, Edit); 7] = [
     ("nothing", |_| {}),
     ("redeploy", |spec| spec.redeploy = Some("again".into())),
@@ -45,7 +44,7 @@ fn other_machine(spec: &mut NodeSpec) {
     other_macs(spec);
 }
 
-/// Hours pass; nothing may be done to any machine.
+/// Lets hours pass and checks that no machine is touched.
 fn watch_untouched(rack: &mut Rack, what: &str) {
     for _ in 0..2 {
         rack.scan();
@@ -89,7 +88,7 @@ fn a_spec_turned_to_another_machine_that_is_off_installs_it_and_leaves_the_old_o
         rack.scan();
         assert_eq!((rack.phase(0), rack.world.writes(&host(99))), (Phase::Deployed, 1), "{what}");
         assert!(rack.world.story.iter().all(|(at, _)| *at == host(99)), "{what}");
-        // The old machine is found as it was left.
+        // The old machine's installation is known again.
         rack.specs.insert(name(50), NodeSpec { name: name(50), ..spec_of(0) });
         rack.scan();
         assert_eq!((rack.phase(50), rack.world.writes(&host(0))), (Phase::Deployed, 0), "{what}");
@@ -144,7 +143,7 @@ fn a_held_machine_is_not_consented_to_by_an_edit_that_names_another_one() {
         rack.scan();
         assert_eq!(rack.phase(0), Phase::Held);
         watch_untouched(&mut rack, "held");
-        // In a pause, the same.
+        // The same in a pause.
         rack.edit(0, |spec| spec.paused = true);
         rack.scan();
         rack.edit(0, edit);
@@ -219,7 +218,7 @@ fn a_machine_replaced_one_thing_after_the_other_is_neither_wiped_nor_said_to_be_
         rack.world.on.clear();
         watch_untouched(&mut rack, "one after the other");
         assert_eq!(rack.phase(0), Phase::Held);
-        // Taken back, the node knows again what it was.
+        // After the edit is taken back, the node has its installation again.
         rack.edit(0, |spec| (spec.bmc, spec.boot) = (spec_of(0).bmc, spec_of(0).boot));
         rack.scan();
         assert_eq!(rack.phase(0), Phase::Deployed);
@@ -231,7 +230,7 @@ fn a_machine_replaced_one_thing_after_the_other_is_neither_wiped_nor_said_to_be_
 fn a_mistyped_machine_that_is_corrected_is_the_installed_one_again() {
     for edit in [other_bmc, other_macs, other_machine] {
         let mut rack = Rack::deployed(4);
-        // Nothing answers there.
+        // No BMC answers at that address.
         rack.world.faults.insert(host(99), passing());
         rack.edit(0, edit);
         rack.redeploy([0], "typed with it");
@@ -276,7 +275,7 @@ fn behind_another_bmc_address_a_machine_is_switched_by_an_order_and_never_enforc
     rack.world.on.remove(&host(99));
     rack.pass(3600);
     assert_eq!(rack.world.story, switched);
-    // The address it was installed by.
+    // The address at the installation.
     rack.edit(0, |spec| spec.bmc = spec_of(0).bmc);
     rack.world.on.remove(&host(0));
     rack.scan();
@@ -317,7 +316,7 @@ fn machines_that_are_replaced_are_no_reinstalls_and_hold_nobody_up() {
 #[test]
 fn a_disk_that_was_begun_to_be_written_is_not_said_to_hold_what_it_held_before() {
     let mut rack = Rack::deployed(4);
-    // Under another name and with another interface, so that it may be that machine or not.
+    // Under another name and with another NIC, so that the machine may or may not be the same.
     let mut renamed = NodeSpec { name: name(50), ..rack.specs.remove(&name(0)).unwrap() };
     other_macs(&mut renamed);
     rack.specs.insert(name(50), renamed);

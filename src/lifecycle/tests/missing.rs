@@ -1,5 +1,5 @@
-//! Files that are missing on the agent's own machine: they are waited for, and no attempt is used
-//! up.
+//! Tests of files that are missing on the agent's own machine: the node waits and uses up no
+//! attempt.
 
 use crate::{
     lifecycle::{Operation, Outcome},
@@ -16,7 +16,7 @@ fn missing() -> Fault {
     Fault::missing(Step::Preflight, "PasswordUnreadable", "no such file", "put it there")
 }
 
-/// Longer than any pause before the next look.
+/// Longer than any pause before a retry.
 const PAUSE_S: i64 = 60;
 
 /// Invariant (bmc): Only a plausible secret is sent, and a missing local file uses up no attempt.

@@ -1,7 +1,8 @@
-//! The core's tests: the story of a deploy, the rules of consent, trouble of every kind, one table
-//! of every phase against every event, and random histories against a reference.
+//! The core's tests: stories of single nodes, the rules of consent, all kinds of trouble, a table
+//! of every phase against every event. Random histories of a whole site are `testbed/sim`'s.
 
 mod adoption;
+mod boot_call;
 mod boot_evidence;
 mod breaker;
 mod callback;
@@ -9,7 +10,6 @@ mod consent;
 mod deadlines;
 mod executor;
 mod first_boot;
-mod histories;
 mod identity;
 mod ironic;
 mod listed;
@@ -27,7 +27,6 @@ mod rack;
 mod ramdisk_log;
 mod records;
 mod settle;
-mod site;
 mod story;
 mod support;
 mod table;

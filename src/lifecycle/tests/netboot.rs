@@ -1,4 +1,4 @@
-//! `boot.after = "network"`: an installed machine boots its own kernel, and only an installed one.
+//! Tests of `boot.after = "network"`: only an installed machine boots its own kernel.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ fn netboot(kernel_args: &[&str]) -> Netboot {
     }
 }
 
-/// The files at the paths.
+/// Makes network boot files with these paths.
 fn files(wanted: &Netboot) -> NetbootFiles {
     let digest = |path: &str| Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(path));
     NetbootFiles {
@@ -49,7 +49,7 @@ fn other_kernel(spec: &mut NodeSpec) {
     spec.image.netboot = Some(Box::new(Netboot { kernel, ..netboot(&["ro"]) }));
 }
 
-/// An image that is one file system.
+/// Makes a partition image.
 fn prepared_root(root_uuid: Option<&str>, netboot: &Netboot) -> Outcome {
     let Outcome::Prepared { image, key, system_guid, stages } = prepared(key(1)) else {
         unreachable!()
@@ -59,7 +59,7 @@ fn prepared_root(root_uuid: Option<&str>, netboot: &Netboot) -> Outcome {
     Outcome::Prepared { image, key, system_guid, stages }
 }
 
-/// A node that boots from the network, with its image prepared.
+/// A node with `boot.after = "network"` and a prepared image.
 fn bench() -> Bench {
     let mut bench = Bench::with_spec();
     bench.change(from_network);
@@ -88,7 +88,7 @@ fn new() -> Menu {
     menu_of(&Netboot { kernel, ..netboot(&["ro"]) }, &format!("root=UUID={UUID}"))
 }
 
-/// The operation about kernel and ramdisk that runs: what is served, and whether that is to change.
+/// The running operation on network boot files: the served files, and whether they are renewed.
 fn verifying(bench: &Bench) -> Option<(Option<NetbootFiles>, bool)> {
     match &bench.running.as_ref()?.1 {
         Operation::NetbootFiles { served, renew } => Some((served.clone(), *renew)),
@@ -102,7 +102,7 @@ fn condition(bench: &Bench, kind: &str) -> Option<(String, String)> {
     Some((found.status, found.reason))
 }
 
-/// A machine that was seen on, so that nothing else is to be done.
+/// An installed machine that is on, so that nothing else is due.
 fn quiet() -> Bench {
     let mut bench = deployed();
     bench.poll(PowerState::On);
@@ -158,7 +158,7 @@ fn a_changed_kernel_is_drift_until_it_is_verified_and_the_old_one_is_served_unti
     let (served, renew) = verifying(&bench).unwrap();
     assert_eq!((served.unwrap(), renew), (files(&netboot(&["ro"])), true));
 
-    // It is not there.
+    // The file is missing.
     bench.done(Err(passing()));
     assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, own()));
     assert!(bench.message().contains(&passing().message), "{}", bench.message());
@@ -239,7 +239,7 @@ fn with_another_image_too_the_machine_keeps_what_it_was_installed_with() {
     assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, own()));
     assert_eq!(condition(&bench, "Drifted"), Some(("True".into(), "SpecChanged".into())));
     assert_eq!(bench.running, None);
-    // It still has to boot.
+    // The machine must still boot.
     bench.send(Event::NetbootLost);
     let (served, renew) = verifying(&bench).unwrap();
     assert_eq!((served.clone().unwrap(), renew), (files(&netboot(&["ro"])), false));
@@ -282,7 +282,7 @@ fn the_disk_is_booted_again_once_the_spec_says_so_and_the_network_too() {
 fn a_pause_or_a_broken_spec_leaves_what_is_served() {
     let mut bench = quiet();
     bench.send(Event::SpecProblems(Vec::new()));
-    assert_eq!(bench.menu(), own(), "a broken spec leaves the last good one in force");
+    assert_eq!(bench.menu(), own(), "a broken spec leaves the last good one effective");
     bench.change(|spec| {
         spec.paused = true;
         other_kernel(spec);
@@ -317,13 +317,13 @@ fn a_machine_that_the_version_before_installed_has_not_drifted_and_gets_its_file
     assert_eq!(bench.node.status(bench.now).installed_digest, Some(spec.digest()));
     assert!(bench.node.status(bench.now).ready);
 
-    // It is the same whoever has carried the identity over.
+    // The result is the same in every way of upgrade.
     record.installed.as_mut().unwrap().digest = spec.digest();
     bench.resume(&record);
     assert_eq!(bench.menu(), unverified);
     record.installed.as_mut().unwrap().digest = spec.digest_v1();
 
-    // With another spec by now it has drifted, as before.
+    // With another spec it has drifted, as before.
     record.spec = None;
     bench.resume(&record);
     let mut other = (*spec).clone();
@@ -374,7 +374,7 @@ fn an_image_that_does_not_say_where_the_root_is_is_refused_before_anything_is_to
     let fault = bench.node.record().last_error.clone().unwrap().fault;
     assert_eq!((fault.code.as_ref(), fault.retry), ("RootUnknown", RetryAdvice::Never));
     assert!(fault.hint.contains("root="), "{fault:?}");
-    // Saying it is enough.
+    // Writing `root=` is enough.
     let with_root = netboot(&["root=/dev/vda3"]);
     bench.change(|spec| spec.image.netboot = Some(Box::new(with_root.clone())));
     bench.go_to(Phase::Preparing);
@@ -382,7 +382,7 @@ fn an_image_that_does_not_say_where_the_root_is_is_refused_before_anything_is_to
     bench.go_to(Phase::Deployed);
     assert_eq!(bench.menu(), menu_of(&with_root, ""));
     bench.poll(PowerState::On);
-    // Taking it back leaves what boots.
+    // Taking it back leaves a menu that boots.
     bench.change(from_network);
     bench.done(Ok(Outcome::NetbootFiles(Some(files(&netboot(&["ro"]))))));
     assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, menu_of(&with_root, "")));

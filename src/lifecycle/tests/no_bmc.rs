@@ -1,5 +1,5 @@
-//! A machine without a BMC: an operator switches it on, and its own ramdisk restarts it or switches
-//! it off.
+//! Tests of machines without a BMC: an operator switches one on, and its ramdisk restarts it or
+//! switches it off.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -36,7 +36,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// One that waits for somebody.
+/// A node that waits for an operator.
 fn waiting() -> Bench {
     let mut bench = bench();
     bench.done(Ok(prepared(key(1))));
@@ -58,7 +58,7 @@ fn fetched(stage: BootStage) -> Event {
     })
 }
 
-/// One whose machine is up.
+/// A node whose machine is up.
 fn up() -> Bench {
     let mut bench = waiting();
     bench.send(fetched(BootStage::Menu));
@@ -83,7 +83,7 @@ impl Bench {
         }
     }
 
-    /// From the ramdisk's first call to its last.
+    /// Plays the ramdisk from its first call to its last.
     fn go_to_deployed(&mut self) {
         self.call(&key(1), lookup());
         self.call(&key(1), deploy_info(""));
@@ -93,13 +93,13 @@ impl Bench {
         assert_eq!(self.phase(), Phase::Deployed);
     }
 
-    fn waits_for_person(&self) -> bool {
+    fn waits_for_operator(&self) -> bool {
         let conditions = self.status().conditions;
         let shown = conditions.iter().find(|one| one.kind == "WaitingForPerson");
         shown.is_some_and(|one| one.status == "True" && one.message == self.message())
     }
 
-    /// Nothing runs, and nobody asks a BMC for as long as anything could.
+    /// Checks that no operation starts, for longer than any wait.
     fn rests(&mut self) -> bool {
         (0..48).all(|_| {
             self.pass(3600);
@@ -111,7 +111,7 @@ impl Bench {
 /// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
 /// no other node.
 #[test]
-fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
+fn an_operator_switches_it_on_and_its_ramdisk_restarts_it() {
     let mut bench = bench();
     assert_eq!(
         bench.running.as_ref().unwrap().1,
@@ -122,7 +122,7 @@ fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
 
     bench.done(Ok(prepared(key(1))));
     assert_eq!((bench.phase(), bench.menu()), (Phase::PoweringOn, Menu::Deploy(key(1))));
-    assert!(bench.running.is_none() && bench.waits_for_person());
+    assert!(bench.running.is_none() && bench.waits_for_operator());
     let expected = "switch the machine on, or restart it, so that it boots from the network: \
         hostler will WIPE and install it";
     assert_eq!(bench.message(), expected);
@@ -132,9 +132,9 @@ fn a_person_switches_it_on_and_its_ramdisk_restarts_it() {
 
     bench.pass(3 * 24 * 3600);
     bench.send(fetched(BootStage::Loader));
-    assert_eq!(bench.phase(), Phase::PoweringOn, "a loader is nobody's in particular");
+    assert_eq!(bench.phase(), Phase::PoweringOn, "a loader says nothing of whose it is");
     bench.send(fetched(BootStage::Menu));
-    assert_eq!((bench.phase(), bench.waits_for_person()), (Phase::WaitingRamdisk, false));
+    assert_eq!((bench.phase(), bench.waits_for_operator()), (Phase::WaitingRamdisk, false));
     let (at, _) = bench.node.deadline().unwrap();
     assert_eq!(at.duration_since(bench.now).as_secs(), 20 * 60, "from now on as ever");
 
@@ -198,7 +198,7 @@ fn another_timeout_counts_from_the_beginning_of_the_wait() {
 }
 
 #[test]
-fn a_wait_for_a_person_outlives_the_agent() {
+fn a_wait_for_an_operator_outlives_the_agent() {
     let mut bench = waiting();
     let saved = bench.node.record().clone();
     bench.pass(3600);
@@ -208,7 +208,7 @@ fn a_wait_for_a_person_outlives_the_agent() {
     assert_eq!((bench.phase(), bench.node.record().deadline), (Phase::PoweringOn, saved.deadline));
     assert_eq!(bench.node.record().attempt, 1);
 
-    // Nobody could switch it off and on: it has to find its way by itself, or its time runs out.
+    // Nobody switches the machine off and on: it boots by itself, or its deadline passes.
     bench.send(fetched(BootStage::Menu));
     bench.restart();
     bench.send(Event::Spec(saved.spec.unwrap()));
@@ -253,7 +253,7 @@ fn without_a_state_directory_nobody_knows_whose_it_is() {
 /// Invariant (bmc): A machine without a BMC gets no BMC command, and waiting for an operator delays
 /// no other node.
 #[test]
-fn what_waits_for_a_person_keeps_no_machine_waiting_that_goes_by_itself() {
+fn a_wait_for_an_operator_delays_no_machine_with_a_bmc() {
     let mut rack = Rack::new(4, Policy { attempts_max: 1, imagings_max: 1, ..POLICY });
     rack.world.silent = true;
     for n in [0, 1, 2] {
@@ -264,7 +264,7 @@ fn what_waits_for_a_person_keeps_no_machine_waiting_that_goes_by_itself() {
     let manual_power: Vec<Phase> = (0..3).map(|n| rack.phase(n)).collect();
     assert_eq!(manual_power, [Phase::PoweringOn; 3]);
     assert_eq!(rack.phase(3), Phase::WaitingRamdisk, "it had its turn");
-    // All three are switched on at once, and the ramdisks call.
+    // An operator switches all three on at once, and their ramdisks call.
     for n in 0..3 {
         let Event::Fetched(fetch) = fetched(BootStage::Menu) else { unreachable!() };
         rack.send(n, Event::Fetched(Fetch { node: name(n), ..fetch }));
@@ -310,7 +310,7 @@ fn a_failed_attempt_is_followed_by_one_with_another_key() {
     assert!(bench.message().ends_with("the deploy ramdisk failed: no LIO"));
     bench.pass(3600);
     bench.done(Ok(prepared(key(2))));
-    assert_eq!((bench.menu(), bench.waits_for_person()), (Menu::Deploy(key(2)), true));
+    assert_eq!((bench.menu(), bench.waits_for_operator()), (Menu::Deploy(key(2)), true));
     assert_eq!(bench.call(&key(1), lookup()), Reply::Refused);
     assert_eq!(bench.phase(), Phase::PoweringOn);
 }
@@ -392,14 +392,14 @@ fn it_is_reinstalled_once_redeploy_has_changed_and_somebody_restarts_it() {
     bench.done(Ok(prepared(key(2))));
     assert_eq!(bench.menu(), Menu::Deploy(key(2)));
     assert!(bench.message().starts_with("restart the machine into a network boot"));
-    // The change is taken back before anybody came.
+    // The change is taken back before an operator came.
     bench.change(|spec| spec.redeploy = None);
     assert_eq!((bench.phase(), bench.menu()), (Phase::Deployed, Menu::LocalDisk));
     assert!(bench.rests());
 }
 
 #[test]
-fn what_changes_while_a_person_is_waited_for_begins_at_once() {
+fn a_change_of_the_spec_while_an_operator_is_awaited_begins_at_once() {
     let mut bench = waiting();
     bench.change(|spec| spec.redeploy = Some("other".into()));
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::Prepare);
@@ -480,7 +480,7 @@ fn a_machine_that_was_held_because_it_is_on_waits_for_a_hand_when_its_bmc_goes()
     bench.change(manual_power);
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::Prepare);
     bench.done(Ok(prepared(key(1))));
-    assert!(bench.waits_for_person());
+    assert!(bench.waits_for_operator());
 }
 
 #[test]

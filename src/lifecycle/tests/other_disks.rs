@@ -1,4 +1,4 @@
-//! Disks that hold an earlier installation, after another disk became the root device.
+//! Tests of disks with an earlier installation, after another disk became the root device.
 
 use super::support::*;
 use crate::{
@@ -30,7 +30,7 @@ fn install(bench: &mut Bench, serial: &str, redeploy: &str, disks: &[Disk]) {
     bench.poll(PowerState::On);
 }
 
-/// The status's words about old disks.
+/// The status's messages about old disks.
 fn reported(bench: &Bench) -> Vec<String> {
     let conditions = bench.node.status(bench.now).conditions;
     let old = conditions.into_iter().filter(|one| one.kind == "OldDiskInstalled");
@@ -45,21 +45,21 @@ fn a_disk_that_keeps_an_earlier_installation_is_told_until_it_is_written_or_gone
     let mut bench = Bench::with_spec();
     install(&mut bench, "S1", "a", &both);
     assert_eq!(reported(&bench), Vec::<String>::new());
-    // Not yet written: what is there is what is installed.
+    // Not written yet: the installed disk is the present one.
     bench.change(|spec| spec.root_device.serial = Some("S2".into()));
     assert_eq!(reported(&bench), Vec::<String>::new());
     install(&mut bench, "S2", "b", &both);
     assert_eq!(reported(&bench), ["sda"]);
     bench.restart();
     assert_eq!(reported(&bench), ["sda"]);
-    // Called otherwise after the next start, and still there.
+    // The disk has another name after the next boot.
     let renamed = [disk_of("sdb", "S1"), disk_of("sda", "S2")];
     install(&mut bench, "S2", "c", &renamed);
     assert_eq!(reported(&bench), ["sdb"]);
-    // Written again, so that the other one is the old one.
+    // The old disk is written again, so that the other one is the old one now.
     install(&mut bench, "S1", "d", &renamed);
     assert_eq!(reported(&bench), ["sda"]);
-    // Taken out.
+    // The old disk is removed.
     install(&mut bench, "S1", "e", &[disk_of("sda", "S1")]);
     assert_eq!(reported(&bench), Vec::<String>::new());
 }

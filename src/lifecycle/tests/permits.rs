@@ -1,5 +1,5 @@
-//! Concurrency limits: how many machines are brought up or written at once, who goes first, and
-//! that no turn is ever lost.
+//! Tests of the concurrency limits: how many machines are brought up or written at once, in which
+//! order, and that no permit is ever lost.
 
 use crate::{
     lifecycle::{Event, Operation, Outcome, Permit, Policy, State},
@@ -48,7 +48,7 @@ fn no_more_machines_are_brought_up_or_written_at_once_than_allowed_and_all_get_t
         for _ in 0..10_000 {
             assert!(holders(&rack, Permit::Attempt) <= attempts);
             assert!(holders(&rack, Permit::Imaging) <= imagings);
-            // One step at a time, and not always the oldest first.
+            // Operations end one at a time, not always the oldest first.
             let steps = rack.world.story.len();
             if let Some(job) =
                 steps.is_multiple_of(3).then(|| rack.world.running.pop_back()).flatten()
@@ -71,7 +71,7 @@ fn no_more_machines_are_brought_up_or_written_at_once_than_allowed_and_all_get_t
 fn who_waits_longest_goes_first() {
     let mut rack = Rack::new(4, limited(1, 1));
     rack.world.silent = true;
-    // They come in another order than their names have.
+    // The nodes arrive in another order than that of their names.
     let specs = std::mem::take(&mut rack.specs);
     for n in [2, 3, 0, 1] {
         rack.specs.insert(name(n), specs[&name(n)].clone());
@@ -103,7 +103,7 @@ fn first_attempts_go_before_repeated_ones() {
         rack.scan();
     }
     assert!(rack.phase(0) == Phase::WaitingRamdisk && in_line(&rack, 1));
-    // The first never comes up; when it is back in line, a new one comes after it.
+    // The first machine never comes up; after its node is back in the queue, a new one joins.
     rack.pass(20 * 60);
     assert_eq!((rack.phase(0), rack.phase(1)), (Phase::Pending, Phase::WaitingRamdisk));
     rack.pass(5 * 60);
@@ -138,7 +138,7 @@ fn waiting_to_be_written_is_not_writing() {
     assert!(bench.running.is_none() && bench.message().contains("waits for its turn"));
     assert_eq!(bench.node.deadline().unwrap().1, "its turn to be written");
     bench.pass(7000);
-    // Not even by a restart is it lost that its turn had not come; or that it had.
+    // A restart neither loses nor grants a permit.
     bench.restart();
     bench.send(Event::Spec(std::sync::Arc::new(spec())));
     assert!(bench.running.is_none());
@@ -197,7 +197,7 @@ fn after_a_restart_the_limits_still_hold_and_everybody_gets_a_turn() {
         }
     }
     assert_eq!(rack.count(Phase::Deployed), 6);
-    // With lower limits, nobody is stopped, and nobody starts before there is room.
+    // With lower limits, no node stops, and none starts before there is room.
     let mut rack = Rack::new(6, limited(4, 4));
     rack.world.silent = true;
     rack.scan();
@@ -213,7 +213,7 @@ fn after_a_restart_the_limits_still_hold_and_everybody_gets_a_turn() {
     assert_eq!(rack.count(Phase::Deployed), 6);
 }
 
-/// A way out of whatever a node holds.
+/// A way by which a node gives up its permit.
 type Exit = (&'static str, fn(&mut Rack));
 
 const EXITS: [Exit; 10] = [
@@ -268,8 +268,8 @@ fn no_way_out_of_an_attempt_keeps_a_permit() {
 }
 
 #[test]
-fn who_leaves_the_line_frees_its_place_in_it() {
-    let leaves: [Exit; 6] = [
+fn a_node_that_leaves_the_queue_frees_its_place() {
+    let exits: [Exit; 6] = [
         ("paused", |rack| rack.edit(1, |spec| spec.paused = true)),
         ("broken", |rack| rack.broken.extend([name(1)])),
         ("clash", |rack| drop(rack.clashes.insert(name(1), vec![Problem::of_file("f", "clash")]))),
@@ -277,7 +277,7 @@ fn who_leaves_the_line_frees_its_place_in_it() {
         ("switched on by somebody", |rack| rack.world.on.extend([host(1)])),
         ("unmanaged", |rack| rack.edit(1, |spec| spec.goal = Goal::Unmanaged)),
     ];
-    for (leaves, act) in leaves {
+    for (exit, act) in exits {
         let mut rack = Rack::new(3, limited(1, 1));
         rack.world.silent = true;
         rack.scan();
@@ -288,8 +288,8 @@ fn who_leaves_the_line_frees_its_place_in_it() {
         rack.world.silent = false;
         rack.settle();
         rack.pass(120);
-        assert_eq!(rack.world.writes(&host(1)), 0, "{leaves}");
-        assert_eq!((rack.phase(0), rack.phase(2)), (Phase::Deployed, Phase::Deployed), "{leaves}");
+        assert_eq!(rack.world.writes(&host(1)), 0, "{exit}");
+        assert_eq!((rack.phase(0), rack.phase(2)), (Phase::Deployed, Phase::Deployed), "{exit}");
     }
 }
 
@@ -299,7 +299,8 @@ fn a_machine_switched_on_while_it_waits_in_line_is_not_wiped_when_its_turn_comes
     rack.world.silent = true;
     rack.scan();
     rack.world.on.insert(host(1));
-    // Its turn comes before anybody has looked again; the look after the image is verified sees it.
+    // The node gets its permit before the next poll; the poll after the image is verified finds the
+    // machine on.
     rack.world.silent = false;
     rack.settle();
     assert_eq!((rack.phase(1), rack.world.writes(&host(1))), (Phase::Held, 0));

@@ -1,5 +1,5 @@
-//! The planner against the real thing: what `plan` says of a status file is what a fleet with the
-//! full record goes on to do.
+//! Tests of the planner against a real fleet: its predictions from status files are the actions of
+//! a fleet with the full records.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,8 +23,8 @@ use crate::{
 
 use super::support::*;
 
-/// How long a real fleet is watched: longer than the pause between two attempts, shorter than any
-/// wait in one.
+/// The time for which a real fleet runs: longer than the pause between two attempts, shorter than
+/// any wait in one.
 const WATCHED: SignedDuration = SignedDuration::from_mins(10);
 
 type Start = (&'static str, fn(PowerState) -> Bench);
@@ -171,7 +171,7 @@ fn plan(statuses: Vec<Status>, before: &Specs, specs: Specs, now: Timestamp) -> 
     Planner::new(POLICY, statuses, before, specs, now).judge(&BTreeMap::new())
 }
 
-/// Whether a fleet with this record goes on to write a disk, where the machine's BMC says `power`.
+/// Whether a fleet with this record writes a disk if the machine's BMC reports `power`.
 fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
     let records = BTreeMap::from([(spec().name, bench.node.record().clone())]);
     let mut now = bench.now;
@@ -220,7 +220,7 @@ fn what_is_planned_is_what_is_done() {
                 apply(&mut new);
                 let (before, new) = (specs([NodeSpec::clone(old)]), specs([new]));
                 let status = bench.node.status(bench.now);
-                // A shown fact is so; only a fact that is not shown may be either.
+                // The power state in the status is known; only an unknown one may be either.
                 let power = status.power.map_or(power, |power| power.observed);
                 let wiped = really_wipes(&bench, &new, power);
                 let case = format!("{start}, {change}, {power:?}");
@@ -230,8 +230,8 @@ fn what_is_planned_is_what_is_done() {
                 if !(known.unless_on && power == PowerState::On) {
                     assert_eq!(known.wipes.is_some(), wiped, "{case}: {known:?}");
                 }
-                // Without the spec before, more may be feared, but nothing overlooked that a status
-                // could tell.
+                // Without the spec before the change, the planner may predict more wipes, but never
+                // fewer.
                 let untold =
                     start == "failed" && (change == "timeouts" || change == "another machine");
                 let feared = plan(vec![status], &Specs::new(), new, bench.now);
@@ -241,14 +241,14 @@ fn what_is_planned_is_what_is_done() {
     }
 }
 
-/// Nodes with these names, installed, each with its own machine.
+/// Installed nodes with these names, each with a machine of its own.
 fn installed(names: &[&str]) -> (Vec<Status>, Specs) {
     let bench = deployed(PowerState::On);
     let status = |name: &&str| status_of(name, &bench);
     (names.iter().map(status).collect(), specs(names.iter().map(|name| numbered(name))))
 }
 
-/// The bench's node under this name, with the machine of that spec.
+/// The bench's node under this name, with this spec's machine.
 fn status_of(node: &str, bench: &Bench) -> Status {
     let mut status = bench.node.status(bench.now);
     let machine = Some(Machine::named_by(&numbered(node)));
@@ -305,7 +305,7 @@ fn each_action_says_what_is_wiped_and_why() {
             c switch-off None false switching the machine off
             d nothing None false paused by its spec
             e reinstall Some("its root device (serial = \"other\")") false redeploy changed from nothing to "2"; vda (8.0 GiB, serial root-1) is no longer its root device and keeps what is installed on it
-            f invalid None false f.toml: empty; the last good spec stays in force and nothing starts
+            f invalid None false f.toml: empty; the last good spec stays effective and nothing starts
             g forget None false its spec is gone; its disk and an installed machine's power stay as they are
             h nothing None false installed
             i nothing None false installed
@@ -331,7 +331,7 @@ fn too_many_reinstalls_are_held_by_the_breaker_and_stay_so() {
             c nothing None false installed
         "#]],
     );
-    // The agent has taken it up since, and shows why it waits.
+    // The agent has read the change since, and the status shows the wait.
     let bench = {
         let mut bench = deployed(PowerState::On);
         let mut changed = NodeSpec::clone(bench.node.spec().unwrap());

@@ -1,4 +1,4 @@
-//! Polls of power states: silent BMCs keep nobody waiting, and are asked ever more seldom.
+//! Tests of polls: silent BMCs delay no other node, and are polled ever less often.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use super::{rack::*, support::*};
 
 const PLACES: usize = 8;
 
-/// So many installed machines whose BMCs are silent by now, one machine that is well and not yet
-/// known, and eight places for polls.
+/// A rack of `nodes` installed machines with silent BMCs, one new machine with a good BMC, and
+/// eight permits for polls.
 fn silent_site(nodes: usize) -> Rack {
     let policy = Policy { polls_max: PLACES, ..POLICY };
     let mut rack = Rack::deployed_under(nodes, policy);
     for n in 0..nodes {
         rack.world.faults.insert(host(n), passing());
     }
-    // Each is asked once and does not answer.
+    // Each BMC is polled once and does not answer.
     rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
     rack.tick();
     rack.settle();
@@ -41,7 +41,7 @@ fn polled(rack: &Rack) -> Vec<String> {
 #[test]
 fn a_poll_of_a_silent_bmc_holds_no_place_that_an_attempt_needs() {
     let mut rack = silent_site(40);
-    // All are due again, and none answers yet.
+    // All polls are due again, and no BMC answers yet.
     rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
     rack.tick();
     let silent = polled(&rack).len();
@@ -106,7 +106,7 @@ fn silent_bmcs_are_polled_together_and_never_later_than_alone() {
     for n in 0..800 {
         rack.now = rack.now.checked_add(SignedDuration::from_millis(step_ms)).unwrap();
         rack.tick();
-        // By now each has been silent more than once.
+        // By now each BMC has missed several polls.
         if n > 400 && !polled(&rack).is_empty() {
             assert!(
                 rack.now.as_millisecond() % 5000 < step_ms,
@@ -140,7 +140,7 @@ fn an_operator_who_used_or_wants_a_silent_bmc_has_it_polled_at_once() {
     }
 }
 
-/// Lets time pass until the BMC is polled, and says how many seconds.
+/// Lets time pass until the BMC is polled, and returns the seconds.
 fn until_polled(bench: &mut Bench) -> usize {
     let mut seconds = 0;
     while bench.running.is_none() {
@@ -189,8 +189,7 @@ fn the_patience_with_a_poll_counts_from_its_turn_and_not_from_when_it_was_due() 
     let mut rack = silent_site(40);
     rack.now = rack.now.checked_add(SignedDuration::from_secs(300)).unwrap();
     rack.tick();
-    // Those that have a place keep it for hours; the others still wait, and nobody is told to stop
-    // for it.
+    // The holders keep their permits for hours; the others wait, and no operation is cancelled.
     for _ in 0..3 {
         rack.now = rack.now.checked_add(SignedDuration::from_hours(1)).unwrap();
         let waits = |n: &usize| {

@@ -1,5 +1,4 @@
-//! The power of machines that hostler does not install at the moment: orders, drift, and whom it
-//! must not switch.
+//! Tests of power outside of attempts: orders, drift, and machines that hostler must not switch.
 
 use crate::{
     lifecycle::{Event, Menu, Operation, Policy},
@@ -18,7 +17,7 @@ const ENFORCING: Policy = Policy { enforce_power: true, ..POLICY };
 const OFF: Operation = Operation::SetPower(PowerState::Off);
 const ON: Operation = Operation::SetPower(PowerState::On);
 
-/// One installed machine, and what was done to it since.
+/// An installed machine, with the operations on it.
 fn installed() -> Rack {
     Rack::deployed(1)
 }
@@ -50,7 +49,7 @@ fn a_changed_power_is_an_order_that_is_carried_out_once() {
     assert_eq!(rack.condition(0, "PowerAsWanted"), Some(("False".into(), "On".into())));
     let message = rack.status(0).message;
     assert_eq!(message, "installed; the machine is on, and its spec wants it off");
-    // So is what was before hostler was fault.
+    // So is a difference from before hostler's start.
     rack.edit(0, |spec| spec.timeouts.ramdisk *= 2);
     rack.scan();
     rack.restart();
@@ -170,7 +169,7 @@ fn an_available_machine_that_nobody_knows_is_held_if_it_is_on_and_ready_if_it_is
         assert!(rack.status(0).message.contains("let hostler do so"));
         assert!(!rack.status(0).ready && rack.status(1).ready);
         assert_eq!((rack.node(1).menu(), rack.world.story.len()), (Menu::Unknown, 0));
-        // Neither a retry nor a changed redeploy is consent to switch it off.
+        // Neither a retry nor a changed `redeploy` is consent to switch the machine off.
         rack.send(0, Event::Retry);
         rack.redeploy([0], "now");
         rack.scan();
@@ -273,7 +272,7 @@ fn an_order_survives_a_restart_and_a_silent_bmc() {
     rack.world.faults.clear();
     rack.pass(120);
     assert_eq!(done(&rack), [OFF]);
-    // In the middle of being performed, too.
+    // The same while the machine is being switched.
     rack.edit(0, |spec| spec.power = WantedPower::On);
     rack.scan_only();
     rack.end_one();
@@ -358,7 +357,7 @@ fn a_machine_that_cannot_be_switched_is_tried_a_few_times_with_pauses_and_then_t
     bench.poll(PowerState::On);
     bench.pass(30);
     assert!(bench.running.is_none(), "it is left as it is");
-    // Once more, and well: the error is over.
+    // The next try succeeds, which clears the error.
     bench.send(Event::Retry);
     bench.poll(PowerState::On);
     bench.done(Ok(good_outcome(&OFF)));
@@ -401,7 +400,7 @@ fn a_bmc_that_hangs_while_it_switches_ends_with_a_reason() {
     let error = bench.node.record().last_error.clone().unwrap().fault;
     assert_eq!((error.step, error.code.as_ref()), (Step::Power, "PowerTimeout"));
     assert!(error.message.contains("not switched off in time"), "{}", error.message);
-    // Nothing else is asked of the BMC before that has really ended.
+    // No other operation starts before this one has really ended.
     bench.pass(3600);
     assert_eq!(bench.running.as_ref().unwrap().0, op);
     assert_eq!(bench.cancelled, [op, op], "it is told again");

@@ -1,5 +1,5 @@
-//! A rack of machines under one executor: records as they are on disk, operations that end at once,
-//! and what was done to each machine.
+//! A rack of simulated machines under one executor, with durable records and operations that end at
+//! once.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -26,7 +26,7 @@ use crate::{
 
 use super::support::*;
 
-/// The site: its files, its machines, and the agent's core between them.
+/// The site: files, machines and the core.
 pub(super) struct Rack {
     pub(super) now: Timestamp,
     pub(super) policy: Policy,
@@ -38,7 +38,7 @@ pub(super) struct Rack {
     pub(super) world: World,
 }
 
-/// The executor's surroundings.
+/// The executor's effects.
 #[derive(Default)]
 pub(super) struct World {
     /// The state directory.
@@ -46,24 +46,24 @@ pub(super) struct World {
     pub(super) unclaimed: Option<String>,
     /// The status files.
     pub(super) statuses: BTreeMap<NodeName, Status>,
-    /// Machines that are on, by their BMC.
+    /// The BMCs of machines that are on.
     pub(super) on: BTreeSet<String>,
-    /// The operations, with the machine of each.
+    /// The running operations, each with its machine.
     pub(super) story: Vec<(String, Operation)>,
-    /// Everything the executor asked for, in order.
+    /// All effects so far, in order.
     pub(super) requested: Vec<Requested>,
-    /// The phases in the log.
+    /// The logged phases.
     pub(super) logged: Vec<Phase>,
     pub(super) running: VecDeque<Job>,
-    /// BMCs that do not answer, with what is said of them.
+    /// Silent BMCs, each with its fault.
     pub(super) faults: BTreeMap<String, Fault>,
-    /// No record can be written.
+    /// Whether no record can be written.
     pub(super) disk_full: bool,
-    /// Only what is known beside the records cannot be written.
+    /// Whether only the site file cannot be written.
     pub(super) site_file_stuck: bool,
-    /// Calls until the agent is killed: from then on nothing of what it does arrives.
+    /// Effects until the agent is killed; later ones are lost.
     pub(super) fuse: Option<usize>,
-    /// Machines whose ramdisk never calls.
+    /// The BMCs of machines whose ramdisk never calls.
     pub(super) silent: bool,
     keys: u8,
 }
@@ -102,7 +102,7 @@ impl Effects for World {
         Ok(())
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         if !self.lives() {
             return Ok(());
         }
@@ -169,7 +169,7 @@ impl Effects for World {
     }
 }
 
-/// The file of what is known beside the records.
+/// Encodes the site file.
 fn kept(unclaimed: &UnclaimedInstalls) -> String {
     serde_json::to_string(unclaimed).unwrap()
 }
@@ -186,7 +186,7 @@ impl World {
         }
     }
 
-    /// Performs an operation, on the machine as it is.
+    /// Performs an operation on the simulated machine.
     fn execute(&mut self, job: &Job) -> Result<Outcome, Fault> {
         if let Some(fault) = self.faults.get(&job.host) {
             return Err(fault.clone());
@@ -221,7 +221,7 @@ impl World {
         Ok(good_outcome(&job.operation))
     }
 
-    /// How often the disk behind this BMC was written.
+    /// The number of writes of this BMC's machine's disk.
     pub(super) fn writes(&self, host: &str) -> usize {
         let writes = |(at, operation): &&(String, Operation)| {
             at == host && matches!(operation, Operation::Image { .. })
@@ -234,7 +234,7 @@ pub(super) fn name(n: usize) -> NodeName {
     format!("edge-{n:03}").parse().unwrap()
 }
 
-/// The BMC of the machine that a node has at first.
+/// The BMC of a node's first machine.
 pub(super) fn host(n: usize) -> String {
     format!("bmc-{n:03}")
 }
@@ -248,7 +248,7 @@ pub(super) fn spec_of(n: usize) -> NodeSpec {
 }
 
 impl Rack {
-    /// With specs that nobody has read yet.
+    /// Makes a rack with unread specs.
     pub(super) fn new(nodes: usize, policy: Policy) -> Self {
         let now = Bench::new().now;
         Self {
@@ -271,7 +271,7 @@ impl Rack {
         }
     }
 
-    /// With so many installed machines, long ago.
+    /// Makes a rack of machines that were installed long ago.
     pub(super) fn deployed(nodes: usize) -> Self {
         Self::deployed_under(nodes, POLICY)
     }
@@ -287,13 +287,13 @@ impl Rack {
         rack
     }
 
-    /// The agent reads the directory, and everything that follows at once happens.
+    /// Scans the directory and ends all operations that follow at once.
     pub(super) fn scan(&mut self) {
         self.scan_only();
         self.settle();
     }
 
-    /// The same, while operations take their time.
+    /// Scans the directory without ending operations.
     pub(super) fn scan_only(&mut self) {
         let read = |(name, spec): (&NodeName, &NodeSpec)| {
             let problems = || vec![Problem::of_file("f", "half-written")];
@@ -306,12 +306,11 @@ impl Rack {
         self.executor.step_all(self.now, events, &mut self.world);
     }
 
-    /// The clashes a test wants, and specs in force that claim one machine, as the agent finds
-    /// them.
+    /// The clashes that a test sets, and those of effective specs with the same machine.
     fn clashes_with(&self, specs: &Specs) -> BTreeMap<NodeName, Vec<Problem>> {
-        let in_force = self.executor.fleet().effective_specs(specs);
+        let effective = self.executor.fleet().effective_specs(specs);
         let mut claims = BTreeMap::<MachineId, BTreeSet<&NodeName>>::new();
-        for spec in &in_force {
+        for spec in &effective {
             claims.entry(spec.machine()).or_default().insert(&spec.name);
         }
         let doubles = claims.into_values().filter(|names| names.len() > 1).flatten();
@@ -320,7 +319,7 @@ impl Rack {
         clashes.chain(self.clashes.clone()).collect()
     }
 
-    /// The spec directory cannot be read.
+    /// Makes the spec directory unreadable.
     pub(super) fn lose_directory(&mut self, reason: &str) {
         for (name, event) in self.executor.fleet().hold(reason) {
             self.executor.step(self.now, &name, event, &mut self.world);
@@ -331,7 +330,7 @@ impl Rack {
         edit(self.specs.get_mut(&name(n)).unwrap());
     }
 
-    /// Somebody wants so many nodes reinstalled.
+    /// Changes `redeploy` of so many nodes.
     pub(super) fn redeploy(&mut self, nodes: impl IntoIterator<Item = usize>, value: &str) {
         for n in nodes {
             self.edit(n, |spec| spec.redeploy = Some(value.into()));
@@ -346,7 +345,7 @@ impl Rack {
         self.executor.tick(self.now, &mut self.world);
     }
 
-    /// Time passes, minute by minute or in ten steps.
+    /// Lets time pass, minute by minute or in ten steps.
     pub(super) fn pass(&mut self, seconds: i64) {
         let end = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
         let step = SignedDuration::from_secs((seconds / 10).max(60));
@@ -366,7 +365,7 @@ impl Rack {
         true
     }
 
-    /// Everything that runs ends, and every ramdisk does its part, until nothing moves.
+    /// Ends all operations and plays every ramdisk until nothing changes.
     pub(super) fn settle(&mut self) {
         loop {
             while self.end_one() {}
@@ -403,7 +402,7 @@ impl Rack {
         moved
     }
 
-    /// SIGKILL and a new start; the directory has not been read yet.
+    /// Kills and restarts the agent, without a scan.
     pub(super) fn restart(&mut self) {
         let records = self
             .world
@@ -413,14 +412,14 @@ impl Rack {
         self.start_with(records.collect());
     }
 
-    /// The same, with the state directory lost.
+    /// Restarts the agent after the loss of the state directory.
     pub(super) fn restart_without_records(&mut self) {
         self.world.records.clear();
         self.world.unclaimed = None;
         self.start_with(BTreeMap::new());
     }
 
-    /// The same, with these records.
+    /// Restarts the agent with these records.
     pub(super) fn start_with(&mut self, records: BTreeMap<NodeName, Record>) {
         let unknown =
             |name: &NodeName| records.get(name).is_none_or(|record: &Record| record.spec.is_none());
@@ -431,7 +430,7 @@ impl Rack {
         self.world.running.clear();
         let unclaimed =
             self.world.unclaimed.as_ref().map(|unclaimed| serde_json::from_str(unclaimed).unwrap());
-        // A state directory that is new, and finds that an agent was here.
+        // A new state directory beside status files.
         let is_lost = !self.world.statuses.is_empty();
         let lost =
             || if is_lost { UnclaimedInstalls::lost() } else { UnclaimedInstalls::default() };
@@ -454,7 +453,7 @@ impl Rack {
         self.node(n).status(self.now)
     }
 
-    /// A condition's status and reason.
+    /// Returns a condition's status and reason.
     pub(super) fn condition(&self, n: usize, kind: &str) -> Option<(String, String)> {
         let conditions = self.status(n).conditions;
         let found = conditions.into_iter().find(|condition| condition.kind == kind)?;

@@ -1,4 +1,4 @@
-//! A deploy ramdisk's log: who may send one, how many, and that it changes nothing.
+//! Tests of deploy ramdisks' logs: sender, number, and that they change nothing.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Records as files. Those of every state are also what the fuzz target `record` begins with; they
-//! follow a change of the format by `UPDATE_EXPECT=1 cargo test --lib records`.
+//! Tests of records as files. The records of every state are also the corpus of the fuzz target
+//! `record`; `UPDATE_EXPECT=1 cargo test --lib records` renews them after a change of the format.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ fn the_largest_numbers_in_a_record_overflow_nothing() {
         bench.running = None;
         let spec = bench.node.spec().unwrap().clone();
         bench.send(Event::Spec(spec));
-        // The attempt fails, and then every try to clean up.
+        // The attempt fails, and then every try of the clean-up.
         for _ in 0..12 {
             bench.pass(3600);
             if bench.running.is_some() {

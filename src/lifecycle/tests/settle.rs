@@ -1,4 +1,4 @@
-//! The end of a step: settling is idempotent.
+//! Tests of the end of a step: settling is idempotent.
 
 use proptest::prelude::*;
 

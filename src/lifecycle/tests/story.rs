@@ -1,4 +1,4 @@
-//! The rules of the life cycle, one test each.
+//! Tests of the rules of a node's life cycle, as stories of single nodes.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -53,17 +53,17 @@ fn a_machine_that_is_on_and_unknown_is_held_until_somebody_consents() {
         assert_eq!(bench.phase(), Phase::Held);
         bench
     };
-    // Another look that still says on, or an unrelated change of the spec, is no consent.
+    // Neither another poll that reports on nor an unrelated change of the spec is consent.
     let mut bench = held();
     bench.pass(60);
     bench.done(Ok(Outcome::Power(PowerState::On)));
     bench.change(|spec| spec.timeouts.ramdisk *= 2);
     assert_eq!(bench.phase(), Phase::Held);
-    // Switching it off is.
+    // Switching the machine off is consent.
     bench.pass(60);
     bench.done(Ok(Outcome::Power(PowerState::Off)));
     assert_eq!(bench.phase(), Phase::Preparing);
-    // A changed redeploy is, and so is an operator's word.
+    // A changed `redeploy` is consent, and so is an operator's approval.
     let mut bench = held();
     bench.change(|spec| spec.redeploy = Some("yes".into()));
     bench.done(Ok(Outcome::Power(PowerState::On)));
@@ -118,7 +118,7 @@ fn a_disk_that_is_being_written_is_no_longer_installed() {
     assert!(bench.node.record().installed.is_some(), "nothing is lost yet");
     bench.go_to(Phase::Imaging);
     assert_eq!(bench.node.record().installed, None);
-    // The old spec comes back: its system is gone.
+    // The old spec comes back, but its installation is gone.
     bench.change(|spec| spec.redeploy = None);
     bench.done(Err(passing()));
     bench.done(Ok(Outcome::CleanedUp));
@@ -205,7 +205,7 @@ fn a_missed_deadline_cancels_the_write_and_waits_until_it_has_stopped() {
     );
     bench.pass(60);
     assert_eq!(bench.cancelled, [op, op], "it is told again");
-    // Even a success now counts for nothing but that it has stopped.
+    // Even a success means now only that the operation has stopped.
     bench.done(Ok(imaged()));
     assert_eq!(bench.running.as_ref().unwrap().1, Operation::CleanUp);
 }
@@ -365,7 +365,7 @@ fn a_spec_that_goes_away_cancels_cleans_up_and_forgets_without_touching_an_insta
 
 /// Invariant (spec): A broken spec starts nothing and stops nothing.
 #[test]
-fn a_broken_spec_leaves_the_last_good_one_in_force_and_starts_nothing() {
+fn a_broken_spec_leaves_the_last_good_one_effective_and_starts_nothing() {
     let mut bench = Bench::with_spec();
     bench.send(Event::SpecProblems(vec![Problem::of_file("edge-07.toml", "empty")]));
     bench.done(Ok(Outcome::Power(PowerState::Off)));
@@ -488,8 +488,7 @@ fn a_machine_whose_boot_files_were_cut_off_by_a_crash_is_started_again_in_the_sa
     for stage in [BootStage::Loader, BootStage::Menu, BootStage::Kernel] {
         assert!(resumed(Some(stage), false), "{stage:?}");
     }
-    // Still in its firmware, which asks by itself; in its ramdisk, which needs no more files; and
-    // requested from.
+    // In its firmware, which retries; in its ramdisk, which needs no more files; and after a call.
     assert!(!resumed(None, false));
     assert!(!resumed(Some(BootStage::Ramdisk), false));
     assert!(!resumed(Some(BootStage::Kernel), true));

@@ -1,4 +1,4 @@
-//! A spec, a clock and a harness that performs a node's actions in the simplest way.
+//! The harness of the core's tests: one node, a clock, and the simplest performance of its actions.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// The administrator's limits, unless a test is about them.
+/// The limits of tests that are about something else.
 pub(super) const POLICY: Policy = Policy {
     attempts_max: 100,
     imagings_max: 100,
@@ -39,12 +39,12 @@ pub(super) fn spec() -> NodeSpec {
     spec
 }
 
-/// Its system has to answer at port 22.
+/// Adds a check of port 22 to a spec.
 pub(super) fn check_port(spec: &mut NodeSpec) {
     spec.boot_check = BootCheck::Tcp { port: 22, address: None };
 }
 
-/// An image that was prepared without a stage worth telling.
+/// The outcome of a preparation.
 pub(super) fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let image = PreparedImage {
@@ -53,11 +53,12 @@ pub(super) fn prepared(key: AttemptKey) -> Outcome {
         root_uuid: None,
         root_partuuid: None,
         netboot: None,
+        boot_token: None,
     };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 
-/// A disk that was written, with nothing left to compare.
+/// The outcome of imaging, without ranges to compare.
 pub(super) fn imaged() -> Outcome {
     Outcome::Imaged {
         verify: Vec::new(),
@@ -67,7 +68,7 @@ pub(super) fn imaged() -> Outcome {
     }
 }
 
-/// A disk that was written, and is to be compared by the ramdisk.
+/// The outcome of imaging, with ranges for the ramdisk to compare.
 pub(super) fn imaged_unverified() -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let verify = vec![DiskRange { from: 0, bytes: IMAGE_BYTES, digest }];
@@ -101,7 +102,7 @@ pub(super) fn deploy_info(error: &str) -> Call {
     })
 }
 
-/// The description by Ironic's ramdisk of its target.
+/// The target's description by Ironic's ramdisk.
 pub(super) fn ironic_target() -> Call {
     Call::IronicDeployInfo(DeployInfo {
         address: Some(RAMDISK),
@@ -118,17 +119,12 @@ pub(super) fn completed(error: &str) -> Call {
     Call::Completed(Completed { error: error.into(), ..Completed::default() })
 }
 
-/// The disk is flushed, and holds what it must.
-pub(super) fn compared() -> Call {
-    Call::Completed(Completed { verified: true, ..Completed::default() })
-}
-
-/// It holds something else.
+/// A completed notice of a disk that differs from the image.
 pub(super) fn differing() -> Call {
     Call::Completed(Completed { error: "it differs".into(), verified: true, verify_ms: 1234 })
 }
 
-/// The last that is seen of a machine that boots the deploy ramdisk.
+/// The last evidence of a machine that boots the deploy ramdisk.
 pub(super) fn ramdisk_fetched_by(peer: IpAddr) -> Fetch {
     Fetch {
         node: spec().name,
@@ -143,7 +139,7 @@ pub(super) fn ramdisk_fetched_by(peer: IpAddr) -> Fetch {
 }
 
 pub(super) fn key(n: u8) -> AttemptKey {
-    // No digest in these tests looks like it.
+    // Unlike every digest in these tests.
     AttemptKey::from_bytes(&std::array::from_fn(|i| if i % 2 == 0 { n } else { !n }))
 }
 
@@ -155,10 +151,10 @@ pub(super) fn lasting() -> Fault {
     Fault::lasting(crate::model::fault::Step::Imaging, "Test", "it is wrong", "change it")
 }
 
-/// Brings an event to a node, and checks that settling it once more changes nothing.
+/// Passes an event to a node, and checks that settling the node again changes nothing.
 pub(super) fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
     let actions = node.step(now, event);
-    // One that is to be forgotten is not there any more.
+    // A forgotten node is not settled again.
     if !actions.contains(&Action::Forget) {
         let before = format!("{node:?}");
         let mut again = Vec::new();
@@ -168,17 +164,17 @@ pub(super) fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action>
     actions
 }
 
-/// A node, a clock and what the node has asked for.
+/// A node with a clock and its last actions.
 pub(super) struct Bench {
     pub(super) node: Node,
     pub(super) now: Timestamp,
     pub(super) running: Option<(OpId, Operation)>,
-    /// The spec the last operation was started for.
+    /// The spec of the last operation.
     pub(super) started_for: Option<Arc<NodeSpec>>,
     pub(super) cancelled: Vec<OpId>,
     pub(super) forgotten: bool,
     pub(super) logs: Vec<ReceivedLog>,
-    /// Whether its turn does not come.
+    /// Whether the node gets no permit.
     pub(super) crowded: bool,
 }
 
@@ -198,7 +194,7 @@ impl Bench {
         }
     }
 
-    /// A node with its spec, whose BMC is being asked for the power state.
+    /// A node with its spec, during its first poll.
     pub(super) fn with_spec() -> Self {
         let mut bench = Self::new();
         bench.send(Event::Spec(Arc::new(spec())));
@@ -209,7 +205,7 @@ impl Bench {
         self.node.phase()
     }
 
-    /// Brings an event and returns the reply, if it was a callback.
+    /// Passes an event to the node, and returns the reply of a callback.
     pub(super) fn send(&mut self, event: Event) -> Option<Reply> {
         let mut answer = None;
         let mut actions = step(&mut self.node, self.now, event);
@@ -259,7 +255,7 @@ impl Bench {
         self.call_unseen(key, call)
     }
 
-    /// The same from a machine that nobody saw fetching the deploy ramdisk.
+    /// Makes a call from a machine that was not seen to fetch the deploy ramdisk.
     pub(super) fn call_unseen(&mut self, key: &AttemptKey, call: Call) -> Reply {
         let event = Event::Callback { request: 1, peer: RAMDISK, key: key.clone(), call };
         self.send(event).expect("every callback is answered")
@@ -270,7 +266,7 @@ impl Bench {
         self.send(Event::Tick);
     }
 
-    /// Takes the good way from wherever the node is until `phase`.
+    /// Leads the node by successes from its present phase to `phase`.
     pub(super) fn go_to(&mut self, phase: Phase) {
         for _ in 0..20 {
             if self.phase() == phase {
@@ -301,13 +297,13 @@ impl Bench {
         }
     }
 
-    /// The agent is killed and started again; the spec directory has not been read yet.
+    /// Kills and restarts the agent, without a scan.
     pub(super) fn restart(&mut self) {
         let record = self.node.record().clone();
         self.resume(&record);
     }
 
-    /// The same, with this record.
+    /// Restarts the agent with this record.
     pub(super) fn resume(&mut self, record: &Record) {
         let saved = serde_json::to_string(record).unwrap();
         let record = serde_json::from_str(&saved).unwrap();
@@ -315,7 +311,7 @@ impl Bench {
         self.running = None;
     }
 
-    /// Lets one look at the power state end with `observed`, as soon as the node wants one.
+    /// Ends the node's next poll with `observed`.
     pub(super) fn poll(&mut self, observed: PowerState) {
         if self.running.is_none() {
             let (at, _) = self.node.next_wake().expect("a node at rest looks at the power state");
@@ -365,7 +361,7 @@ pub(super) fn empty_fleet() -> Fleet {
     )
 }
 
-/// Brings an event to a node of a fleet in which every poll begins at once.
+/// Passes an event to a node of a fleet, and grants every poll at once.
 pub(super) fn step_fleet(
     fleet: &mut Fleet,
     now: Timestamp,

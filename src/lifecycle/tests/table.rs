@@ -1,4 +1,4 @@
-//! One table: every phase a node can be in against every kind of event, and the phase that follows.
+//! Tests of every phase against every kind of event, in a table with the next phases.
 //!
 //! `transitions.rs` publishes it.
 
@@ -19,10 +19,10 @@ use crate::{
 
 use super::support::*;
 
-/// Cleaning up, which shows as `pending`, has a row of its own.
+/// The row of a clean-up, whose phase is `pending`.
 const CLEANING_UP: &str = "cleaning-up";
 
-/// Where a node stands, as the table names it.
+/// The name of a node's row in the table.
 fn place(bench: &Bench) -> &'static str {
     match bench.node.record().state {
         State::CleaningUp { .. } => CLEANING_UP,
@@ -30,7 +30,7 @@ fn place(bench: &Bench) -> &'static str {
     }
 }
 
-/// A node brought to a place.
+/// A row: its name and its node.
 pub(super) fn bench_in(place: &str) -> Bench {
     let mut bench = Bench::with_spec();
     let Some(phase) = Phase::ALL.into_iter().find(|phase| phase.as_str() == place) else {
@@ -63,7 +63,7 @@ pub(super) fn bench_in(place: &str) -> Bench {
     bench
 }
 
-/// An event: its name, what happens, and how.
+/// An event of the table: its name, its description, and the function that causes it.
 pub(super) type Act = (&'static str, &'static str, fn(&mut Bench));
 
 pub(super) const EVENTS: [Act; 32] = [
@@ -194,12 +194,12 @@ pub(super) const EVENTS: [Act; 32] = [
     ("retry", "`hostler retry`", |bench| drop(bench.send(Event::Retry))),
 ];
 
-/// Where the table begins, row by row.
+/// The rows of the table.
 pub(super) fn rows() -> Vec<&'static str> {
     Phase::ALL.iter().map(|phase| phase.as_str()).chain([CLEANING_UP]).collect()
 }
 
-/// Which phase follows on which event, from each row, where it is another one.
+/// The next phase of each row by each event, if it is another one.
 pub(super) fn every_phase_against_every_event() -> Vec<(&'static str, &'static str, &'static str)> {
     let mut table = Vec::new();
     for from in rows() {

@@ -1,5 +1,5 @@
-//! The published state machine: `docs/contributing/state-machine.md`, generated from the
-//! transitions and from the table of phases and events. `UPDATE_EXPECT=1` writes it anew.
+//! Generates `docs/contributing/state-machine.md` from the transitions and from the table of phases
+//! and events, and checks it. `UPDATE_EXPECT=1` writes it.
 
 use std::{cell::RefCell, collections::BTreeSet, fmt::Write as _, sync::Arc};
 
@@ -24,12 +24,12 @@ use crate::{
 use super::{support::*, table};
 
 thread_local! {
-    /// From where, and by which cause.
+    /// The transitions so far: state and cause.
     static TAKEN: RefCell<BTreeSet<(String, &'static str)>> =
         const { RefCell::new(BTreeSet::new()) };
 }
 
-/// A node changes its state.
+/// Notes a transition of a node.
 pub(in crate::lifecycle) fn note(from: &State, cause: &Cause) {
     TAKEN.with_borrow_mut(|taken| taken.insert((state_name(from), cause_name(cause))));
 }
@@ -115,7 +115,7 @@ fn causes(has_bmc: bool) -> Vec<Cause> {
     ]
 }
 
-/// A state and what of it decides where it leads.
+/// A state, with the parts that decide about its transitions.
 fn state_name(state: &State) -> String {
     let (name, part) = match state {
         State::Idle => ("idle", None),
@@ -185,7 +185,7 @@ const fn effect_words(effect: Effect) -> &'static str {
     }
 }
 
-/// One arrow: from, cause, to, and what else changes.
+/// One transition: state, cause, next state and effects.
 type Arrow = (String, &'static str, String, &'static [Effect]);
 
 fn arrows(has_bmc: bool) -> Vec<Arrow> {
@@ -312,7 +312,7 @@ fn the_published_state_machine_is_the_one_that_runs() {
     expect_file!["../../../docs/contributing/state-machine.md"].assert_eq(&page);
 }
 
-/// An installation without a BMC, by this ramdisk, to its end.
+/// Plays an installation without a BMC, by this ramdisk.
 fn install_manually(ramdisk: DeployRamdisk) {
     let mut bench = Bench::with_spec();
     bench.change(|spec| {
@@ -340,7 +340,7 @@ fn install_manually(ramdisk: DeployRamdisk) {
     panic!("stuck in {:?}", bench.node.record().state);
 }
 
-/// A machine is switched because its spec was changed to want that.
+/// Plays a change of the spec's power.
 fn switch_power(end: impl FnOnce(&mut Bench)) {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Deployed);
@@ -350,7 +350,7 @@ fn switch_power(end: impl FnOnce(&mut Bench)) {
     end(&mut bench);
 }
 
-/// A node whose record was damaged.
+/// A node with a damaged record.
 fn hold_lost_record(end: impl FnOnce(&mut Bench)) {
     let mut bench = Bench::new();
     bench.resume(&Record::distrusted(bench.now));
@@ -359,14 +359,14 @@ fn hold_lost_record(end: impl FnOnce(&mut Bench)) {
     end(&mut bench);
 }
 
-/// An attempt as far as this phase.
+/// Plays an attempt up to this phase.
 fn attempt_in(phase: Phase, end: impl FnOnce(&mut Bench)) {
     let mut bench = Bench::with_spec();
     bench.go_to(phase);
     end(&mut bench);
 }
 
-/// A first boot, whose wait was cut off or whose time was up, and how it ends.
+/// Plays a first boot up to `place`, and then `end`.
 fn boot_to(place: FirstBoot, end: impl FnOnce(&mut Bench)) {
     let mut bench = Bench::with_spec();
     bench.change(check_port);
@@ -388,7 +388,7 @@ fn boot_to(place: FirstBoot, end: impl FnOnce(&mut Bench)) {
     end(&mut bench);
 }
 
-/// First boots that end in every way.
+/// Plays every end of a first boot.
 fn take_first_boots() {
     for place in [FirstBoot::Waiting, FirstBoot::Overdue, FirstBoot::Restarting] {
         boot_to(place, |bench| bench.change(|spec| spec.boot_check = BootCheck::None));
@@ -399,7 +399,7 @@ fn take_first_boots() {
         bench.done(Ok(good));
     });
     boot_to(FirstBoot::Restarting, |bench| bench.done(Ok(Outcome::Restarted(PowerState::On))));
-    // Paused, and switched off by somebody meanwhile.
+    // Paused, and switched off meanwhile.
     boot_to(FirstBoot::Waiting, |bench| {
         bench.change(|spec| spec.paused = true);
         bench.done(Err(passing()));
@@ -408,13 +408,13 @@ fn take_first_boots() {
     });
 }
 
-/// The transitions that the table of phases and events does not come to.
+/// Plays the transitions that the table does not reach.
 fn take_rare_transitions() {
     let missing = || Fault::missing(Step::Image, "Test", "no such file", "put it there");
     let read_spec = |bench: &mut Bench| drop(bench.send(Event::Spec(Arc::new(spec()))));
     install_manually(DeployRamdisk::Hostler);
     install_manually(DeployRamdisk::Ironic);
-    // Held, and then seen off.
+    // A held machine that is off later.
     let mut bench = Bench::with_spec();
     bench.poll(PowerState::On);
     bench.poll(PowerState::Off);
@@ -430,7 +430,7 @@ fn take_rare_transitions() {
             bench.done(end);
         });
     }
-    // The ramdisk is quicker than the BMC.
+    // A ramdisk that calls before the BMC reports the machine on.
     attempt_in(Phase::PoweringOn, |bench| {
         bench.call(&key(1), lookup());
         bench.call(&key(1), deploy_info(""));

@@ -1,4 +1,4 @@
-//! Operations that hang, clocks that jump, ramdisks that lie, and what is left of a wait then.
+//! Tests of trouble: operations that hang, clocks that jump, and ramdisks that lie.
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,7 +51,7 @@ fn all_tries_to_restart_fit_into_its_deadline() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Restarting);
     for tries in 1..=4 {
-        // Each takes as long as a BMC may, and then fails.
+        // Each operation takes as long as a BMC may, and then fails.
         bench.pass(6 * 60);
         assert_eq!(bench.phase(), Phase::Restarting);
         bench.done(Err(passing()));
@@ -77,7 +77,8 @@ fn a_clean_up_the_bmc_refuses_is_not_tried_again() {
     assert!(bench.message().contains("could not be switched off"), "{}", bench.message());
 }
 
-/// A node whose machine the BMC did not restart: at once, after all tries, or at the deadline.
+/// Nodes whose machine the BMC did not restart: by a lasting fault, after all tries, and by the
+/// deadline.
 fn not_restarted(how: usize) -> Bench {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Restarting);
@@ -113,7 +114,7 @@ fn a_failed_restart_of_a_good_disk_leaves_it_installed_and_is_never_a_reason_to_
         let fault = status.last_error.unwrap().fault;
         assert!(fault.hint.contains("hostler retry edge-07"), "{}", fault.hint);
         assert!(!bench.node.wants_install() && !bench.node.is_wiped_when_off());
-        // Whatever happens to the agent or to what the spec says beside the installation.
+        // Neither a restart of the agent nor other changes of the spec matter.
         bench.restart();
         bench.change(|spec| spec.retry.attempts = 7);
         bench.poll(PowerState::On);
@@ -190,7 +191,7 @@ fn a_node_that_waits_for_its_bmc_neither_spins_nor_keeps_others_waiting() {
     fleet.step(now, &slow, failed()).unwrap();
     let late = now.checked_add(SignedDuration::from_secs(100)).unwrap();
     fleet.step(late, &other, failed()).unwrap();
-    // The next attempt of the first is due, and its BMC is silent for minutes.
+    // The first node's next attempt is due, and its BMC is silent for minutes.
     let due = late.checked_add(SignedDuration::from_secs(1)).unwrap();
     assert_eq!(fleet.due(due), std::slice::from_ref(&slow));
     step_fleet(&mut fleet, due, &slow, Event::Tick);
@@ -265,7 +266,7 @@ fn after_a_start_nothing_goes_on_before_the_spec_directory_was_read() {
         let started = bench.running.map(|(_, operation)| operation);
         let harmless = [None, Some(Operation::CleanUp), Some(Operation::PollPower)];
         assert!(harmless.contains(&started), "{phase:?}: {started:?}");
-        // A deadline that passes meanwhile leaves the machine alone as well, and does not spin.
+        // A deadline that passes meanwhile does not touch the machine, either, and does not spin.
         let mut bench = Bench::with_spec();
         bench.go_to(phase);
         bench.restart();
@@ -336,7 +337,7 @@ fn a_lying_ramdisk_cannot_bloat_or_break_what_is_kept_and_shown() {
             record.len()
         );
         assert!(!status.contains("\\u001b") && !record.contains("\\u001b"));
-        // Its integers have 64 bits with a sign, in every language.
+        // TOML's integers have 64 bits with a sign.
         assert!(status.parse::<toml::Table>().is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! `image.verify = "node"`: the ramdisk compares its own disk, and a disk that was not compared
+//! Tests of `image.verify = "node"`: the ramdisk compares its disk, and a disk without a comparison
 //! does not count as installed.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::{
 
 use super::support::*;
 
-/// A node whose disk is written, and compared by its ramdisk.
+/// A node whose written disk the ramdisk must compare.
 fn comparing() -> Bench {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::Imaging);
@@ -35,7 +35,7 @@ fn fault_of(bench: &Bench) -> Fault {
     bench.node.record().last_error.clone().expect("it failed").fault
 }
 
-/// It is cleaned up like any other failure, and nothing counts as installed.
+/// Checks that the attempt fails like any other, and that nothing counts as installed.
 fn assert_failed(bench: &mut Bench, code: &str, retry: RetryAdvice) {
     let fault = fault_of(bench);
     assert_eq!((fault.code.as_ref(), fault.retry), (code, retry), "{fault:?}");

@@ -1,7 +1,7 @@
 //! The hints of `[root_device]`, and the choice by them.
 //!
-//! Used by the core to judge a ramdisk's lookup. Choosing fails closed: unless exactly one disk
-//! fits, none is chosen, and the error says for each disk the line that would choose it.
+//! Used by the core to judge a ramdisk's lookup. The choice fails closed: unless exactly one disk
+//! fits, the result is an error, which has for each disk the line that would choose it.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Disk, spelling};
 
-/// How many disks an error lists: a catalog has 24 or 60 of one kind.
+/// Most disks that an error lists: a storage server has 24 or 60 of one kind.
 const LISTED_MAX: usize = 20;
 
 /// `[root_device]`: every hint given must match, and exactly one disk may.
@@ -19,7 +19,7 @@ pub struct RootDeviceHints {
     pub name: Option<String>,
     /// Serial number.
     pub serial: Option<String>,
-    /// World wide name, however it is spelled by the kernel, by udev, or in `/dev/disk/by-id`.
+    /// World wide name, in the spelling of the kernel, of udev, or of `/dev/disk/by-id`.
     pub wwn: Option<String>,
     /// The model's name.
     pub model: Option<String>,
@@ -29,31 +29,30 @@ pub struct RootDeviceHints {
     pub hctl: Option<String>,
     /// The size, compared with an operator.
     pub size: Option<SizeHint>,
-    /// Whether it spins.
+    /// Whether the disk spins.
     pub rotational: Option<bool>,
-    /// Where it is attached: its name in `/dev/disk/by-path`, with or without that directory.
+    /// The disk's name in `/dev/disk/by-path`, with or without that directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_path: Option<String>,
-    /// Which of several paths to one disk is used. It chooses among paths, never among disks, and
-    /// is no part of what is installed.
+    /// The choice among several paths to one disk: never among disks, and no part of the identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multipath: Option<Multipath>,
 }
 
-/// `root_device.multipath`: how a disk that the kernel shows several times is written.
+/// `root_device.multipath`: the path to a disk that the kernel shows several times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Multipath {
-    /// Through the first path, in the order in which the kernel named them.
+    /// The first path, in the order of the kernel's names.
     First,
 }
 
 /// A size with a comparison, in Ironic's notation: `480GB`, `>= 100GiB` or `s>= 100GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeHint {
-    /// How to compare.
+    /// The comparison.
     pub comparison: Comparison,
-    /// With how many bytes.
+    /// The size, in bytes.
     pub bytes: u64,
 }
 
@@ -75,7 +74,7 @@ pub enum Comparison {
 }
 
 impl SizeHint {
-    /// Reads `480GB`, `>=100GiB`, `s>= 100GiB`, `s== 500107862016`.
+    /// Parses `480GB`, `>=100GiB`, `s>= 100GiB`, `s== 500107862016`.
     pub fn parse(text: &str) -> Result<Self, String> {
         const OPERATORS: [(&str, Comparison); 6] = [
             ("<=", Comparison::LessOrEqual),
@@ -120,10 +119,10 @@ impl fmt::Display for SizeHint {
     }
 }
 
-/// Why no disk was chosen.
+/// The reason why no disk is chosen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoRootDevice {
-    /// Nothing fits.
+    /// No disk fits.
     #[error("no disk matches {hints}; the machine has {disks}")]
     NoMatch {
         /// The hints as text.
@@ -131,23 +130,23 @@ pub enum NoRootDevice {
         /// All disks as text.
         disks: String,
     },
-    /// More than one fits.
+    /// More than one disk fits.
     #[error("{count} disks match {hints}, must be exactly one: {disks}")]
     Ambiguous {
-        /// How many.
+        /// The number of matches.
         count: usize,
         /// The hints as text.
         hints: String,
         /// The disks that match, as text.
         disks: String,
     },
-    /// The matching disk is one that the kernel shows several times.
+    /// One disk fits, and the kernel shows it several times.
     #[error(
         "{count} paths lead to the one disk that matches {hints}: {disks}; add multipath \
          = \"first\" to [root_device], or choose one path by by_path"
     )]
     Paths {
-        /// How many.
+        /// The number of matches.
         count: usize,
         /// The hints as text.
         hints: String,
@@ -162,7 +161,15 @@ impl RootDeviceHints {
         Self { multipath: None, ..self.clone() } == Self::default()
     }
 
-    /// The one disk that all hints fit. Without hints: the only writable, non-removable disk.
+    /// Whether the hints can fit no more than one disk of a machine.
+    pub fn name_one(&self) -> bool {
+        [&self.name, &self.serial, &self.wwn, &self.hctl, &self.by_path]
+            .into_iter()
+            .any(Option::is_some)
+    }
+
+    /// Chooses the one disk that all hints fit; without hints, the only writable, non-removable
+    /// disk.
     pub fn choose<'a>(&self, disks: &'a [Disk]) -> Result<&'a Disk, NoRootDevice> {
         let fitting = self.fitting(disks);
         let (count, hints) = (fitting.len(), self.to_string());
@@ -207,8 +214,8 @@ impl RootDeviceHints {
             && self.rotational.is_none_or(|hint| hint == disk.rotational)
     }
 
-    /// These disks, each with every attribute that a hint speaks of, and with the line of
-    /// `[root_device]` that chooses it among `all`.
+    /// Lists disks, each with the attributes of all hints and the line of `[root_device]` that
+    /// chooses it among `all`.
     fn list(&self, disks: &[&Disk], all: &[Disk]) -> String {
         let mut texts: Vec<String> =
             disks.iter().take(LISTED_MAX).map(|disk| self.describe(disk, all)).collect();
@@ -248,8 +255,8 @@ impl RootDeviceHints {
         format!("{text}{})", chosen_by.unwrap_or_default())
     }
 
-    /// The line that chooses this disk among `all`: what stays the same wherever the disk is
-    /// attached, before what stays the same while it is, before what any start may change.
+    /// Returns the line that chooses this disk among `all`. Preferred are the disk's own
+    /// attributes, then its path, then its name, which may change with any boot.
     fn line_for(disk: &Disk, all: &[Disk]) -> Option<String> {
         let none = Self::default;
         let (serial, wwn) = (disk.serial.clone(), disk.wwn.clone());
@@ -277,7 +284,7 @@ impl RootDeviceHints {
     }
 }
 
-/// `serial = "root-1", size >= 100 bytes`, or `an empty [root_device]`
+/// Shows `serial = "root-1", size >= 100 bytes`, or `an empty [root_device]`.
 impl fmt::Display for RootDeviceHints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let texts = [
@@ -384,7 +391,7 @@ mod tests {
         assert!(SizeHint::parse(">= lots").is_err());
     }
 
-    /// Two ways to one SAS disk, and a disk beside it.
+    /// Two paths to one SAS disk, and another disk.
     fn catalog() -> [Disk; 3] {
         let one = Disk {
             wwn: Some("naa.5000c500a1b2c3d4".into()),
@@ -436,14 +443,15 @@ mod tests {
             let chosen = first.choose(&[one, other]).map(|disk| disk.name.clone());
             assert!(matches!(chosen, Err(NoRootDevice::Ambiguous { .. })), "{chosen:?}");
         }
-        // Texts of firmware that has no name for a disk, nor a serial number.
-        for nobodys in ["naa.0000000000000000", "eui.ffffffffffffffff", ""] {
+        // WWNs of firmware without names for disks.
+        for unassigned in ["naa.0000000000000000", "eui.ffffffffffffffff", ""] {
             let [mut one, mut other, _] = catalog();
             for disk in [&mut one, &mut other] {
-                (disk.wwn, disk.serial) = (Some(nobodys.to_owned()), None);
+                (disk.wwn, disk.serial) = (Some(unassigned.to_owned()), None);
             }
             let chosen = first.choose(&[one, other]).map(|disk| disk.name.clone());
-            assert!(matches!(chosen, Err(NoRootDevice::Ambiguous { .. })), "{nobodys}: {chosen:?}");
+            let is_ambiguous = matches!(chosen, Err(NoRootDevice::Ambiguous { .. }));
+            assert!(is_ambiguous, "{unassigned}: {chosen:?}");
         }
     }
 

@@ -1,23 +1,22 @@
-//! One attribute of a disk, spelled in several ways: by sysfs, which the ramdisk reads, and by
-//! udev, `lsblk` and `/dev/disk/by-id`, which people copy hints from.
+//! Compares a hint with a disk's attribute across their spellings: sysfs's, which the ramdisk
+//! reads, and those of udev, `lsblk` and `/dev/disk/by-id`, which operators copy.
 //!
-//! Used by the hints. A spelling counts as the same only where it can mean nothing else; what would
-//! take a guess differs.
+//! Used by the hints. Two spellings must never count as equal if they could mean two disks.
 
 use super::Disk;
 
 const BY_ID: &str = "/dev/disk/by-id/";
 const BY_PATH: &str = "/dev/disk/by-path/";
-/// The prefix that udev puts before `model_serial` in `/dev/disk/by-id`.
+/// The prefixes that udev puts before `model_serial` in `/dev/disk/by-id`.
 const BUSES: [&str; 6] = ["ata-", "nvme-", "scsi-", "usb-", "virtio-", "mmc-"];
-/// Prefixes of a WWN, in this order.
+/// The prefixes of a WWN, in their order.
 const WWN_PREFIXES: [&str; 9] =
     [BY_ID, "wwn-", "scsi-", "nvme-", "naa.", "eui.", "uuid.", "nvme.", "0x"];
-/// Characters of a model that the SCSI standard data of a SATA disk hold (SPC-4 §6.6.2).
+/// Characters of a SATA disk's model in SCSI's standard data (SPC-4 §6.6.2).
 const SCSI_MODEL_CHARS: usize = 16;
 
-/// Case and surrounding blanks differ between firmware revisions, and udev writes a run of blanks
-/// as one underscore. None of it carries a meaning.
+/// Normalizes case and blanks: both differ between firmware revisions, and udev writes a run of
+/// blanks as one underscore.
 fn words(text: &str) -> String {
     let lower = text.to_lowercase();
     let words = lower.split(|c: char| c.is_whitespace() || c == '_');
@@ -28,8 +27,8 @@ pub(super) fn is_same_text(hint: &str, value: &str) -> bool {
     words(hint) == words(value)
 }
 
-/// The whole model, or the part of it that SCSI shows of a SATA disk's: either may be in the spec,
-/// and either may be all that the ramdisk could read.
+/// Whether a hint is the disk's model. Of a SATA disk, both hint and model may be the full name or
+/// SCSI's first 16 characters.
 pub(super) fn is_model(hint: &str, disk: &Disk) -> bool {
     let Some(model) = disk.model.as_deref() else { return false };
     let is_ata = disk.vendor.as_deref().is_some_and(|vendor| is_same_text("ATA", vendor));
@@ -40,7 +39,8 @@ pub(super) fn is_model(hint: &str, disk: &Disk) -> bool {
     is_same_text(hint, model) || is_ata && (is_cut(hint, model) || is_cut(model, hint))
 }
 
-/// The serial number, or what udev calls so: `model_serial`, and of a SCSI disk its WWN.
+/// Whether a hint is the disk's serial number, or udev's notion of it: `model_serial`, or a SCSI
+/// disk's WWN.
 pub(super) fn is_serial(hint: &str, disk: &Disk) -> bool {
     let bare = hint.trim().strip_prefix(BY_ID).unwrap_or(hint.trim());
     let bus = BUSES.iter().find_map(|bus| bare.strip_prefix(bus));
@@ -59,8 +59,8 @@ pub(super) fn is_same_wwn(hint: &str, value: &str) -> bool {
     bare_wwn(hint) == bare_wwn(value)
 }
 
-/// A WWN without what says of which kind it is. udev's `scsi_id` puts a digit for that before the
-/// name's own 16 or 32, which makes them 17 or 33.
+/// Returns a WWN without its prefixes. udev's `scsi_id` puts a digit for the type before the 16 or
+/// 32 digits of the name.
 fn bare_wwn(text: &str) -> String {
     let mut bare = text.trim().to_lowercase();
     for prefix in WWN_PREFIXES {
@@ -72,13 +72,13 @@ fn bare_wwn(text: &str) -> String {
     }
 }
 
-/// How many hexadecimal digits of a WWN these are, if they can be one.
+/// The number of hexadecimal digits, if it fits a WWN.
 fn digits(text: &str) -> Option<usize> {
     let is_hex = text.bytes().all(|b| b.is_ascii_hexdigit());
     matches!(text.len(), 16 | 17 | 32 | 33).then_some(text.len()).filter(|_| is_hex)
 }
 
-/// udev has changed how it writes a path: `virtio-pci-` was `pci-`'s, `ata-1` is `ata-1.0`, and
+/// Compares paths across versions of udev: `virtio-pci-` was `pci-`, `ata-1` is `ata-1.0`, and
 /// `usbv2-` is `usb-`.
 pub(super) fn is_same_path(hint: &str, value: &str) -> bool {
     let normal = |path: &str| {
@@ -95,9 +95,8 @@ pub(super) fn is_same_path(hint: &str, value: &str) -> bool {
 }
 
 impl Disk {
-    /// Whether this is the same disk, which the kernel shows once for each way to it. Either way
-    /// says the same of it, and a name of one digit over and over is what firmware without a name
-    /// says.
+    /// Whether both are paths to the same disk, with equal attributes. A WWN of one repeated digit
+    /// does not count: firmware without a WWN reports it.
     pub(super) fn is_another_path_of(&self, other: &Self) -> bool {
         let same_wwn = |(one, two): (&String, &String)| {
             let name = bare_wwn(one);
@@ -126,7 +125,7 @@ mod tests {
         Disk { name: "sda".into(), size: 480 << 30, serial, model, vendor, wwn, ..Disk::default() }
     }
 
-    /// Whether the hint chooses the disk where it is the only one.
+    /// Whether the hint chooses a machine's only disk.
     fn chosen(key: &str, hint: &str, disk: &Disk) -> bool {
         let (mut hints, hint) = (RootDeviceHints::default(), Some(hint.to_owned()));
         match key {
@@ -183,13 +182,13 @@ mod tests {
             ("serial", "1A2B3C", &sata),
             ("model", "WDC", &sata),
             ("model", "WDC WD40EFRX-69N32N0", &sata),
-            // Its whole model is known, and is another one.
+            // The full model is known and differs.
             ("model", "SAMSUNG MZ7LH480HBJR-00005", &whole),
             ("model", "SAMSUNG", &whole),
-            // Not a SATA disk: its model is not cut.
+            // No SATA disk, whose model would be truncated.
             ("model", "PERC H740P Mini Adapter", &raid),
             ("vendor", "Dell Inc.", &raid),
-            // The first half only, which is the controller's.
+            // The first half only, which the controller's other disks share.
             ("wwn", "0x600508b1001c4d5e", &raid),
             ("wwn", "", &raid),
         ];

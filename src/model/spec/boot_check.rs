@@ -1,21 +1,24 @@
-//! `[boot_check]`: how an installed system shows that it is up.
+//! `[boot_check]`: how an installed system shows that it is up. Used by the core and the spec
+//! reader.
 
 use serde::{Deserialize, Serialize};
 
-/// `[boot_check]`. It is no part of an installation's identity: a machine is never installed again
-/// because the check was changed.
+/// `[boot_check]`. It is no part of an installation's identity: a changed check never reinstalls a
+/// machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "by")]
 pub enum BootCheck {
-    /// Not at all: the machine counts as installed once it was restarted.
+    /// No check: the machine is deployed after its restart.
     #[default]
     None,
-    /// A TCP port answers.
+    /// The system must call hostler, with a token from its config drive.
+    Call,
+    /// A TCP port must answer.
     Tcp {
-        /// With [`SSH_PORT`], by the banner of SSH.
+        /// With [`SSH_PORT`], the answer must be SSH's banner.
         port: u16,
-        /// A host name or an IPv4 or IPv6 address; `None`: the static address on its config drive,
-        /// or else the one that the deploy ramdisk had.
+        /// A host name or an IPv4 or IPv6 address; `None`: the static address on the config drive,
+        /// or else the deploy ramdisk's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         address: Option<String>,
     },
@@ -25,7 +28,7 @@ pub enum BootCheck {
 pub const SSH_PORT: u16 = 22;
 
 impl BootCheck {
-    /// Whether nothing is checked.
+    /// Whether there is no check.
     #[must_use]
     pub const fn is_none(&self) -> bool {
         matches!(self, Self::None)

@@ -1,5 +1,4 @@
-//! One complete spec for tests and for the simulation, so that a new key is added here and in no
-//! other literal.
+//! A complete spec for tests and the simulation, so that a new key changes only this literal.
 
 use std::time::Duration;
 
@@ -14,8 +13,7 @@ use crate::model::{
 };
 
 impl NodeSpec {
-    /// A machine with a BMC that is to be installed with a disk image: every other key has its
-    /// default.
+    /// A spec of a machine with a BMC and a disk image; every other key has its default.
     ///
     /// For tests and for the simulation only.
     #[doc(hidden)]
@@ -73,7 +71,7 @@ impl NodeSpec {
 }
 
 impl Bmc {
-    /// Moves it to another host, at the usual port. For tests and for the simulation only.
+    /// Moves the BMC to another host, at the usual port. For tests and for the simulation only.
     #[doc(hidden)]
     pub fn move_to(&mut self, host: impl Into<String>) {
         self.address = BmcAddress::at(host, 623);

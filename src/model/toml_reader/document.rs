@@ -1,4 +1,4 @@
-//! A TOML file as a tree that keeps the place of every key and value.
+//! A TOML file as a tree with the offset of every key and value.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use toml::{
 use super::{FILE_BYTES_MAX, Origin, PROBLEMS_MAX, join};
 use crate::model::problem::{Problem, shown};
 
-/// One parsed file, or one table of it.
+/// A parsed file, or one table of it.
 #[derive(Clone, Debug)]
 pub struct Document {
     name: String,
@@ -23,7 +23,7 @@ pub struct Document {
 
 pub(super) type Table = BTreeMap<String, Node>;
 
-/// A value with the bytes at which its key (if it has one) and it itself begin.
+/// A value with the byte offsets of its key, if it has one, and of itself.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) key_offset: usize,
@@ -37,7 +37,7 @@ pub(super) struct Node {
 pub(super) enum Value {
     String(String),
     Integer(i64),
-    /// An integer beyond 64 bits, as it is written.
+    /// An integer beyond 64 bits, as written.
     HugeInteger(String),
     Float(f64),
     Boolean(bool),
@@ -48,7 +48,7 @@ pub(super) enum Value {
 }
 
 impl Document {
-    /// Parses a file. `name` is how messages call it. On failure: all syntax errors.
+    /// Parses a file. `name` is the file's name in messages. The error has all syntax errors.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, Vec<Problem>> {
         let whole = |message: String| Err(vec![Problem::of_file(name, message)]);
         if bytes.len() > FILE_BYTES_MAX {
@@ -84,12 +84,12 @@ impl Document {
         Ok(Self { name: name.to_owned(), text: text.to_owned(), prefix: String::new(), root })
     }
 
-    /// How messages call the file.
+    /// The file's name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The table at `path` as a document of its own. Its problems still point into the file.
+    /// Returns the table at `path` as a document. Its problems still point into the file.
     pub(super) fn below(&self, path: &str, root: &Table) -> Self {
         Self {
             name: self.name.clone(),
@@ -99,13 +99,13 @@ impl Document {
         }
     }
 
-    /// Where the value at `offset` is said.
+    /// The origin of the value at `offset`.
     pub(super) fn origin(&self, offset: usize) -> Origin {
         let (line, _) = line_and_column(self.text.as_bytes(), offset);
         Origin::File { file: shown(&self.name), line, table: shown(&self.prefix) }
     }
 
-    /// A problem of the value or key at `offset`; without one, of the file.
+    /// Makes a problem of the value or key at `offset`, or of the whole file.
     pub(super) fn problem(&self, offset: Option<usize>, path: &str, message: &str) -> Problem {
         Problem {
             file: self.name.clone(),
@@ -116,14 +116,14 @@ impl Document {
     }
 }
 
-/// Documents are equal when they say the same, wherever it stands.
+/// Compares values only, whatever their offsets.
 impl PartialEq for Document {
     fn eq(&self, other: &Self) -> bool {
         self.root == other.root
     }
 }
 
-/// The values, without their places.
+/// Serializes the values, without their offsets.
 impl Serialize for Document {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serialize_table(&self.root, serializer)
@@ -135,7 +135,7 @@ impl Value {
         if let Self::String(text) = self { Some(text) } else { None }
     }
 
-    /// A string, an integer or a flag.
+    /// Converts a string, an integer or a flag.
     pub(super) fn plain(value: toml::Value) -> Option<Self> {
         match value {
             toml::Value::String(text) => Some(Self::String(text)),
@@ -148,7 +148,7 @@ impl Value {
         }
     }
 
-    /// As TOML that reads back the same.
+    /// Formats the value as TOML that reads back the same.
     pub(super) fn to_toml(&self) -> String {
         // Cannot fail: it came from TOML.
         toml::Value::try_from(self).map(|value| value.to_string()).unwrap_or_default()
@@ -184,7 +184,7 @@ fn serialize_table<S: Serializer>(table: &Table, serializer: S) -> Result<S::Ok,
     serializer.collect_map(table)
 }
 
-/// The parser's tree, which borrows the text, as one that can be kept.
+/// Copies the parser's tree, which borrows the text.
 fn table(table: DeTable<'_>) -> Table {
     table
         .into_iter()
@@ -195,7 +195,7 @@ fn table(table: DeTable<'_>) -> Table {
         .collect()
 }
 
-/// The parser limits how deep values are nested.
+/// Copies a value. The parser limits the depth of nesting.
 fn node(spanned: Spanned<DeValue<'_>>) -> Node {
     let offset = spanned.span().start;
     let value = match spanned.into_inner() {
@@ -214,13 +214,13 @@ fn node(spanned: Spanned<DeValue<'_>>) -> Node {
     Node { key_offset: offset, offset, value }
 }
 
-/// Where the first line begins that git leaves behind in a conflict.
+/// The offset of git's first conflict marker.
 fn conflict_marker(text: &str) -> Option<usize> {
     let begins_line = |at: usize| text.get(..at).is_some_and(|t| t.is_empty() || t.ends_with('\n'));
     text.match_indices("<<<<<<<").map(|(at, _)| at).find(|at| begins_line(*at))
 }
 
-/// Both from 1; the column counts characters.
+/// Converts an offset to line and column, both from 1; the column counts characters.
 fn line_and_column(text: &[u8], offset: usize) -> (u32, u32) {
     let before = text.get(..offset).unwrap_or(text);
     let mut place = (1_u32, 1_u32);

@@ -1,35 +1,35 @@
-//! A value in force and where it was said, for those who want to see both.
+//! Effective values with their origins.
 
 use std::{fmt, path::Path};
 
-/// One key with the value it has after all files and defaults were laid over each other.
+/// A key with its effective value, after all files and defaults are merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// The key, dotted (`image.checksum`).
+    /// The dotted key (`image.checksum`).
     pub key: String,
-    /// Its value as TOML.
+    /// The value as TOML.
     pub value: String,
-    /// Where it was said.
+    /// The value's origin.
     pub origin: Origin,
 }
 
-/// Where a value was said.
+/// The origin of an effective value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// In a file.
+    /// A file.
     File {
-        /// The file, as it was named to hostler.
+        /// The file's name, as hostler got it.
         file: String,
         /// The line, from 1.
         line: u32,
-        /// The table the whole document is in; empty for most.
+        /// The table that the document is, or empty for a whole file.
         table: String,
     },
-    /// Nowhere: hostler's own default.
+    /// hostler's own default.
     Default,
 }
 
-/// `edge-07.toml:12`, `hostler.toml:30 [defaults]` or `default`
+/// Shows `edge-07.toml:12`, `hostler.toml:30 [defaults]` or `default`.
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

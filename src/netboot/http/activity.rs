@@ -1,6 +1,6 @@
-//! The activity of a connection: whether anything moves on it, and how old it may become.
+//! The activity of a connection: its progress, and its deadline.
 //!
-//! Shared by a connection and the bodies it sends. Bytes that a client takes count, never those
+//! A connection and its response bodies share it. Only bytes that the client takes count, not those
 //! that it sends.
 
 use std::{
@@ -10,23 +10,23 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-/// Counts the pieces sent, and knows the connection's deadline.
+/// Counts the sent pieces, and holds the connection's deadline.
 #[derive(Debug)]
 pub(super) struct ConnectionActivity {
     count: AtomicU64,
     began: Instant,
-    /// When it has to end, in ms since it began.
+    /// The connection's deadline, in ms since its start.
     deadline_ms: AtomicU64,
 }
 
 impl ConnectionActivity {
-    /// Begins a connection that may last for `limit`.
+    /// Starts a connection that may last for `limit`.
     pub(super) fn new(limit: Duration) -> Self {
         let deadline_ms = AtomicU64::new(millis(limit));
         Self { count: AtomicU64::new(0), began: Instant::now(), deadline_ms }
     }
 
-    /// Notes that something has moved.
+    /// Records progress.
     pub(super) fn note(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
@@ -37,7 +37,7 @@ impl ConnectionActivity {
         self.deadline_ms.fetch_max(millis(deadline), Ordering::Relaxed);
     }
 
-    /// Returns at the deadline.
+    /// Waits for the deadline.
     pub(super) async fn expired(&self) {
         loop {
             let limit = Duration::from_millis(self.deadline_ms.load(Ordering::Relaxed));
@@ -48,7 +48,7 @@ impl ConnectionActivity {
         }
     }
 
-    /// Returns when nothing has moved for `time`, and before it has passed twice.
+    /// Waits for a time without progress: at least `time`, and less than twice as long.
     pub(super) async fn stalled(&self, time: Duration) {
         let mut seen = self.count.load(Ordering::Relaxed);
         loop {

@@ -1,7 +1,7 @@
-//! A file as a response's body: read in pieces, the next when the client has taken the one before.
+//! A file as a response's body, read in pieces: each when the client has taken the one before.
 //!
-//! Made by the server for each response, polled by hyper. However its connection ends, the end of
-//! the fetch is reported once. It must never hold more than one piece.
+//! The server makes one for each response, and hyper polls it. The end of the fetch is reported
+//! once, however its connection ends. It must never hold more than one piece.
 
 use std::{
     io::{self, Seek as _, SeekFrom},
@@ -49,9 +49,9 @@ pub(super) struct SendReport {
 #[derive(Debug)]
 pub(super) struct FileBody {
     file: File,
-    /// The end of the wanted bytes, in the file.
+    /// The end of the wanted bytes in the file.
     end: u64,
-    /// The next byte to read, in the file.
+    /// The next byte to read in the file.
     at: u64,
     piece: Vec<u8>,
     activity: Arc<ConnectionActivity>,
@@ -59,7 +59,7 @@ pub(super) struct FileBody {
 }
 
 impl FileBody {
-    /// Makes a body of bytes that the file has.
+    /// Makes a body of a range of the file.
     pub(super) fn new(
         file: Opened,
         bytes: Range<u64>,
@@ -98,7 +98,7 @@ impl Body for FileBody {
         ready!(Pin::new(&mut this.file).poll_read(context, &mut space))?;
         let read = Bytes::copy_from_slice(space.filled());
         if read.is_empty() {
-            // The client learns it from the length in the head.
+            // The client detects it by the length in the head.
             return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
         }
         this.at += read.len() as u64;
@@ -118,9 +118,8 @@ impl Body for FileBody {
     }
 }
 
-/// hyper drops a body once all of it is on its way, or with its connection. Bytes still in the
-/// system's buffers then count as sent: no server can know better before the client requests the
-/// next file.
+/// hyper drops a body once all of it was sent, or with its connection. Bytes still in the system's
+/// buffers count as sent: no server can know better before the client requests the next file.
 impl Drop for FileBody {
     fn drop(&mut self) {
         let Some(SendReport { catalog, peer, kind, path, began, protection: _ended }) =
@@ -128,7 +127,7 @@ impl Drop for FileBody {
         else {
             return;
         };
-        // A boot loader that skips a part of a file asks for the rest of it.
+        // A boot loader that skips a part of a file requests its end.
         let (sent_bytes, complete) = (self.at, self.is_end_stream());
         let took_ms = began.elapsed().as_millis();
         if complete {

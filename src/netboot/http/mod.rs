@@ -1,13 +1,13 @@
-//! HTTP/1.1 (RFC 9110, RFC 9112): serves the files of TFTP, under the same names, to boot loaders
-//! that can.
+//! HTTP/1.1 (RFC 9110, RFC 9112): serves TFTP's files, under the same names, to boot loaders with
+//! HTTP.
 //!
-//! Bound by the agent beside TFTP's server, whose [`BootFileCatalog`] it serves. Plain HTTP: iPXE
-//! as distributions and network interfaces carry it trusts public authorities only. A menu is as
-//! open to others as over TFTP; kernels and ramdisks have no secret in them.
+//! The agent binds it beside TFTP's server, whose [`BootFileCatalog`] it serves. Plain HTTP,
+//! because iPXE as distributions and network interfaces ship it trusts public authorities only. A
+//! menu is as readable for others as over TFTP; kernels and ramdisks hold no secret.
 //!
-//! `body` reads a file piece by piece as the client takes it; `activity` watches its connection,
-//! which is cut when nothing moves on it. It must never list a directory, take anything, or hold a
-//! file in memory.
+//! `body` reads a file piece by piece as the client takes it; `activity` watches the connection,
+//! and cuts it without progress. The server must never list a directory, accept an upload but
+//! the call of an installed system, or hold a file in memory.
 
 mod activity;
 mod body;
@@ -27,6 +27,7 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
     header::{ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE},
     service::service_fn,
 };
@@ -47,6 +48,7 @@ use super::{
     refusal::Refusal,
     table::FETCH_LIMIT,
 };
+use crate::boot_call::{self, BootCalls};
 use crate::listener::{
     Admission, ConnectionLimits, ConnectionPermit, Listener, Protection, WhenFull, http1,
 };
@@ -54,21 +56,20 @@ use crate::listener::{
 /// Limits on what unknown clients may use.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// Connections at once, from everybody. One more ends the one that has been silent longest.
+    /// Most connections in all. Another one ends the one that has been silent longest.
     pub connections_max: usize,
-    /// From one address, likewise: firmware has one or two.
+    /// Most connections from one address, likewise: firmware opens one or two.
     pub connections_per_peer_max: usize,
-    /// For a request's head, and for the pause before the next.
+    /// Time limit of a request's head, and of the pause before the next request.
     pub head: Duration,
-    /// Time without progress after which a response is cut, after twice this time at the latest.
+    /// Longest time of a response without progress; it is cut after at most twice this time.
     pub idle: Duration,
-    /// For a connection, unless a file of a node with a longer limit is fetched.
+    /// Time limit of a connection, unless it fetches a file of a node with a longer limit.
     pub total: Duration,
 }
 
 impl Default for HttpLimits {
-    /// 256 connections, 16 from one address, 10 s for a head, 30 s idle, 30 min in all, as TFTP has
-    /// it.
+    /// 256 connections, 16 from one address, 10 s for a head, 30 s idle, 30 min in all, as in TFTP.
     fn default() -> Self {
         Self {
             connections_max: 256,
@@ -93,13 +94,19 @@ impl Server {
         Ok(Self { listener: TcpListener::bind(addr).await?, limits })
     }
 
-    /// Returns the address it listens on.
+    /// The address that the server listens on.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown`. Connections are cut at the end: boot loaders ask again.
-    pub async fn serve(self, catalog: Arc<BootFileCatalog>, shutdown: impl Future<Output = ()>) {
+    /// Serves until `shutdown`, and hands over the calls of installed systems. Cuts all connections
+    /// at the end: boot loaders repeat their requests.
+    pub async fn serve(
+        self,
+        catalog: Arc<BootFileCatalog>,
+        calls: BootCalls,
+        shutdown: impl Future<Output = ()>,
+    ) {
         let limits = self.limits;
         let listener = Listener {
             name: "HTTP",
@@ -107,7 +114,10 @@ impl Server {
             admission: Admission::new(limits.into()),
             when_full: WhenFull::Refuse,
         };
-        let connection = |stream, permit| connection(stream, permit, Arc::clone(&catalog), limits);
+        let connection = |stream, permit| {
+            let served = (Arc::clone(&catalog), calls.clone());
+            connection(stream, permit, served, limits)
+        };
         listener.serve(shutdown, connection).await;
     }
 }
@@ -124,20 +134,29 @@ impl From<HttpLimits> for ConnectionLimits {
 async fn connection(
     stream: TcpStream,
     permit: ConnectionPermit,
-    catalog: Arc<BootFileCatalog>,
+    (catalog, calls): (Arc<BootFileCatalog>, BootCalls),
     limits: HttpLimits,
 ) {
     let (peer, permit) = (permit.peer(), Arc::new(permit));
     let activity = Arc::new(ConnectionActivity::new(limits.total));
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
+        let calls = calls.clone();
         let (catalog, activity) = (Arc::clone(&catalog), Arc::clone(&activity));
-        // Until the response is sent the connection makes room for no other.
-        let protection = permit.protect_while();
-        async move { Ok::<_, Infallible>(respond(&request, peer, catalog, activity, protection).await) }
+        // While it sends a response, the connection cannot be displaced.
+        let guard = permit.protect_while();
+        async move {
+            let is_call =
+                request.method() == Method::POST && boot_call::is_call(request.uri().path());
+            Ok::<_, Infallible>(if is_call {
+                called(request, peer, &calls, &activity).await
+            } else {
+                respond(&request, peer, catalog, activity, guard).await
+            })
+        }
     });
     let http = http1(limits.head)
-        // GRUB knows `Content-Length` in no other spelling, and waits for the end of the connection
-        // without it.
+        // GRUB knows `Content-Length` only in this spelling; without it, GRUB waits for the end of
+        // the connection.
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
@@ -198,14 +217,36 @@ async fn respond<B>(
     }
 }
 
-/// Opens the file that a request is for.
+/// Passes on the call of an installed system, the only upload that the server accepts.
+async fn called(
+    request: Request<Incoming>,
+    peer: IpAddr,
+    calls: &BootCalls,
+    activity: &ConnectionActivity,
+) -> FileResponse {
+    activity.note();
+    let (head, body) = request.into_parts();
+    let status = calls.answer(&head.method, head.uri.path(), body, peer).await;
+    debug!(%peer, status = status.as_u16(), "an installed system's call answered");
+    let text = match status {
+        StatusCode::ACCEPTED => "accepted\n",
+        StatusCode::NOT_FOUND => "not found\n",
+        _ => "try again\n",
+    };
+    let mut response = Response::new(Either::Left(Full::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// Opens the requested file.
 async fn open(
     catalog: Arc<BootFileCatalog>,
     uri: &Uri,
     peer: IpAddr,
     now: Instant,
 ) -> Result<Served, Refusal> {
-    // No name that is served has anything in it that would have to be escaped.
+    // No served name holds a character that would be escaped.
     let name = clean_name(uri.path())?;
     if uri.query().is_some() {
         return Err(Refusal::NotFound);
@@ -214,7 +255,7 @@ async fn open(
     opening.await.unwrap_or(Err(Refusal::Busy))
 }
 
-/// The response with some bytes of a file.
+/// Makes the response with a range of a file.
 fn found(bytes: &Range<u64>, all: u64, body: Either<Full<Bytes>, FileBody>) -> FileResponse {
     let mut response = Response::new(body);
     if *bytes != (0..all) {
@@ -228,7 +269,7 @@ fn found(bytes: &Range<u64>, all: u64, body: Either<Full<Bytes>, FileBody>) -> F
     response
 }
 
-/// RFC 9110 §15.5.17.
+/// The response to a range beyond the file's end (RFC 9110 §15.5.17).
 fn past_the_end(all: u64) -> FileResponse {
     let mut response = refusal(StatusCode::RANGE_NOT_SATISFIABLE, Refusal::NotFound);
     insert_content_range(&mut response, &format!("bytes */{all}"));

@@ -1,11 +1,11 @@
 //! Ranges of a file (RFC 9110 §14).
 //!
-//! Called by the server for each request with a `Range`: GRUB skips parts of a kernel by one. Pure.
+//! The server uses it for each request with a `Range`: GRUB skips parts of a kernel by one. Pure.
 //! Anything but a single range of bytes is ignored, as the RFC allows.
 
 use std::ops::Range;
 
-/// Returns the bytes wanted of a file of `all` bytes. `None`: the range begins past its end.
+/// The requested bytes of a file of `all` bytes; `None` if the range begins past its end.
 pub(super) fn wanted(range: &str, all: u64) -> Option<Range<u64>> {
     let Some((first, last)) = range.strip_prefix("bytes=").and_then(single) else {
         return Some(0..all);
@@ -18,7 +18,7 @@ pub(super) fn wanted(range: &str, all: u64) -> Option<Range<u64>> {
     (bytes.start < bytes.end).then_some(bytes)
 }
 
-/// Reads `10-`, `10-19` or `-5`, with the ends in order.
+/// Parses `10-`, `10-19` or `-5`, with the ends in order.
 fn single(text: &str) -> Option<(Option<u64>, Option<u64>)> {
     let (first, last) = text.split_once('-')?;
     let number = |text: &str| match text.trim() {

@@ -1,13 +1,13 @@
 //! GRUB's menus: for UEFI, and for BIOS where GRUB is netbooted there.
 //!
-//! Called through the table of boot loaders.
+//! The table of boot loaders uses it.
 
 use std::net::SocketAddr;
 
-use super::{BootLoader, Linux};
+use super::{BootLoader, Linux, ipxe};
 use crate::model::{ids::MacAddr, secret::Secret, spec::Loader};
 
-/// `grub.cfg` and `grub.cfg-01-<mac>`, in whichever directory.
+/// GRUB, with `grub.cfg` and `grub.cfg-01-<mac>` in any directory.
 #[derive(Debug)]
 pub(super) struct Grub;
 
@@ -20,9 +20,9 @@ impl BootLoader for Grub {
         file == "grub.cfg"
     }
 
-    /// Hands over to the menu of the NIC that GRUB booted from.
+    /// Loads the menu of the NIC that GRUB booted from.
     ///
-    /// `configfile` returns when there is no such menu: an unclaimed machine boots its own disk.
+    /// `configfile` returns without such a menu: an unclaimed machine then boots its own disk.
     fn common_menu(&self) -> Secret {
         let nic = "configfile (tftp)/grub/grub.cfg-01-${net_default_mac}";
         Secret::new(format!("{nic}\n{LOCAL_DISK}"))
@@ -55,8 +55,8 @@ impl BootLoader for Grub {
 /// its setup menu instead of the next option. A BIOS does go on with its next boot device.
 ///
 /// A GRUB image without its modules in the loader directory must contain: tftp, net and efinet (or
-/// pxe), normal, configfile, echo, test, regexp, linux, boot, minicmd, search, chain, fat,
-/// `part_gpt` and `part_msdos`.
+/// pxe), normal, configfile, echo, test, regexp, linux, linux16 (for BIOS), boot,
+/// minicmd, search, chain, fat, `part_gpt` and `part_msdos`.
 const LOCAL_DISK: &str = "\
 echo \"hostler: booting the local disk\"
 if [ \"$grub_platform\" = efi ]; then
@@ -81,6 +81,8 @@ exit
 /// Renders the menu. Every word is quoted: between single quotes nothing has a meaning to GRUB's
 /// script language.
 ///
+/// The menu tries iPXE first where its program is among the loaders: GRUB takes ten times as long.
+///
 /// Over HTTP where there is a server, as it fills the path; over TFTP where that fails, because an
 /// older GRUB has no port in its address, or a GRUB was made without the module. GRUB goes on after
 /// a command that failed. A transfer cut short, by an agent that was restarted say, would end in a
@@ -94,11 +96,12 @@ fn render(linux: &Linux<'_>) -> Secret {
         Some(http @ SocketAddr::V4(_)) => format!("'(http,{http})' '(tftp)'"),
         Some(SocketAddr::V6(_)) | None => "'(tftp)'".to_owned(),
     };
+    let hand_over = if linux.ipxe { ipxe::commands_for_grub(*mac) } else { String::new() };
     let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
     Secret::new(format!(
         "\
 echo \"hostler: booting {title}\"
-for try in 1 2 3 4 5 6 7 8 9 10; do
+{hand_over}for try in 1 2 3 4 5 6 7 8 9 10; do
   for from in {servers}; do
     if linux $from/{kernel} {} BOOTIF=01-{}; then
       for try in 1 2 3 4 5 6 7 8 9 10; do

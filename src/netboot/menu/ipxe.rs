@@ -82,10 +82,13 @@ sanboot --no-describe --drive 0x80 || exit 1
 ///
 /// A download that was cut short, by an agent that was restarted say, is tried again; one that
 /// stands still for half a minute counts as such. Under UEFI the kernel asks the firmware for its
-/// ramdisk by the name in `initrd=`. An iPXE that another boot loader has handed over to has no
-/// address yet. `${mac}` is the NIC that has one.
+/// ramdisk by the name in `initrd=`. `${mac}` is the NIC that has an address.
+///
+/// An iPXE that another boot loader has handed over to has no address yet. It asks for one on the
+/// NIC that the machine was netbooted from, on any other only without that one, and then fetches
+/// this script itself: its address need not be the one that the other boot loader had.
 fn render(linux: &Linux<'_>) -> Secret {
-    let Linux { title, kernel, ramdisk, words, with_addresses, .. } = linux;
+    let Linux { title, kernel, ramdisk, mac, words, with_addresses, .. } = linux;
     // As pxelinux writes it (`IPAPPEND 1`).
     let addresses =
         if *with_addresses { " ip=${ip}:${next-server}:${gateway}:${netmask}" } else { "" };
@@ -93,12 +96,23 @@ fn render(linux: &Linux<'_>) -> Secret {
         Some(address) => format!("http://{address}"),
         None => "tftp://${next-server}".to_owned(),
     };
+    let own = Ipxe.nic_menu_name(*mac);
     Secret::new(format!(
         "\
 #!ipxe
 echo hostler: booting {title}
-isset ${{ip}} || dhcp || exit 1
+set nic:int32 0
 set try:int32 0
+isset ${{ip}} && goto kernel ||
+:nic
+isset ${{net${{nic}}/mac}} || goto any
+iseq ${{net${{nic}}/mac}} {mac} && dhcp net${{nic}} && goto own ||
+inc nic
+goto nic
+:any
+dhcp || exit 1
+:own
+chain --replace {server}/{own} ||
 :kernel
 kernel --timeout 30000 {server}/{kernel} initrd=ramdisk {} BOOTIF=01-${{mac:hexhyp}}{addresses} && goto ramdisk ||
 inc try
@@ -118,8 +132,11 @@ boot || exit 1
     ))
 }
 
-/// Renders the menu for pxelinux: iPXE as a kernel, and the NIC's script as its ramdisk, which it
-/// runs.
+/// iPXE as a Linux kernel, with a script as its ramdisk: the program that boot loaders for BIOS
+/// hand over to.
+pub(in crate::netboot) const IPXE_PROGRAM: &str = "ipxe.lkrn";
+
+/// Renders the menu for pxelinux.
 fn from_pxelinux(mac: MacAddr) -> Secret {
     Secret::new(format!(
         "\
@@ -129,30 +146,57 @@ DEFAULT ipxe
 PROMPT 0
 NOESCAPE 1
 TIMEOUT 100
-LABEL ipxe
-  KERNEL ::ipxe.lkrn
-  INITRD ::ipxe/01-{}.ipxe
-",
-        mac.hyphenated()
+{}",
+        label(mac)
     ))
 }
 
-/// Renders the menu for GRUB. Under UEFI iPXE takes no script: it asks DHCP again, which must know
-/// that iPXE gets `boot.ipxe`. Under BIOS it is a kernel.
+/// Renders the label for pxelinux: iPXE as a kernel, and the NIC's script as its ramdisk, which it
+/// runs.
+pub(super) fn label(mac: MacAddr) -> String {
+    format!(
+        "\
+LABEL ipxe
+  KERNEL ::{IPXE_PROGRAM}
+  INITRD ::{}
+",
+        Ipxe.nic_menu_name(mac)
+    )
+}
+
+/// Renders the menu for GRUB.
+///
+/// Under UEFI iPXE takes no script: it asks DHCP again, which must know that iPXE gets `boot.ipxe`.
 fn from_grub(mac: MacAddr) -> Secret {
     Secret::new(format!(
         "\
 echo \"hostler: handing over to iPXE\"
-if chainloader (tftp)/ipxe.efi; then
-  boot
-fi
-if linux16 (tftp)/ipxe.lkrn; then
-  if initrd16 (tftp)/ipxe/01-{}.ipxe; then
+if [ \"$grub_platform\" = efi ]; then
+  if chainloader (tftp)/snponly.efi; then
     boot
   fi
 fi
-exit
+{}exit
 ",
-        mac.hyphenated()
+        commands_for_grub(mac)
     ))
+}
+
+/// Renders the commands for GRUB under BIOS, which continues after them if the program is gone.
+///
+/// Under UEFI there is no such way: GRUB keeps the network interface to itself, so that iPXE 1.0.0
+/// finds none, or hangs, and GRUB's own network is gone when it comes back.
+pub(super) fn commands_for_grub(mac: MacAddr) -> String {
+    format!(
+        "\
+if [ \"$grub_platform\" = pc ]; then
+  if linux16 (tftp)/{IPXE_PROGRAM}; then
+    if initrd16 (tftp)/{}; then
+      boot
+    fi
+  fi
+fi
+",
+        Ipxe.nic_menu_name(mac)
+    )
 }

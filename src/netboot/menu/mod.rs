@@ -1,9 +1,9 @@
 //! Boot menus, and the table of the boot loaders that read them.
 //!
-//! Called by the boot table when a node's menu changes, and for each request. Pure. A boot loader
-//! is a file of this folder, a line in [`BOOT_LOADERS`] and a value of `boot.loader` ([`Loader`]);
-//! the names of its menus and their text are known nowhere else. A menu boots the deploy ramdisk,
-//! the installed system's own kernel or the local disk.
+//! The boot table uses it when a node's menu changes, and for each request. Pure. A boot loader is
+//! a file of this folder, a line in [`BOOT_LOADERS`] and a value of `boot.loader` ([`Loader`]); no
+//! other module knows the names and texts of its menus. A menu boots the deploy ramdisk, the
+//! installed system's own kernel or the local disk.
 //!
 //! It must never let a word of a kernel command line become a line or a command of a menu: a line
 //! that cannot be written safely for every boot loader is refused.
@@ -15,7 +15,10 @@ mod pxelinux;
 
 use std::{fmt, net::SocketAddr};
 
-pub(super) use self::names::{MenuName, menu_name};
+pub(super) use self::{
+    ipxe::IPXE_PROGRAM,
+    names::{MenuName, menu_name},
+};
 use crate::model::{
     admin::ServedMenu,
     boot::BootMenu,
@@ -24,30 +27,30 @@ use crate::model::{
     spec::Loader,
 };
 
-/// Every boot loader. Of several that a name fits, the first reads it.
+/// Every boot loader; the first one that a name matches reads the menu.
 pub(super) const BOOT_LOADERS: [&dyn BootLoader; 3] =
     [&pxelinux::Pxelinux, &grub::Grub, &ipxe::Ipxe];
 
-/// A boot loader: where it looks for menus, and how they are written for it.
+/// A boot loader: the names and texts of its menus.
 ///
-/// It looks where it was loaded from, or in a directory that was built into it: menus have their
-/// names in every directory. A `directory` here is the last one of a path, empty if there is none.
+/// It looks for menus in its own directory or in a built-in one: menus have their names in every
+/// directory. A `directory` here is the last one of a path, empty if there is none.
 pub(super) trait BootLoader: fmt::Debug + Sync {
-    /// Its value of `boot.loader`, which says what machines it boots.
+    /// Its value of `boot.loader`, which also determines the machines that it boots.
     fn loader(&self) -> Loader;
 
-    /// A directory at the top that contains nothing but its menus.
+    /// A top-level directory that holds only its menus.
     fn own_dir(&self) -> Option<&'static str> {
         None
     }
 
-    /// Whether this is the menu that is the same for every machine.
+    /// Whether this is the common menu of all machines.
     fn is_common_menu(&self, directory: &str, file: &str) -> bool;
 
-    /// The menu that is the same for every machine: it leads to the NIC's own.
+    /// The common menu of all machines, which leads to the NIC's own.
     fn common_menu(&self) -> Secret;
 
-    /// The part of a NIC's menu's name that identifies the NIC; `None`: not a name of its menus.
+    /// The part of a menu's name that identifies the NIC; `None` if the name is none of its menus'.
     fn nic_in_name<'a>(&self, directory: &str, file: &'a str) -> Option<&'a str>;
 
     /// The usual name of a NIC's menu.
@@ -69,16 +72,17 @@ pub(super) trait BootLoader: fmt::Debug + Sync {
 /// loaders' own words.
 const COMMAND_LINE_BYTES_MAX: usize = 2048 - 256;
 
-/// Why a menu cannot be written for every boot loader.
+/// A menu that cannot be written for every boot loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MenuError {
-    /// In the kernel command line. The word itself is not shown: the line holds the attempt's key.
+    /// A character in the kernel command line. The word itself is not shown, because the line holds
+    /// the attempt's key.
     #[error(
         "kernel command line: {0:?} in word {1}; only printable ASCII without any of '\"`\\$;|&# \
          reaches a kernel unchanged through pxelinux, GRUB and iPXE"
     )]
     Character(char, usize),
-    /// The whole command line.
+    /// The command line is too long.
     #[error("kernel command line: {0} bytes, at most {COMMAND_LINE_BYTES_MAX} are possible")]
     TooLong(usize),
     /// The TFTP name of a kernel or ramdisk.
@@ -89,7 +93,7 @@ pub enum MenuError {
     FileName(char),
 }
 
-/// The directory of the nodes' own kernels and ramdisks, from which nothing else is served.
+/// The directory of the nodes' own kernels and ramdisks, which holds no other files.
 pub(super) const OWN_DIR: &str = "node/";
 
 pub(super) fn own_kernel(node: &NodeName) -> String {
@@ -105,7 +109,7 @@ pub(super) fn own_ramdisk(node: &NodeName) -> String {
 pub(super) struct BootOptions {
     /// The boot loader that leads into an installation.
     pub(super) loader: Loader,
-    /// Where boot loaders find kernel and ramdisk over HTTP; without it they use TFTP.
+    /// The HTTP server of kernel and ramdisk; without it boot loaders use TFTP.
     pub(super) http: Option<SocketAddr>,
 }
 
@@ -113,11 +117,19 @@ pub(super) struct BootOptions {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MenuClient {
     pub(super) mac: MacAddr,
-    /// Whether its pxelinux is the one that knows URLs.
-    pub(super) lpxelinux: bool,
+    pub(super) abilities: Abilities,
 }
 
-/// A kernel and its ramdisk, by the names under which machines fetch them.
+/// The ways by which the client of a menu can fetch a kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Abilities {
+    /// Whether it runs the pxelinux with HTTP.
+    pub(super) lpxelinux: bool,
+    /// Whether the boot loader can hand over to iPXE, whose program is in the loader directory.
+    pub(super) ipxe: bool,
+}
+
+/// A kernel and its ramdisk, by their names for machines.
 pub(super) struct Linux<'a> {
     /// Shown on the machine's console.
     title: &'a str,
@@ -125,14 +137,16 @@ pub(super) struct Linux<'a> {
     ramdisk: String,
     /// The kernel command line.
     words: Vec<&'a str>,
-    /// Whether the kernel is told its address (`ip=`).
+    /// Whether the kernel arguments include the address (`ip=`).
     with_addresses: bool,
     mac: MacAddr,
     lpxelinux: bool,
     http: Option<SocketAddr>,
+    /// Whether the boot loader tries iPXE before it fetches anything itself.
+    ipxe: bool,
 }
 
-/// Makes sure that a menu can be written for every boot loader.
+/// Checks that a menu can be written for every boot loader.
 pub(super) fn check(node: &NodeName, menu: &BootMenu) -> Result<(), MenuError> {
     let (kernel, ramdisk, line) = match menu {
         BootMenu::LocalDisk => return Ok(()),
@@ -157,12 +171,14 @@ pub(super) fn render(
     menu: &BootMenu,
 ) -> Result<Secret, MenuError> {
     check(node, menu)?;
-    let MenuClient { mac, lpxelinux } = client;
+    let MenuClient { mac, abilities: Abilities { lpxelinux, ipxe } } = client;
     let BootOptions { loader, http } = options;
+    // iPXE is quicker over HTTP only. Distributions build it without IPv6.
+    let by_ipxe = loader == Loader::Auto && http.is_some_and(|address| address.is_ipv4());
     match menu {
         BootMenu::LocalDisk => Ok(reader.local_disk()),
         BootMenu::Deploy { .. } if loader != Loader::Auto && loader != reader.loader() => {
-            // The way into an installation, and its key, are left to one boot loader.
+            // Only one boot loader gets the menu of an installation, with its key.
             let chosen = BOOT_LOADERS.iter().find(|it| it.loader() == loader);
             let reached = chosen.and_then(|it| it.reached_from(reader.loader(), mac));
             Ok(reached.unwrap_or_else(|| reader.local_disk()))
@@ -177,6 +193,7 @@ pub(super) fn render(
                 mac,
                 lpxelinux,
                 http,
+                ipxe: ipxe && by_ipxe,
             }))
         }
         BootMenu::Network { command_line, .. } => Ok(reader.linux(&Linux {
@@ -188,6 +205,8 @@ pub(super) fn render(
             mac,
             lpxelinux,
             http,
+            // An installed system's boot depends on no second boot loader.
+            ipxe: false,
         })),
     }
 }
@@ -196,10 +215,11 @@ pub(super) fn render(
 pub(super) fn render_all(
     node: &NodeName,
     mac: MacAddr,
+    ipxe: bool,
     options: BootOptions,
     menu: &BootMenu,
 ) -> Result<Vec<ServedMenu>, MenuError> {
-    let client = MenuClient { mac, lpxelinux: false };
+    let client = MenuClient { mac, abilities: Abilities { lpxelinux: false, ipxe } };
     let served = |reader: &&dyn BootLoader| {
         let text = render(*reader, node, client, options, menu)?;
         Ok(ServedMenu { name: reader.nic_menu_name(mac), text })
@@ -207,7 +227,7 @@ pub(super) fn render_all(
     BOOT_LOADERS.iter().map(served).collect()
 }
 
-/// Splits a command line into words, each fit for every boot loader.
+/// Splits a command line into words that are valid for every boot loader.
 ///
 /// GRUB adds backslashes before quotes and backslashes when it hands words to the kernel, so these
 /// cannot arrive intact. To iPXE `${` is an expansion, a word that begins with `#` a comment, and
@@ -226,7 +246,7 @@ fn words(line: &str) -> Result<Vec<&str>, MenuError> {
     Ok(words)
 }
 
-/// Kernel and ramdisk names are hostler's own; anything else in them is a mistake.
+/// Checks the name of a kernel or ramdisk, which is hostler's own; other characters are a mistake.
 fn check_name(name: &str) -> Result<(), MenuError> {
     let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-' | '/');
     match name.chars().find(|c| !fit(*c)) {

@@ -1,24 +1,24 @@
-//! The menu that a name means, by the table of boot loaders.
+//! Finds the menu for a file name, by the table of boot loaders.
 //!
-//! Called by the boot table for every request. Pure.
+//! The boot table uses it for every request. Pure.
 
 use super::{BOOT_LOADERS, BootLoader};
 use crate::model::ids::MacAddr;
 
-/// The menu that a name means.
+/// The menu for a file name.
 #[derive(Debug)]
 pub(in crate::netboot) enum MenuName {
     /// The boot loader's menu for every machine.
     Common(&'static dyn BootLoader),
     /// The boot loader's menu for a NIC.
     Nic(&'static dyn BootLoader, MacAddr),
-    /// A name among the menus' that identifies no NIC: pxelinux's UUID and `C0A80001`.
+    /// A menu's name that identifies no NIC: pxelinux's UUID and `C0A80001`.
     Unknown,
-    /// Not a menu's name.
+    /// The name is no menu's.
     None,
 }
 
-/// Finds the menu that a clean name means.
+/// Finds the menu for a clean name.
 pub(in crate::netboot) fn menu_name(name: &str) -> MenuName {
     let (path, file) = name.rsplit_once('/').unwrap_or(("", name));
     let directory = path.rsplit('/').next().unwrap_or_default();

@@ -1,13 +1,13 @@
-//! The menus of pxelinux (BIOS) and of `lpxelinux.0`, the pxelinux that knows URLs.
+//! The menus of pxelinux (BIOS) and of `lpxelinux.0`, the pxelinux with HTTP.
 //!
-//! Called through the table of boot loaders.
+//! The table of boot loaders uses it.
 
 use std::net::SocketAddr;
 
-use super::{BootLoader, Linux};
+use super::{BootLoader, Linux, ipxe};
 use crate::model::{ids::MacAddr, secret::Secret, spec::Loader};
 
-/// `pxelinux.cfg/default` and `pxelinux.cfg/01-<mac>`.
+/// pxelinux, with `pxelinux.cfg/default` and `pxelinux.cfg/01-<mac>`.
 #[derive(Debug)]
 pub(super) struct Pxelinux;
 
@@ -73,7 +73,9 @@ LABEL local
 /// key from stopping the boot; `IPAPPEND` adds `BOOTIF=01-<mac>` (2) and
 /// `ip=client:server:gateway:mask` (1).
 ///
-/// `lpxelinux.0` is given a URL, and goes back to TFTP when that fails. `pxelinux.0` knows no URLs.
+/// With iPXE's program among the loaders, the menu tries iPXE first, and TFTP if the program is
+/// gone. Without it, `lpxelinux.0` gets a URL, and uses TFTP if that fails. `pxelinux.0` has no
+/// HTTP.
 fn render(linux: &Linux<'_>, http: Option<SocketAddr>) -> Secret {
     let Linux { title, kernel, ramdisk, with_addresses, .. } = linux;
     let append = if *with_addresses { 3 } else { 2 };
@@ -89,21 +91,23 @@ LABEL {name}
 "
         )
     };
-    let [again, first] = match http {
-        Some(address) => {
-            ["ONERROR tftp\n".to_owned(), label("linux", &format!("http://{address}/"))]
-        }
-        None => [String::new(), label("linux", "::")],
+    let quicker = match http {
+        _ if linux.ipxe => Some(("ipxe", ipxe::label(linux.mac))),
+        Some(address) => Some(("linux", label("linux", &format!("http://{address}/")))),
+        None => None,
     };
-    let second = http.map_or_else(String::new, |_| label("tftp", "::"));
+    let (first, labels) = match quicker {
+        Some((name, quicker)) => (name, format!("ONERROR tftp\n{quicker}{}", label("tftp", "::"))),
+        None => ("linux", label("linux", "::")),
+    };
     Secret::new(format!(
         "\
 SERIAL 0 115200
 SAY hostler: booting {title}
-DEFAULT linux
+DEFAULT {first}
 PROMPT 0
 NOESCAPE 1
 TIMEOUT 100
-{again}{first}{second}"
+{labels}"
     ))
 }

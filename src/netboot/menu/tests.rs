@@ -1,4 +1,4 @@
-//! Tests of the menus as each boot loader reads them.
+//! The menus in each boot loader's language.
 
 use expect_test::expect;
 use proptest::prelude::*;
@@ -33,8 +33,19 @@ fn render_for(loader: Loader, mac: MacAddr, menu: &BootMenu) -> Result<Menus, Me
 }
 
 fn render_with(options: BootOptions, mac: MacAddr, menu: &BootMenu) -> Result<Menus, MenuError> {
+    render_beside(false, options, mac, menu)
+}
+
+/// With iPXE's program among the loaders, or without.
+fn render_beside(
+    ipxe: bool,
+    options: BootOptions,
+    mac: MacAddr,
+    menu: &BootMenu,
+) -> Result<Menus, MenuError> {
     let render = |reader: &dyn BootLoader, lpxelinux| {
-        super::render(reader, &node(), MenuClient { mac, lpxelinux }, options, menu)
+        let client = MenuClient { mac, abilities: Abilities { lpxelinux, ipxe } };
+        super::render(reader, &node(), client, options, menu)
     };
     Ok(Menus {
         pxelinux: render(&pxelinux::Pxelinux, false)?,
@@ -107,8 +118,18 @@ fn the_deploy_menu_names_kernel_ramdisk_command_line_and_nic() {
     expect![[r"
         #!ipxe
         echo hostler: booting the deploy ramdisk
-        isset ${ip} || dhcp || exit 1
+        set nic:int32 0
         set try:int32 0
+        isset ${ip} && goto kernel ||
+        :nic
+        isset ${net${nic}/mac} || goto any
+        iseq ${net${nic}/mac} 52:54:00:00:00:0a && dhcp net${nic} && goto own ||
+        inc nic
+        goto nic
+        :any
+        dhcp || exit 1
+        :own
+        chain --replace http://192.0.2.1:8069/ipxe/01-52-54-00-00-00-0a.ipxe ||
         :kernel
         kernel --timeout 30000 http://192.0.2.1:8069/deploy/vmlinuz initrd=ramdisk hostler.api=192.0.2.1:8443 hostler.key=00ff console=ttyS1,115200n8 BOOTIF=01-${mac:hexhyp} && goto ramdisk ||
         inc try
@@ -154,17 +175,89 @@ fn one_boot_loader_leads_into_an_installation_if_the_spec_says_so_and_the_others
     .assert_eq(ipxe.pxelinux.expose());
     expect![[r#"
         echo "hostler: handing over to iPXE"
-        if chainloader (tftp)/ipxe.efi; then
-          boot
-        fi
-        if linux16 (tftp)/ipxe.lkrn; then
-          if initrd16 (tftp)/ipxe/01-52-54-00-00-00-0a.ipxe; then
+        if [ "$grub_platform" = efi ]; then
+          if chainloader (tftp)/snponly.efi; then
             boot
+          fi
+        fi
+        if [ "$grub_platform" = pc ]; then
+          if linux16 (tftp)/ipxe.lkrn; then
+            if initrd16 (tftp)/ipxe/01-52-54-00-00-00-0a.ipxe; then
+              boot
+            fi
           fi
         fi
         exit
     "#]]
     .assert_eq(ipxe.grub.expose());
+}
+
+/// Invariant (netboot): A boot loader hands the deploy ramdisk over to iPXE where its program is
+/// among the loaders, and fetches it itself where that fails.
+#[test]
+fn boot_loaders_hand_over_to_ipxe_first_and_go_on_themselves_where_that_fails() {
+    let http = Some(SocketAddr::from(([192, 0, 2, 1], 8069)));
+    let menu = deploy("hostler.key=00ff");
+    let beside = |ipxe, loader, http, menu: &BootMenu| {
+        render_beside(ipxe, BootOptions { loader, http }, mac(), menu).unwrap()
+    };
+    let without = beside(false, Loader::Auto, http, &menu);
+    let with = beside(true, Loader::Auto, http, &menu);
+    expect![[r"
+        SERIAL 0 115200
+        SAY hostler: booting the deploy ramdisk
+        DEFAULT ipxe
+        PROMPT 0
+        NOESCAPE 1
+        TIMEOUT 100
+        ONERROR tftp
+        LABEL ipxe
+          KERNEL ::ipxe.lkrn
+          INITRD ::ipxe/01-52-54-00-00-00-0a.ipxe
+        LABEL tftp
+          KERNEL ::deploy/vmlinuz
+          INITRD ::deploy/initramfs
+          APPEND hostler.key=00ff
+          IPAPPEND 2
+    "]]
+    .assert_eq(with.pxelinux.expose());
+    assert_eq!(with.lpxelinux, with.pxelinux);
+    let title = "echo \"hostler: booting the deploy ramdisk\"\n";
+    let direct = without.grub.expose().strip_prefix(title).unwrap();
+    let hand_over = with.grub.expose().strip_prefix(title).unwrap();
+    expect![[r#"
+        if [ "$grub_platform" = pc ]; then
+          if linux16 (tftp)/ipxe.lkrn; then
+            if initrd16 (tftp)/ipxe/01-52-54-00-00-00-0a.ipxe; then
+              boot
+            fi
+          fi
+        fi
+    "#]]
+    .assert_eq(hand_over.strip_suffix(direct).unwrap());
+    assert_eq!(with.ipxe, without.ipxe);
+
+    for http in [None, Some("[2001:db8::1]:8069".parse().unwrap())] {
+        let plain = beside(false, Loader::Auto, http, &menu);
+        assert_eq!(beside(true, Loader::Auto, http, &menu), plain, "{http:?}");
+    }
+    let chosen = beside(true, Loader::Grub, http, &menu);
+    assert_eq!(chosen.grub, without.grub, "the spec names the boot loader");
+}
+
+/// Invariant (netboot): A boot loader hands the deploy ramdisk over to iPXE where its program is
+/// among the loaders, and fetches it itself where that fails.
+#[test]
+fn an_installed_machine_needs_no_ipxe() {
+    let files = ["vmlinuz", "initrd.img"].map(|path| BootFile::Path(path.to_owned()));
+    let [kernel, ramdisk] = files;
+    let own = BootMenu::Network { kernel, ramdisk, command_line: "root=UUID=0a ro".to_owned() };
+    let http = Some(SocketAddr::from(([192, 0, 2, 1], 8069)));
+    for menu in [own, BootMenu::LocalDisk] {
+        let options = BootOptions { loader: Loader::Auto, http };
+        let with = render_beside(true, options, mac(), &menu);
+        assert_eq!(with, render(mac(), &menu), "{menu:?}");
+    }
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! TFTP (RFC 1350, with the options of RFC 2347 to 2349 and 7440).
 //!
-//! The accept loop is `server`, a request is judged by `request`, has a slot in `slots`, and is
-//! carried by `transfer` through its `window` and over its `wire`.
+//! `server` is the accept loop, `request` judges a request, `slots` limits the transfers, and
+//! `transfer` runs one through its `window` and over its `wire`.
 //!
 //! # Built on `tftpd`
 //!
-//! The crate's `Packet` reads and writes datagrams and its `Worker` sends the files; its `Server`
-//! is not used. What version 1.0.0 gets wrong, what keeps it from mattering here, and what should
-//! be changed there. Each is attacked in `testbed/integration/tftp`.
+//! The crate's `Packet` reads and writes datagrams, and its `Worker` sends the files; its `Server`
+//! is not used. The list names faults of version 1.0.0, hostler's protection against each, and a
+//! remedy for the crate. Tests in `testbed/integration/tftp` attack each of them.
 //!
 //! 1. A request for the largest window and blocks makes a buffer of 8.6 GB: the process is aborted.
 //!    *Here:* `request` clamps both. *Upstream:* A limit on window × block, in the configuration.

@@ -1,8 +1,7 @@
-//! Reads requests: the datagram, the file name and the options (RFC 1350, 2347, 2348, 2349, 7440).
+//! Parses requests: the datagram, the file name and the options (RFC 1350, 2347, 2348, 2349, 7440).
 //!
-//! Called by the server for every datagram on the well-known port. Pure. Everything here comes from
-//! strangers: nothing they send may panic, and no number they send is used before it has been
-//! limited.
+//! The server uses it for every datagram on the well-known port. Pure. All input comes from
+//! strangers: nothing in it may cause a panic, and no number is used before it is limited.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
@@ -10,33 +9,33 @@ use tftpd::{ErrorCode, OptionType, Packet, TransferOption};
 
 use super::super::{name::clean_bytes, refusal::Refusal};
 
-/// Largest block sent unless the configuration says otherwise, in bytes. Larger ones only make more
-/// IP fragments, and losing one fragment loses the block.
+/// Default limit of a block, in bytes. Larger ones only make more IP fragments, and the loss of one
+/// fragment loses the block.
 pub(super) const BLOCK_BYTES_MAX: u16 = 8192;
-/// Largest block of a client whose blocks are to fit into one packet of Ethernet each.
+/// Largest requested block that fits one Ethernet packet, in bytes.
 const BLOCK_BYTES_OF_ETHERNET: u16 = 1500 - 28 - 4;
 /// Smallest block RFC 2348 allows, in bytes.
 const BLOCK_BYTES_MIN: u64 = 8;
-/// A block where none was negotiated, in bytes (RFC 1350).
+/// The block size without negotiation, in bytes (RFC 1350).
 pub(super) const BLOCK_BYTES_DEFAULT: u16 = 512;
 /// Most blocks in flight.
 const WINDOW_BLOCKS_MAX: u16 = 64;
-/// Most bytes in flight: a transfer holds about four times as much, and there may be hundreds of
-/// transfers.
+/// Most bytes in flight: a transfer needs about four times as much memory, and there may be
+/// hundreds.
 const WINDOW_BYTES_MAX: u64 = 128 << 10;
-/// Longest and default time before a window is sent again, in seconds.
+/// Longest and default time before a window is repeated, in seconds.
 const TIMEOUT_SECONDS_MAX: u64 = 5;
 
-/// A read request in order.
+/// A valid read request.
 #[derive(Debug, PartialEq)]
 pub(super) struct ReadRequest {
-    /// The file's name, see [`clean_bytes`]. Not every client's is UTF-8.
+    /// The file's name, see [`clean_bytes`]; not always UTF-8.
     pub(super) name: OsString,
-    /// The options as asked for, as far as they are understood.
+    /// The requested options that are known.
     pub(super) options: Vec<TransferOption>,
 }
 
-/// Why a request is refused: the message is what the client's console shows.
+/// The reason of a refusal, with the message for the client's console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TftpRefusal {
     #[error("request not understood")]
@@ -48,7 +47,7 @@ pub(super) enum TftpRefusal {
 }
 
 impl TftpRefusal {
-    /// As an ERROR packet.
+    /// Converts the refusal to an ERROR packet.
     pub(super) fn to_packet(self) -> Packet {
         let code = match self {
             Self::NotUnderstood | Self::NotOctet => ErrorCode::IllegalOperation,
@@ -60,8 +59,8 @@ impl TftpRefusal {
     }
 }
 
-/// Reads a datagram sent to the well-known port. `None`: not a request, and never answered, so that
-/// two servers cannot be set answering each other.
+/// Parses a datagram to the well-known port. `None` if it is no request: such a datagram gets no
+/// answer, so that two servers cannot answer each other for ever.
 pub(super) fn parse(datagram: &[u8]) -> Option<Result<ReadRequest, TftpRefusal>> {
     if !matches!(datagram, [0, 1 | 2, ..]) {
         return None;
@@ -70,9 +69,9 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Result<ReadRequest, TftpRefusal>>
     Some(if opcode == [0, 1] { read_request(fields) } else { Err(Refusal::ReadOnly.into()) })
 }
 
-/// Reads the fields. The crate's `Packet` would refuse a whole request for one option.
+/// Parses the fields. The crate's `Packet` would refuse a whole request for one option.
 fn read_request(fields: &[u8]) -> Result<ReadRequest, TftpRefusal> {
-    // The last NUL may be missing: some clients leave it out.
+    // Some clients omit the last NUL.
     let fields = fields.strip_suffix(b"\0").unwrap_or(fields);
     let mut fields = fields.split(|byte| *byte == 0);
     let (Some(name), Some(mode)) = (fields.next(), fields.next()) else {
@@ -88,42 +87,42 @@ fn read_request(fields: &[u8]) -> Result<ReadRequest, TftpRefusal> {
     Ok(ReadRequest { name: OsString::from_vec(clean_bytes(name)?), options })
 }
 
-/// `None`: an option or a value that is not understood, and so is left out of the answer (RFC
+/// Parses an option; `None` for an unknown option or an invalid value, which the answer omits (RFC
 /// 2347).
 fn option(name: &[u8], value: &[u8]) -> Option<TransferOption> {
     let name = str::from_utf8(name).ok()?.to_ascii_lowercase();
     let value = str::from_utf8(value).ok()?;
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
     let value = value.parse().ok().filter(|_| digits)?;
     Some(TransferOption { option: name.parse().ok()?, value })
 }
 
-/// The terms of a transfer.
+/// The negotiated terms of a transfer.
 #[derive(Debug, PartialEq)]
 pub(super) struct Terms {
-    /// Bytes in a block, 8 at least.
+    /// Bytes in a block, at least 8.
     pub(super) block_bytes: u16,
     /// Blocks in flight, 1 to 64.
     pub(super) window_blocks: u16,
-    /// Time before a window is sent again, 1 to 5 s.
+    /// Time before a window is repeated, 1 to 5 s.
     pub(super) timeout: Duration,
-    /// The options granted, each at most once. Empty: the client expects no OACK.
+    /// The granted options, each at most once. If empty, the client expects no OACK.
     pub(super) granted: Vec<TransferOption>,
 }
 
 /// Limits of the path to a client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PathLimits {
-    /// Largest block ever sent, in bytes.
+    /// Largest allowed block, in bytes.
     pub(super) block_bytes_max: u16,
-    /// Largest block that goes in one packet, in bytes, as far as that is known.
+    /// Largest block in one packet, in bytes, if known.
     pub(super) block_bytes_in_one_packet: Option<u16>,
 }
 
 impl PathLimits {
-    /// A client that asks for a block that fits into one packet of Ethernet is given one that fits
-    /// into one of this path. A client that asks for more takes fragments.
+    /// The block size for a request. A client whose requested block fits one Ethernet packet gets
+    /// one that fits one packet of this path. A client that requests more accepts fragments.
     fn block_bytes(self, requested: u64) -> u16 {
         let block_bytes = at_most(requested, self.block_bytes_max);
         match self.block_bytes_in_one_packet {
@@ -136,8 +135,8 @@ impl PathLimits {
 }
 
 impl Terms {
-    /// Grants the reasonable ones of the requested options. An option that is not granted is left
-    /// out of the answer, which tells the client that it is not granted (RFC 2347).
+    /// Negotiates: grants reasonable options. The answer omits others, which tells the client that
+    /// they are not granted (RFC 2347).
     pub(super) fn agree(requested: &[TransferOption], file_bytes: u64, path: PathLimits) -> Self {
         let first = |kind| requested.iter().find(|o| o.option == kind).map(|o| o.value);
         let block_bytes = first(OptionType::BlockSize)
@@ -147,7 +146,7 @@ impl Terms {
         let window_blocks = first(OptionType::WindowSize)
             .filter(|value| *value > 0)
             .map(|value| at_most(value.min(room), WINDOW_BLOCKS_MAX));
-        // RFC 2349: the answer must be the value asked for, so another one cannot be offered.
+        // RFC 2349: the answer must repeat the requested value, so that no other can be offered.
         let timeout =
             first(OptionType::Timeout).filter(|value| (1..=TIMEOUT_SECONDS_MAX).contains(value));
         let file_bytes = first(OptionType::TransferSize).map(|_| file_bytes);

@@ -1,8 +1,8 @@
-//! The TFTP server: the well-known port, and who gets which file.
+//! The TFTP server: accepts requests on the well-known port, and starts transfers.
 //!
-//! Bound by the agent before it drops its privileges or says it is ready, started later, stopped at
-//! the end. The loop never waits for a client: each transfer has a thread. It must survive every
-//! datagram, and a system out of threads or descriptors.
+//! The agent binds it before it drops its privileges and reports readiness, starts it later, and
+//! stops it at the end. The loop never waits for a client: each transfer has a thread. It must
+//! survive every datagram, and a system without threads or descriptors.
 
 use std::{
     cell::Cell,
@@ -38,26 +38,26 @@ use super::{
 
 /// Room for a request, in bytes: a name, a mode and six options; RFC 2347 allows 512.
 const REQUEST_BYTES_MAX: usize = 2048;
-/// Stack of the accept loop: it opens files and logs, nothing more.
+/// Stack of the accept loop, which only opens files and logs.
 const LOOP_STACK_BYTES: usize = 256 << 10;
-/// Pause after a socket error that no client has caused, so that a lasting one does not burn a
+/// Pause after a socket error without a client's fault, so that a lasting error does not use up a
 /// processor.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
 /// Least time between two log lines about unanswered requests: anybody can send many.
 const FULL_LOGGED_EVERY: Duration = Duration::from_secs(10);
-/// Longest wait for the loop, and for the transfers, to end: four waits of a transfer and its last
-/// send.
+/// Longest wait for the end of the loop, and of the transfers: four waits of a transfer and its
+/// last send.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Configuration of the server.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Address and port; port 0 takes a free one. On a wildcard address the system chooses the
-    /// source address of each answer: on a machine with several networks name the address that the
+    /// source address of each answer: on a machine with several networks, name the address that the
     /// machines use.
     pub listen: SocketAddr,
-    /// The directory with `pxelinux.0`, `ldlinux.c32` and GRUB's images. Links in it are not
-    /// followed. It should be on a local disk: the loop waits for it.
+    /// The directory with `pxelinux.0`, `ldlinux.c32` and GRUB's images. Symbolic links in it are
+    /// not followed. It should be on a local disk, because the loop waits for it.
     pub loaders: Option<PathBuf>,
     /// Files under fixed TFTP names: `deploy/vmlinuz` → an absolute path.
     pub files: BTreeMap<String, PathBuf>,
@@ -65,22 +65,23 @@ pub struct Config {
     /// [`BootMenu::Network`](crate::model::boot::BootMenu::Network) may lie in; a relative path is
     /// one beneath the first.
     pub images: Vec<PathBuf>,
-    /// Most transfers at once: well below the limits of the process (systemd's `TasksMax`,
-    /// `LimitNOFILE`), for each has a thread, two descriptors and at most about 512 KiB. An address
-    /// has a quarter of them, or 16. Requests beyond that get no answer: the clients ask again.
+    /// Most concurrent transfers: well below the limits of the process (systemd's `TasksMax`,
+    /// `LimitNOFILE`), because each has a thread, two descriptors and at most about 512 KiB. An
+    /// address gets a quarter of them, or 16. Further requests get no answer, and clients repeat
+    /// them.
     pub max_transfers: usize,
-    /// Largest block sent, in bytes, at least the 512 that need no option. Where fragments are lost
-    /// it has to fit every link of the path.
+    /// Largest block, in bytes; at least the 512 without an option. In a network that loses
+    /// fragments, it must fit every link.
     pub block_bytes_max: u16,
-    /// Time without a new block acknowledged after which a transfer ends.
+    /// Time without a newly acknowledged block after which a transfer ends.
     pub idle_limit: Duration,
-    /// For a whole transfer. A node's [`ramdisk_limit`](super::super::BootSettings) counts for its
-    /// machine's fetches, if that is longer.
+    /// Time limit of a whole transfer. A node's [`ramdisk_limit`](super::super::BootSettings)
+    /// applies to its machine's fetches, if that is longer.
     pub total_limit: Duration,
 }
 
 impl Config {
-    /// The defaults: no files, 256 transfers, blocks of 8 KiB at most, 30 s idle, 30 min in all.
+    /// The defaults: no files, 256 transfers, blocks of at most 8 KiB, 30 s idle, 30 min in all.
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
@@ -105,8 +106,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the port. Errors: the address cannot be had, the loader directory is none, or a name
-    /// in `files` cannot be asked for.
+    /// Binds the port. Fails if the address is unavailable, the loader directory is none, or a name
+    /// in `files` is invalid.
     pub fn bind(mut config: Config) -> io::Result<Self> {
         if let Some(root) = &config.loaders {
             files::open_root(root).map_err(|error| {
@@ -118,26 +119,26 @@ impl Server {
         let socket = UdpSocket::bind(config.listen).map_err(|error| {
             io::Error::new(error.kind(), format!("TFTP address {}: {error}", config.listen))
         })?;
-        // A datagram with a wrong checksum makes the socket readable and is then not there.
+        // A datagram with a wrong checksum makes the socket readable, and a read would then block.
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
         Ok(Self { socket, local, config, cached: None })
     }
 
-    /// Returns the address it listens on.
+    /// The address that the server listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Serves kernels and ramdisks in the cache, too.
+    /// Adds kernels and ramdisks in the cache.
     #[must_use]
     pub fn with_cached(self, cached: Cached) -> Self {
         Self { cached: Some(cached), ..self }
     }
 
-    /// Answers from now on. A fetch is reported through `fetched` when its transfer has ended,
-    /// unless that channel is full. Each transfer ends in its own thread, so that a loader may be
-    /// reported after its menu: the furthest stage counts. Errors: no thread or no pipe.
+    /// Starts to answer. `fetched` gets each fetch when its transfer has ended, unless the channel
+    /// is full. Each transfer ends in its own thread, so that a loader may be reported after its
+    /// menu: the furthest stage counts. Fails without a thread or a pipe.
     pub fn start(self, table: BootTable, fetched: Sender<Fetch>) -> io::Result<Running> {
         let (stopped, stop) = io::pipe()?;
         let (end, ended) = io::pipe()?;
@@ -159,7 +160,7 @@ impl Server {
         thread::Builder::new().name("tftp".to_owned()).stack_size(LOOP_STACK_BYTES).spawn(
             move || {
                 accept_loop.serve(&stopped);
-                // Who waits for the end may bind the port at once.
+                // Dropped first, so that a waiter for the end can bind the port at once.
                 drop(accept_loop);
                 drop(ended);
             },
@@ -168,20 +169,20 @@ impl Server {
     }
 }
 
-/// A server that answers, until it is stopped or dropped.
+/// A running server, until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Running {
     local: SocketAddr,
-    /// Closing it wakes the loop.
+    /// Closing this pipe wakes the loop.
     stop: Option<PipeWriter>,
-    /// Closed when the loop has ended.
+    /// This pipe is closed at the end of the loop.
     end: PipeReader,
     slots: Slots,
     catalog: Arc<BootFileCatalog>,
 }
 
 impl Running {
-    /// Returns the address it listens on.
+    /// The address that the server listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
@@ -191,8 +192,8 @@ impl Running {
         Arc::clone(&self.catalog)
     }
 
-    /// Stops answering, tells the clients of unfinished transfers, and waits until all threads have
-    /// ended, at most 4 s. Blocks.
+    /// Stops the server: sends errors to the clients of unfinished transfers, and waits until all
+    /// threads have ended, at most 4 s. Blocks.
     pub fn stop(self) {
         drop(self);
     }
@@ -211,12 +212,12 @@ impl Drop for Running {
     }
 }
 
-/// Receives requests and answers each by a transfer or a refusal.
+/// Receives requests, and answers each with a transfer or a refusal.
 struct AcceptLoop {
     socket: UdpSocket,
     slots: Slots,
     starter: Arc<Starter>,
-    /// When an unanswered request was last logged.
+    /// The time of the last log line about an unanswered request.
     full_logged: Cell<Option<Instant>>,
 }
 
@@ -288,7 +289,7 @@ impl AcceptLoop {
     }
 }
 
-/// Begins transfers. It does not hold the port: that is free as soon as the loop has ended.
+/// Starts transfers. It does not hold the port, which is free at the end of the loop.
 struct Starter {
     local: SocketAddr,
     limits: TransferLimits,
@@ -296,8 +297,8 @@ struct Starter {
     catalog: Arc<BootFileCatalog>,
 }
 
-/// Begins a transfer of a file that has to be read as a whole first, while the loop goes on. A
-/// refusal comes from a port of its own, as a transfer does.
+/// Starts a transfer of a file that first needs a full read, while the loop continues. A refusal
+/// comes from a new port, as a transfer does.
 fn begin_aside(
     starter: &Arc<Starter>,
     request: ReadRequest,
@@ -349,8 +350,8 @@ impl Starter {
         }))
     }
 
-    /// A socket of its own for the transfer (RFC 1350 §4), connected, so that nobody else can speak
-    /// into it.
+    /// Opens a new socket for a transfer (RFC 1350 §4), connected, so that only its client can send
+    /// to it.
     fn connect(&self, peer: SocketAddr) -> io::Result<UdpSocket> {
         let mut address = self.local;
         address.set_port(0);
@@ -360,7 +361,7 @@ impl Starter {
     }
 }
 
-/// Logs and reports that a transfer has ended.
+/// Logs and reports the end of a transfer.
 fn ended(
     catalog: &BootFileCatalog,
     peer: IpAddr,
@@ -371,9 +372,9 @@ fn ended(
 ) {
     let TransferOutcome { sent_bytes, complete, end, took } = outcome;
     let took_ms = took.as_millis();
-    // Asking for the size and hanging up is what firmware does before every file.
+    // Firmware requests the size and hangs up before every file.
     let only_size = *sent_bytes == 0 && matches!(end, End::Client(_));
-    // Anybody can send many requests, in anybody's name.
+    // Anybody can send many requests with forged addresses.
     let abandoned = matches!(end, End::Displaced | End::Unanswered | End::Superseded);
     if *complete {
         tracing::info!(%peer, ?path, sent_bytes, took_ms, "TFTP file sent");

@@ -1,11 +1,11 @@
-//! The transfers under way: their number, and the client of each.
+//! Limits the number of concurrent transfers, in all and for each client.
 //!
 //! The server claims a slot for each request; the transfer holds it until the end of its thread.
-//! There are never more threads than slots, but for those about to end.
+//! The number of threads never exceeds that of slots, except for threads that are about to end.
 //!
-//! Anybody can send requests in anybody's name. To keep slots free for machines, an address has a
-//! share of them, and when all are taken a transfer whose client has never answered makes room. A
-//! machine answers within milliseconds; one whose address was made up never does.
+//! Anybody can send requests with forged addresses. To keep slots free for machines, an address has
+//! a share of them, and when all are taken, a transfer whose client has never answered gives way. A
+//! machine answers within milliseconds; a forged address never does.
 
 use std::{
     collections::HashMap,
@@ -17,25 +17,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A request that is the same to the bit is taken for the network's duplicate or the client's own
-/// repetition while its transfer is this young or alive. After it, the machine has been restarted
-/// and uses the same port again.
+/// An identical request counts as the network's duplicate or the client's repetition while its
+/// transfer is younger than this or alive. Later, the machine has restarted and uses the same port
+/// again.
 const DUPLICATE_LIFE: Duration = Duration::from_secs(1);
 
-/// Time for a client to answer before its transfer may be ended for another's.
+/// Time for a client's first answer before its transfer may give way to another.
 const ANSWER_GRACE: Duration = Duration::from_millis(200);
-/// An address has a quarter of the slots, but at least so many: a machine needs one or two, several
-/// may share an address.
+/// Least share of an address, which is a quarter of the slots otherwise: a machine needs one or
+/// two, several may share an address.
 const SHARE_MIN: usize = 16;
 
-/// All slots.
+/// The slots of all transfers.
 #[derive(Clone, Debug)]
 pub(super) struct Slots(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     max: usize,
-    /// Most for one address.
+    /// Most slots for one address.
     share: usize,
     live: Mutex<Live>,
     freed: Condvar,
@@ -46,7 +46,7 @@ struct Shared {
 struct Live {
     count: usize,
     clients: HashMap<SocketAddr, Arc<Client>>,
-    /// The number of each address.
+    /// The number of slots of each address.
     addresses: HashMap<IpAddr, usize>,
 }
 
@@ -54,9 +54,9 @@ struct Live {
 struct Client {
     request: Vec<u8>,
     began: Instant,
-    /// When it last sent something, its request included.
+    /// The time of the client's last packet, including its request.
     last_packet: Mutex<Instant>,
-    /// Whether it has sent anything to the transfer's own port, which only the one who has the
+    /// Whether the client has sent a packet to the transfer's own port, which only the owner of the
     /// request's address can know.
     answered: AtomicBool,
     superseded: AtomicBool,
@@ -66,12 +66,12 @@ struct Client {
 /// The answer to a claim.
 #[derive(Debug)]
 pub(super) enum Claim {
-    /// Go on.
+    /// The slot for a new transfer.
     Granted(Slot),
-    /// This request is being served already.
+    /// A transfer already answers this request.
     Repeated,
-    /// All slots are taken, or all of this address. A client that is left without an answer asks
-    /// again; one that is refused gives up its boot.
+    /// All slots are taken, or all of this address. A client without an answer repeats its request;
+    /// a refused client gives up its boot.
     Full,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct Slot {
 pub(super) enum Cancel {
     /// The server stops.
     Stopping,
-    /// The client has asked for something else from the same port.
+    /// The client has sent another request from the same port.
     Superseded,
     /// The client has never answered, and others are waiting.
     Displaced,
@@ -140,7 +140,7 @@ impl Slots {
         Claim::Granted(Slot { peer, client, slots: self.clone() })
     }
 
-    /// Tells every transfer to end, and waits until all have. `false`: some have not within the
+    /// Cancels every transfer, and waits until all have ended. `false` if some have not within the
     /// limit.
     pub(super) fn stop(&self, limit: Duration) -> bool {
         self.0.stopping.store(true, Ordering::Relaxed);
@@ -148,15 +148,15 @@ impl Slots {
         waited.unwrap_or_else(PoisonError::into_inner).0.count == 0
     }
 
-    /// Nothing panics between two changes of what is behind this lock.
+    /// No panic can occur between two changes of the locked data.
     fn live(&self) -> MutexGuard<'_, Live> {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Live {
-    /// Ends the transfer that has waited longest for its client's first answer. Its slot is free a
-    /// moment later.
+    /// Cancels the transfer that has waited longest for its client's first answer. Its slot is free
+    /// a moment later.
     fn displace(&self, now: Instant) {
         let silent = |client: &&Arc<Client>| {
             let ending = client.displaced.load(Ordering::Relaxed);
@@ -179,18 +179,18 @@ impl Client {
 }
 
 impl Slot {
-    /// Notes that the client has sent something; returns whether that was the first time.
+    /// Records a packet of the client; returns whether it was the first.
     pub(super) fn note_packet(&self, now: Instant) -> bool {
         *self.client.last_packet.lock().unwrap_or_else(PoisonError::into_inner) = now;
         !self.client.answered.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether it has ever sent anything to this transfer.
+    /// Whether the client has ever sent a packet to this transfer.
     pub(super) fn answered(&self) -> bool {
         self.client.answered()
     }
 
-    /// Whether the transfer must end.
+    /// The reason why the transfer must end, if there is one.
     pub(super) fn cancelled(&self) -> Option<Cancel> {
         if self.client.superseded.load(Ordering::Relaxed) {
             Some(Cancel::Superseded)
@@ -225,7 +225,7 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    /// Another address each.
+    /// A different address for each number.
     fn from(last: u8) -> SocketAddr {
         ([10, 0, 0, last], 1).into()
     }

@@ -1,10 +1,9 @@
-//! One transfer: the `Socket` through which `tftpd`'s worker sends a file to one client.
+//! One transfer: the `Socket` by which `tftpd`'s worker sends a file to one client.
 //!
-//! Started by the server, ended by the client's last acknowledgement, its silence, or a stop. The
-//! worker reads the file and makes the blocks; this side owns everything that touches the network
-//! and the clock: the option handshake, the judgement of acknowledgements, the time limits and the
-//! count of what was sent. It must never leave the worker in a state in which that one spins,
-//! prints or waits without an end.
+//! The server starts it; the client's last acknowledgement, its silence, or a stop ends it. The
+//! worker reads the file and makes the blocks; the transfer does the rest: the option handshake,
+//! the judgement of acknowledgements, the time limits and the count of sent bytes. It must never
+//! leave the worker in a state in which the worker spins, prints or waits for ever.
 
 use std::{
     error::Error,
@@ -32,19 +31,20 @@ compile_error!("the TFTP server needs panic = \"unwind\"");
 
 /// Longest wait of a read, after which a transfer notices a stop or its time limits.
 const READ_WAIT: Duration = Duration::from_millis(250);
-/// The same before the client's first answer: a transfer that must make room does so soon.
+/// Longest wait of a read before the client's first answer: a transfer that must give way does so
+/// soon.
 const FIRST_READ_WAIT: Duration = Duration::from_millis(50);
-/// Time for a client's first answer: an address that was made up is sent three packets at most.
+/// Time limit of a client's first answer: a forged address gets at most three packets.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
-/// Room for what a client sends in a transfer, in bytes: an ACK has 4, an ERROR a sentence.
+/// Largest packet of a client in a transfer, in bytes: an ACK has 4, an ERROR a sentence.
 const CLIENT_PACKET_BYTES_MAX: usize = 512;
 
 /// Time limits of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TransferLimits {
-    /// Without a new block acknowledged.
+    /// Time limit without a newly acknowledged block.
     pub(super) idle: Duration,
-    /// In all.
+    /// Time limit of the whole transfer.
     pub(super) total: Duration,
 }
 
@@ -88,18 +88,17 @@ impl From<WireError> for End {
 #[derive(Debug)]
 pub(super) struct TransferOutcome {
     pub(super) sent_bytes: u64,
-    /// The client has the file: it acknowledged all of it, or all but the last block and then fell
-    /// silent.
+    /// Whether the client has the file: it acknowledged all of it, or all but the last block and
+    /// then fell silent.
     pub(super) complete: bool,
     pub(super) end: End,
     pub(super) took: Duration,
 }
 
-/// Called once, from the transfer's thread.
+/// A callback for the end of a transfer, called once in its thread.
 pub(super) type Report = Box<dyn FnOnce(TransferOutcome) + Send + Sync>;
 
-/// One transfer. Its fields are dropped in this order: the slot is free only when everything else
-/// is gone.
+/// A transfer. Its fields are dropped in this order: the slot is free only after all others.
 pub(super) struct Transfer {
     wire: Wire,
     file: Option<Opened>,
@@ -113,19 +112,19 @@ pub(super) struct Transfer {
 
 struct State {
     window: Window,
-    /// Whether the worker has more to send before it waits.
+    /// Whether the worker has more packets to send before it waits.
     nonblocking: bool,
     handshake: Handshake,
     progress_at: Instant,
     end: Option<End>,
 }
 
-/// Read from the client or the path to it.
+/// The result of a read from the socket.
 enum Incoming {
     Packet(Packet),
-    /// A datagram that was sent is too large for the path.
+    /// A sent datagram is too large for the path.
     TooLarge,
-    /// Nothing, or nothing that means anything.
+    /// No packet, or a meaningless one.
     Nothing,
 }
 
@@ -159,13 +158,13 @@ impl Transfer {
         Ok(Self { wire, file, terms, limits, began, state, report: None, slot })
     }
 
-    /// Gives the transfer a thread of its own. `report` is called when it has ended, also when it
-    /// could not be started.
+    /// Starts the transfer's thread. Calls `report` at its end, also if the thread could not be
+    /// started.
     pub(super) fn start(mut self, report: Report) -> Result<(), Refusal> {
         let path = self.file.as_ref().map(Opened::path).unwrap_or_default();
         self.report = Some(report);
-        // One lost packet uses up one try, whatever arrives between: how long to go on is decided
-        // here by `TransferLimits`.
+        // A lost packet uses up one try, even if others arrive in between: `TransferLimits` decides
+        // how long to continue.
         let mut local = tftpd::Config::default().opt_local;
         local.max_retries = usize::MAX;
         let mut common = default_of_fourth(Worker::<Self>::new);
@@ -175,18 +174,18 @@ impl Transfer {
         let expects_ack_of_options = !self.terms.granted.is_empty();
         let never = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(Box::new(self), path, local, common, never);
-        // `send` panics when the system gives it no thread.
+        // `send` panics if the system has no thread for it.
         match catch_unwind(AssertUnwindSafe(|| worker.send(expects_ack_of_options))) {
             Ok(Ok(_detached)) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Refusal::Busy),
         }
     }
 
-    /// Returns a packet for the worker's read; `None`: nothing for now.
+    /// Returns a packet for the worker's read; `None` if there is none for now.
     fn receive(&self, state: &mut State) -> Result<Option<Packet>, End> {
-        // The worker has more to send: after each block of a window, and after an acknowledgement,
-        // it checks for another one. That can wait until it has all of the window, which goes out
-        // at once.
+        // After each block of a window, and after an acknowledgement, the worker checks for another
+        // acknowledgement. That check can wait until the worker has sent the whole window, which
+        // goes out at once.
         if state.nonblocking {
             return Ok(None);
         }
@@ -198,7 +197,7 @@ impl Transfer {
         }
     }
 
-    /// The worker would wait for the answer to an OACK only once and would not send it again.
+    /// Exchanges OACK and ACK 0. The worker itself would wait only once, and not repeat the OACK.
     fn shake_hands(&self, state: &mut State) -> Result<Packet, End> {
         loop {
             let due = match state.handshake {
@@ -227,12 +226,12 @@ impl Transfer {
         self.judge(&incoming, state)
     }
 
-    /// Judges a packet and returns it for the worker if it makes progress; sends lost blocks again
-    /// at once.
+    /// Judges a packet, and returns it for the worker if it makes progress; repeats lost blocks at
+    /// once.
     fn judge(&self, incoming: &Incoming, state: &mut State) -> Result<Option<Packet>, End> {
         let (verdict, number) = match *incoming {
             Incoming::Packet(Packet::Ack(number)) => (state.window.acknowledged(number), number),
-            // The system knows the path better now, and cuts what it sends again.
+            // The system now knows the path's limit, and fragments the repetition.
             Incoming::TooLarge => (state.window.lost(), 0),
             Incoming::Packet(_) | Incoming::Nothing => return Ok(None),
         };
@@ -264,7 +263,7 @@ impl Transfer {
         Err(end)
     }
 
-    /// One datagram from the client.
+    /// Reads one datagram from the client.
     fn read(&self) -> Result<Incoming, End> {
         let mut buffer = [0_u8; CLIENT_PACKET_BYTES_MAX];
         let length = match self.wire.receive(&mut buffer)? {
@@ -278,14 +277,14 @@ impl Transfer {
         let datagram = buffer.get(..length).unwrap_or_default();
         match Packet::deserialize(datagram) {
             Ok(Packet::Error { msg, .. }) => Err(End::Client(msg)),
-            // The crate knows no other code.
+            // The crate does not know the error code.
             Err(_) if datagram.starts_with(&[0, 5]) => Err(End::Client("(no message)".to_owned())),
             Ok(packet) => Ok(Incoming::Packet(packet)),
             Err(_) => Ok(Incoming::Nothing),
         }
     }
 
-    /// Only the worker's thread locks it, and it holds together between any two statements.
+    /// Only the worker's thread locks it, and the state is consistent between any two statements.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -328,8 +327,8 @@ impl Socket for Transfer {
         Ok(self.wire.peer()?)
     }
 
-    /// The worker calls this when it has just opened the file for itself: ours would only use up
-    /// descriptors. The wait of a read stays as it is.
+    /// The worker calls it directly after it has opened the file itself, so that the transfer's own
+    /// descriptor can be closed. The wait of a read stays unchanged.
     fn set_read_timeout(&mut self, _timeout: Duration) -> Result<(), Box<dyn Error>> {
         self.file = None;
         Ok(())
@@ -345,7 +344,7 @@ impl Socket for Transfer {
     }
 }
 
-/// The worker drops its socket when it has ended, however it has.
+/// The worker drops its socket at its end, in every case.
 impl Drop for Transfer {
     fn drop(&mut self) {
         let mut state = self.state();
@@ -356,8 +355,7 @@ impl Drop for Transfer {
         let sent_bytes = state.window.sent_bytes();
         drop(state);
         if matches!(end, End::Worker | End::Socket(_)) {
-            // Without a descriptor or memory left, or with a file that cannot be read to its end,
-            // the worker just ends.
+            // Without descriptors or memory, or with an unreadable file, the worker just ends.
             let busy = TftpRefusal::from(Refusal::Busy);
             let sent = bytes_of(&busy.to_packet()).map(|busy| self.wire.send(&busy));
             drop(sent);
@@ -374,22 +372,22 @@ impl fmt::Debug for Transfer {
     }
 }
 
-/// Ends the worker's thread quietly. An error returned to the worker would end it too, but with a
-/// line on standard error for every client that merely asks for a file's size, as most firmware
-/// does.
+/// Ends the worker's thread without output. An error returned to the worker would print a line on
+/// standard error for every client that merely requests a file's size, as most firmware does.
 fn leave(mut state: MutexGuard<'_, State>, end: End) -> ! {
     state.end = Some(end);
     drop(state);
     resume_unwind(Box::new("transfer ended"))
 }
 
-/// The error must be an `io::Error`: on any other the worker tries the same packet for ever.
+/// Encodes a packet. The error must be an `io::Error`: after any other one the worker repeats the
+/// same packet for ever.
 fn bytes_of(packet: &Packet) -> io::Result<Vec<u8>> {
     packet.serialize().map_err(io::Error::other)
 }
 
-/// The default of a constructor's fourth parameter: the type of `Worker::new`'s cannot be named,
-/// for its module is private.
+/// The default value of a constructor's fourth parameter: the type of `Worker::new`'s cannot be
+/// named, because its module is private.
 fn default_of_fourth<A, B, C, D: Default, E, R>(_: fn(A, B, C, D, E) -> R) -> D {
     D::default()
 }

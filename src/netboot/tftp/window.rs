@@ -1,8 +1,8 @@
-//! The blocks of a file that are on their way: gives each 16-bit block number its place in the
-//! file, and judges acknowledgements.
+//! The blocks in flight of a transfer: maps 16-bit block numbers to positions in the file, and
+//! judges acknowledgements.
 //!
-//! Called by a transfer for each packet in either direction. Pure. It lets through to the worker
-//! only acknowledgements that make progress, because `tftpd`'s worker spins on any other.
+//! A transfer uses it for each packet in either direction. Pure. It passes only acknowledgements
+//! that make progress to the worker, because `tftpd`'s worker spins on any other.
 
 use std::{collections::VecDeque, mem};
 
@@ -11,43 +11,42 @@ use std::{collections::VecDeque, mem};
 pub(super) enum Verdict {
     /// New blocks have arrived.
     Progress,
-    /// The client has asked again for what follows the last block it has: send the window again at
-    /// once.
+    /// The client has repeated its request for the next block: send the window again at once.
     Resend,
-    /// Old, repeated or impossible.
+    /// An old, repeated or impossible acknowledgement.
     Ignore,
 }
 
-/// The blocks between the last one acknowledged and the last one sent.
+/// The blocks between the last acknowledged and the last sent one.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    /// Blocks acknowledged, without a gap.
+    /// Acknowledged blocks, without a gap.
     acked: u64,
     /// The furthest block sent.
     sent: u64,
     /// Payload bytes sent, each counted once.
     sent_bytes: u64,
-    /// The number of the file's last block, once it has been sent.
+    /// The number of the file's last block, once it was sent.
     last: Option<u64>,
     /// Whether only one block may be in flight.
     single: bool,
     /// The datagrams after `acked` up to `sent`.
     kept: VecDeque<Vec<u8>>,
-    /// The number of these, the last ones, that are still to go out.
+    /// The number of `kept`'s last datagrams that were not sent yet.
     waiting: usize,
-    /// No early resend before this block is acknowledged.
+    /// The block whose acknowledgement allows another early resend.
     no_resend_until: u64,
 }
 
 impl Window {
-    /// For transfers of at most `window_blocks` in flight.
+    /// A window of at most `window_blocks` in flight.
     pub(super) fn new(window_blocks: u16) -> Self {
         Self { single: window_blocks <= 1, ..Self::default() }
     }
 
-    /// A DATA packet is to go out: its block number, the bytes of file in it, whether that is less
-    /// than a whole block, and the datagram. A new one is kept to go out [with
-    /// others](Self::take_waiting), a repetition is given back.
+    /// Adds a DATA packet: its block number, its bytes of the file, whether that is less than a
+    /// whole block, and the datagram. A new one is kept to be sent [with
+    /// others](Self::take_waiting); a repetition is returned.
     pub(super) fn sent(
         &mut self,
         number: u16,
@@ -69,14 +68,14 @@ impl Window {
         None
     }
 
-    /// The datagrams that have not gone out yet. They have when this returns.
+    /// Takes the datagrams that were not sent yet, and counts them as sent.
     pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = &[u8]> {
         let waiting = mem::take(&mut self.waiting);
         let before = self.kept.len() - waiting;
         self.unacknowledged().skip(before)
     }
 
-    /// An ACK came in.
+    /// Judges an ACK.
     pub(super) fn acknowledged(&mut self, number: u16) -> Verdict {
         let step = self.distance(number);
         if step == 0 {
@@ -89,22 +88,21 @@ impl Window {
         let arrived = usize::try_from(step).unwrap_or(usize::MAX).min(self.kept.len());
         self.kept.drain(..arrived);
         if self.acked < self.sent {
-            // The worker answers this one by sending everything after it again; the rest of the
-            // lost block's window is still to bring repetitions of it, which need no second answer.
+            // The worker answers this ACK by sending all later blocks again; repeated ACKs of the
+            // lost block's window need no second answer.
             self.no_resend_until = self.sent + 1;
         }
         Verdict::Progress
     }
 
-    /// With one block in flight a repeated ACK is never answered (RFC 1123 §4.2.3.1, the Sorcerer's
-    /// Apprentice). With more it means a lost block (RFC 7440 §4), but only once in a window: the
-    /// blocks sent again would bring repeated ACKs of their own.
+    /// Judges a repeated ACK. With one block in flight it is never answered (RFC 1123 §4.2.3.1, the
+    /// Sorcerer's Apprentice). With more it means a lost block (RFC 7440 §4), but only once in a
+    /// window: the repeated blocks would cause repeated ACKs themselves.
     fn repeated(&mut self) -> Verdict {
         if self.single { Verdict::Ignore } else { self.lost() }
     }
 
-    /// Something of what is on its way is known to be lost: whether to send it again at once, which
-    /// is right once in a window.
+    /// Judges the known loss of a sent block: a resend is right once in a window.
     pub(super) fn lost(&mut self) -> Verdict {
         if !self.kept.is_empty() && self.acked >= self.no_resend_until {
             self.no_resend_until = self.sent + 1;
@@ -114,7 +112,7 @@ impl Window {
         }
     }
 
-    /// The datagrams to send again.
+    /// The unacknowledged datagrams, to be sent again.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &[u8]> {
         self.kept.iter().map(Vec::as_slice)
     }
@@ -129,13 +127,13 @@ impl Window {
         self.last.is_some_and(|last| self.acked >= last)
     }
 
-    /// Whether all that lacks is the acknowledgement of the file's last block. Its receiver may
-    /// have ended when it sent that, and so the file may well have arrived (RFC 1350 §6).
+    /// Whether only the acknowledgement of the file's last block is missing. The client may have
+    /// ended after it sent that, and the file may well have arrived (RFC 1350 §6).
     pub(super) fn lacks_last_acknowledgement(&self) -> bool {
         self.last.is_some_and(|last| self.sent >= last && self.acked + 1 == last)
     }
 
-    /// Counts from the last acknowledged block to this one; numbers go round after 65535.
+    /// The distance from the last acknowledged block to this one; numbers wrap after 65535.
     fn distance(&self, number: u16) -> u64 {
         let [.., high, low] = self.acked.to_be_bytes();
         u64::from(number.wrapping_sub(u16::from_be_bytes([high, low])))
@@ -146,7 +144,7 @@ impl Window {
 mod tests {
     use super::*;
 
-    /// A window in which blocks 1 to `blocks` have been sent.
+    /// A window with sent blocks 1 to `blocks`.
     fn sent(blocks: u16, window_blocks: u16) -> Window {
         let mut window = Window::new(window_blocks);
         for number in 1..=blocks {

@@ -1,9 +1,9 @@
-//! A transfer's socket: datagrams to one client, a window of them with one system call.
+//! A transfer's socket: sends a whole window of datagrams to one client by one system call.
 //!
-//! Called by a transfer. A datagram that cannot be sent now is lost, and the transfer sends lost
-//! ones again; only a client that is gone is an error. It must never depend on the abilities of a
-//! network interface: a window that it refuses to cut is sent piece by piece. Nor may it depend on
-//! the size that a path carries: routers may cut datagrams that are too large for their next link.
+//! A transfer uses it. A datagram that cannot be sent now counts as lost, and the transfer repeats
+//! it; only a client that is gone is an error. The socket must not depend on a NIC's abilities: if
+//! the NIC refuses to segment a window, the datagrams are sent one by one. Nor may it depend on the
+//! path's MTU: routers may fragment datagrams.
 
 use std::{
     io::{self, IoSlice},
@@ -24,17 +24,17 @@ use rustix::{
 
 /// Longest wait for room in the socket's send buffer.
 const SEND_LIMIT: Duration = Duration::from_secs(1);
-/// Opcode and block number before each block, in bytes.
+/// Bytes of opcode and block number before each block.
 const HEAD_BYTES: u16 = 4;
-/// Headers of IP and UDP before that, in bytes.
+/// Bytes of the headers of IP and UDP before that.
 const IPV4_HEAD_BYTES: u32 = 20 + 8;
 const IPV6_HEAD_BYTES: u32 = 40 + 8;
-/// The kernel takes at most this many bytes at once, as many as a datagram may have over IPv4, and
-/// cuts them into so many at most (`UDP_MAX_SEGMENTS`).
+/// Most bytes that the kernel takes at once, those of an IPv4 datagram; it segments them into at
+/// most `UDP_MAX_SEGMENTS` datagrams.
 const AT_ONCE_BYTES_MAX: usize = 65_507;
 const AT_ONCE_MAX: usize = 64;
 
-/// Why nothing more can be sent or received.
+/// The reason why the socket cannot be used any more.
 #[derive(Debug)]
 pub(super) enum WireError {
     /// The client's port is closed.
@@ -44,11 +44,11 @@ pub(super) enum WireError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// A datagram of so many bytes.
+    /// A datagram with so many bytes.
     Datagram(usize),
-    /// None within the wait, or word that something could not be delivered just now.
+    /// No datagram within the wait, or a report of an undelivered one.
     Nothing,
-    /// Word that a datagram was larger than some link of the path carries, and is lost.
+    /// A router's report that a datagram exceeded the path's MTU, and is lost.
     TooLarge,
 }
 
@@ -58,8 +58,7 @@ pub(super) struct Wire {
     socket: UdpSocket,
     /// The length of a whole block's datagram.
     datagram_bytes: u16,
-    /// Whether the kernel is still asked to cut what it is given into datagrams (`UDP_SEGMENT`,
-    /// Linux 4.18).
+    /// Whether the kernel segments windows into datagrams (`UDP_SEGMENT`, Linux 4.18).
     cuts: AtomicBool,
 }
 
@@ -73,7 +72,7 @@ impl Wire {
         Ok(Self { socket, datagram_bytes, cuts: AtomicBool::new(true) })
     }
 
-    /// Returns the client's address.
+    /// The client's address.
     pub(super) fn peer(&self) -> io::Result<SocketAddr> {
         self.socket.peer_addr()
     }
@@ -99,7 +98,7 @@ impl Wire {
         }
     }
 
-    /// Sends the datagrams of blocks, which are whole but for the last one.
+    /// Sends the datagrams of blocks, which have the same length except for the last one.
     pub(super) fn send_blocks<'a>(
         &self,
         datagrams: impl Iterator<Item = &'a [u8]>,
@@ -114,8 +113,8 @@ impl Wire {
         Ok(())
     }
 
-    /// Has the kernel cut them. `false`: it cannot on this way, where a NIC makes no checksums or
-    /// blocks are larger than packets.
+    /// Sends the datagrams by one system call. `false` if the kernel cannot segment on this path,
+    /// for a NIC without checksums or blocks larger than packets.
     fn send_at_once(&self, datagrams: &[IoSlice<'_>]) -> Result<bool, WireError> {
         use nix::errno::Errno;
         if datagrams.len() < 2 || !self.cuts.load(Relaxed) {
@@ -133,8 +132,8 @@ impl Wire {
     }
 }
 
-/// The largest block, in bytes, that reaches the client in one packet as far as this system knows:
-/// over a tunnel of its own, for example.
+/// The largest block, in bytes, that reaches the client in one packet by this system's knowledge of
+/// the path: over its own tunnel, for example.
 pub(super) fn block_bytes_in_one_packet(connected: &UdpSocket) -> Option<u16> {
     let (mtu, head) = if connected.peer_addr().ok()?.ip().to_canonical().is_ipv4() {
         (ip_mtu(connected), IPV4_HEAD_BYTES)
@@ -145,16 +144,17 @@ pub(super) fn block_bytes_in_one_packet(connected: &UdpSocket) -> Option<u16> {
     Some(u16::try_from(room).unwrap_or(u16::MAX))
 }
 
-/// Sends packets of IPv4 without DF, over sockets of IPv6 too. A router that may not cut a packet
-/// drops it, and not every one says so. The kernel forgets its word within ten minutes. Over IPv6
-/// no router cuts: there the word of one is needed, and comes as [`Received::TooLarge`].
+/// Lets routers fragment: sends IPv4 packets without DF, over IPv6 sockets too. A router that must
+/// not fragment drops the packet, and not every router reports that. The kernel forgets a report
+/// within ten minutes. IPv6 routers never fragment: there, a report is necessary, and comes as
+/// [`Received::TooLarge`].
 fn let_routers_cut(socket: &UdpSocket) -> io::Result<()> {
     Ok(set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT)?)
 }
 
-/// Judges a socket's error. The ICMP messages of routers and of the client's system come as one,
-/// once, and only tell that a packet was lost. The transfer's limits decide how long to go on, for
-/// networks come back.
+/// Judges a socket's error. ICMP messages of routers and of the client's system arrive as one
+/// error, once, and only mean a lost packet. The transfer's limits decide how long to continue,
+/// because networks come back.
 fn meaning(error: Errno) -> Result<Received, WireError> {
     match error {
         Errno::AGAIN

@@ -1,4 +1,4 @@
-//! An agent of a few lines: a certificate, and an answer to each request that comes.
+//! A simulated agent: a certificate, and an answer to each request.
 
 use std::{
     net::SocketAddr,
@@ -23,14 +23,13 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Agent, Patience};
 use crate::{
-    model::{boot::RamdiskArgs, ids::hex, secret::AttemptKey},
+    model::{backoff::Backoff, boot::RamdiskArgs, ids::hex, secret::AttemptKey},
     ramdisk::log::Log,
 };
 
-/// Short enough for tests.
+/// Short limits for tests.
 pub(in crate::ramdisk) const PATIENCE: Patience = Patience {
-    pause_first: Duration::from_millis(10),
-    pause_longest: Duration::from_millis(50),
+    pauses: Backoff::doubling(Duration::from_millis(10), Duration::from_millis(50)),
     unknown: Duration::from_millis(300),
     silence: Duration::from_secs(2),
 };
@@ -52,7 +51,8 @@ impl Drop for Pretended {
 }
 
 impl Pretended {
-    /// Answers the request of this name; told also how many of that name came before.
+    /// Starts an agent that answers by a request's name and the number of earlier requests of that
+    /// name.
     pub(in crate::ramdisk) async fn start(
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
     ) -> Self {
@@ -61,7 +61,7 @@ impl Pretended {
         Self::showing(certificate, &pair, answer).await
     }
 
-    /// With somebody's certificate, and perhaps without its key.
+    /// Starts an agent that shows a certificate, perhaps without its key.
     pub(in crate::ramdisk) async fn showing(
         certificate: CertificateDer<'static>,
         pair: &KeyPair,
@@ -94,7 +94,7 @@ impl Pretended {
         self.certificate.clone()
     }
 
-    /// The ramdisk's side, which was told of this agent on its command line.
+    /// The ramdisk's client of this agent.
     pub(in crate::ramdisk) fn seen_by_a_ramdisk(&self) -> Agent {
         let args = RamdiskArgs {
             api: self.address,
@@ -144,7 +144,7 @@ async fn serve(
     Ok(())
 }
 
-/// Whether a request is here with all its body.
+/// Whether a request has arrived with its whole body.
 fn is_whole(said: &[u8]) -> bool {
     let text = String::from_utf8_lossy(said).to_ascii_lowercase();
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };

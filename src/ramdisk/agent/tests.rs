@@ -1,4 +1,4 @@
-//! How long the agent is asked, whom the ramdisk takes for it, and what its answers may be.
+//! Tests of repeated requests, of the pinned certificate, and of possible answers.
 
 use proptest::prelude::*;
 use rcgen::KeyPair;
@@ -57,7 +57,7 @@ async fn an_agent_that_is_silent_for_long_is_given_up() {
     let ramdisk = agent.seen_by_a_ramdisk();
     let given_up = ramdisk.wait_until_done(Duration::ZERO).await;
     assert!(matches!(given_up, Err(AgentError::Silent(_))), "{given_up:?}");
-    // Nobody listens there any more.
+    // No process listens there any more.
     drop(agent);
     let given_up = ramdisk.wait_until_done(Duration::ZERO).await;
     assert!(matches!(given_up, Err(AgentError::Silent(_))), "{given_up:?}");
@@ -68,7 +68,7 @@ async fn nobody_else_is_told_the_key_or_anything() {
     let agent = Pretended::start(|_, _| ABORT).await;
     let pair = KeyPair::generate().unwrap();
     let another = Pretended::showing(certificate(&pair), &pair, |_, _| ABORT).await;
-    // It has got hold of the certificate, which is no secret, and not of its key.
+    // It has the certificate, which is no secret, but not its key.
     let thief = Pretended::showing(agent.certificate(), &pair, |_, _| ABORT).await;
     for stranger in [another, thief] {
         let mut ramdisk = agent.seen_by_a_ramdisk();
@@ -149,7 +149,11 @@ proptest! {
     }
 
     #[test]
-    fn what_the_agent_writes_is_read_as_it_was_meant(disk in ".{0,20}", iqn in ".{0,40}", poll_after: u32) {
+    fn what_the_agent_writes_is_read_as_it_was_meant(
+        disk in ".{0,20}",
+        iqn in ".{0,40}",
+        poll_after: u32,
+    ) {
         let reply = LookupReply { disk, iqn, poll_after };
         let body = serde_json::to_vec(&reply).unwrap();
         let read = read_answer::<LookupReply>(StatusCode::OK, &body).unwrap().unwrap();

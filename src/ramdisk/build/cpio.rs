@@ -1,8 +1,8 @@
 //! The initramfs as the kernel unpacks it: a cpio archive in the "newc" format (Linux
 //! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 //!
-//! Called by the builder. The same entries give the same bytes: no times, owners or inode numbers
-//! of the machine that built it.
+//! The builder uses it. The same entries give the same bytes: the archive holds no times, owners or
+//! inode numbers of the builder's machine.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ enum Entry {
     CharacterDevice { major: u32, minor: u32 },
 }
 
-/// An archive being filled. Paths have no leading slash; the directories above an entry come by
-/// themselves.
+/// An archive under construction. Paths have no leading slash; parent directories are added
+/// automatically.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Archive(BTreeMap<String, Entry>);
 
@@ -46,10 +46,10 @@ impl Archive {
         self.0.insert(path.to_owned(), entry);
     }
 
-    /// The archive's bytes; `None` when a file has 4 GiB or more, which the format cannot say.
+    /// Encodes the archive; `None` if a file has 4 GiB or more, which the format does not support.
     pub(super) fn to_bytes(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        // Sorted by path, so a directory stands before what is in it.
+        // Sorted by path, so that a directory precedes its content.
         for (inode, (path, entry)) in (1..).zip(&self.0) {
             let (mode, device, contents) = match entry {
                 Entry::Directory => (DIRECTORY | 0o755, (0, 0), &[][..]),
@@ -91,7 +91,7 @@ fn put(
     Some(())
 }
 
-/// Names and contents end at a multiple of four.
+/// Pads a name or a content to a multiple of four.
 fn pad(bytes: &mut Vec<u8>) {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }

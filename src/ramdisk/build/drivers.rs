@@ -1,10 +1,10 @@
-//! Which drivers an initramfs is to hold, by the kernel's names for them, and which of Debian's
-//! packages bring the firmware that some of them load.
+//! The drivers of an initramfs, by the kernel's names, and Debian's packages of their firmware.
 //!
-//! Used by [`super::select`]. Nothing here is about one machine: what a machine has is found when
-//! it boots.
+//! [`super::select`] uses it. The list is for all machines: the running ramdisk loads the drivers
+//! for its hardware.
 
-/// Loaded when the hardware asks: what servers and edge machines of the last ten years have.
+/// Drivers that are loaded for their hardware: those of servers and edge machines of the last ten
+/// years.
 #[rustfmt::skip]
 pub(super) const DRIVERS: &[&str] = &[
     // Virtual machines
@@ -12,22 +12,23 @@ pub(super) const DRIVERS: &[&str] = &[
     "hv_vmbus", "hv_netvsc", "hv_storvsc", "pci_hyperv", "gve", "ena", "mana", "iavf", "igbvf",
     "ixgbevf", "cxgb4vf",
     // Network interfaces
-    "e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "idpf", "tg3", "bnx2", "bnx2x", "bnxt_en",
-    "mlx4_core", "mlx4_en", "mlx5_core", "r8169", "atlantic", "be2net", "qede", "cxgb4", "enic",
+    "e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "idpf", "tg3", "bnx2", "bnx2x",
+    "bnxt_en", "mlx4_core", "mlx4_en", "mlx5_core", "r8169", "atlantic", "be2net", "qede", "cxgb4",
+    "enic",
     "hns3", "hclge", "sfc", "nfp", "ionic", "hinic", "alx", "amd_xgbe", "dwmac_intel", "lan743x",
-    // USB network interfaces, and what USB hangs on
+    // USB network interfaces, and USB controllers.
     "xhci_pci", "ehci_pci", "r8152", "r8153_ecm", "ax88179_178a", "asix", "aqc111", "cdc_ether",
     "cdc_ncm", "lan78xx", "smsc75xx", "smsc95xx", "ch9200", "dm9601", "rtl8150", "sr9800",
     // Disk controllers
     "ahci", "ata_piix", "ata_generic", "nvme", "vmd", "megaraid_sas", "mpt3sas", "mpi3mr", "mptsas",
-    "mptspi", "hpsa", "smartpqi", "aacraid", "isci", "arcmsr", "pm80xx", "mvsas", "hptiop", "mtip32xx",
-    "hisi_sas_v3_hw", "sdhci_pci", "sdhci_acpi",
+    "mptspi", "hpsa", "smartpqi", "aacraid", "isci", "arcmsr", "pm80xx", "mvsas", "hptiop",
+    "mtip32xx", "hisi_sas_v3_hw", "sdhci_pci", "sdhci_acpi",
     // Disks on them
     "sd_mod", "mmc_block",
 ];
 
-/// Where drivers of network interfaces and disk controllers lie beneath `kernel/drivers`. USB
-/// storage is not among them: neither a stick nor a BMC's virtual disk is to be chosen by mistake.
+/// Directories of drivers of network interfaces and disk controllers beneath `kernel/drivers`. USB
+/// storage is not among them: neither a stick nor a BMC's virtual disk must be chosen by mistake.
 pub(super) const DIRECTORIES: &[&str] = &[
     "ata",
     "block/mtip32xx",
@@ -43,19 +44,19 @@ pub(super) const DIRECTORIES: &[&str] = &[
     "usb/host",
 ];
 
-/// Buses whose devices ask for a driver by themselves. A driver that none of these knows is for
-/// what is attached to a disk controller, as tapes, or for old computers.
+/// Buses whose devices name their drivers. A driver for no such bus is for devices behind a disk
+/// controller, such as streamers, or for old computers.
 pub(super) const BUSES: &[&str] = &["acpi", "of", "pci", "platform", "usb", "virtio", "vmbus"];
 
 /// Drivers of the chips that connect a network interface to its cable.
 #[rustfmt::skip]
 const PHYS: &[&str] = &[
-    "marvell", "marvell10g", "mxl_gpy", "realtek", "micrel", "microchip", "smsc", "dp83867", "dp83822",
-    "at803x", "broadcom", "motorcomm", "intel_xway", "aquantia", "ax88796b",
+    "marvell", "marvell10g", "mxl_gpy", "realtek", "micrel", "microchip", "smsc", "dp83867",
+    "dp83822", "at803x", "broadcom", "motorcomm", "intel_xway", "aquantia", "ax88796b",
 ];
 
-/// Modules that the kernel asks a running `modprobe` for when such a driver starts, and there is
-/// none.
+/// Modules that the kernel would request from `modprobe`, which the ramdisk lacks, when such a
+/// driver starts.
 pub(super) fn companions(driver: &str) -> &'static [&'static str] {
     match driver {
         "dwmac_intel" | "lan743x" | "lan78xx" | "asix" | "smsc95xx" | "ax88179_178a" => PHYS,
@@ -65,7 +66,7 @@ pub(super) fn companions(driver: &str) -> &'static [&'static str] {
     }
 }
 
-/// Debian's package with this firmware file. All but `firmware-linux-free` are in its component
+/// Debian's package of a firmware file. All but `firmware-linux-free` are in the component
 /// `non-free-firmware`.
 pub(super) fn debian_package(file: &str) -> Option<&'static str> {
     const PACKAGES: [(&str, &str); 16] = [

@@ -1,8 +1,8 @@
-//! As much of ELF-64 as the builder needs (gABI ch. 4 and 5): one section's bytes, and whether a
+//! The parts of ELF-64 that the builder needs (gABI ch. 4 and 5): a section's bytes, and whether a
 //! program needs a dynamic loader.
 //!
-//! Called by [`super::modinfo`] for modules and by the builder for the program. It must never panic
-//! on what a file holds.
+//! [`super::modinfo`] uses it for modules, and the builder for the program. It must never panic on
+//! any file.
 
 use std::ops::Range;
 
@@ -75,6 +75,18 @@ fn number(bytes: &[u8], range: Range<usize>) -> Option<usize> {
     usize::try_from(number).ok()
 }
 
+/// The headers of a program with one segment to load.
+#[cfg(test)]
+pub(super) fn static_program() -> Vec<u8> {
+    let mut elf = vec![0; 0x40 + PROGRAM_HEADER_BYTES];
+    elf.splice(..6, MAGIC_64_BIT_LITTLE_ENDIAN);
+    elf[0x20] = 0x40;
+    elf[0x36] = u8::try_from(PROGRAM_HEADER_BYTES).unwrap();
+    elf[0x38] = 1;
+    elf[0x40] = 1;
+    elf
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -86,7 +98,7 @@ mod tests {
         let this = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert!(!is_static_program(&this));
         let busybox = std::fs::read("/bin/busybox").unwrap();
-        assert!(is_static_program(&busybox));
+        assert!(is_static_program(&busybox) && is_static_program(&static_program()));
         assert!(!is_static_program(b"#!/bin/sh\n"));
     }
 

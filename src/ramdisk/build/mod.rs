@@ -1,7 +1,7 @@
 //! The builder of the deploy kernel and initramfs, from any unpacked kernel package and the static
 //! `hostler-ramdisk`.
 //!
-//! Called by `hostler ramdisk build`. The same input gives the same bytes. It runs no program and
+//! `hostler ramdisk build` uses it. The same input gives the same bytes. It runs no program and
 //! needs no root.
 
 mod cpio;
@@ -21,34 +21,32 @@ use package::Package;
 
 use crate::regular_file;
 
-/// zstd's best level without long windows: 30 MB take some seconds once, and every machine's TFTP
-/// transfer is shorter for it.
+/// zstd's best level without long windows: 30 MB take some seconds once, and shorten every
+/// machine's TFTP transfer.
 const ZSTD_LEVEL: i32 = 19;
 
-/// Largest file that goes into the initramfs as it is: a firmware file has a few MiB, a kernel some
-/// dozen.
+/// Largest file of the initramfs: a firmware file has a few MiB, a kernel some dozen.
 const FILE_BYTES_MAX: u64 = 512 << 20;
 
-/// The parts to build from.
+/// The input and output of a build.
 #[derive(Clone, Debug)]
 pub struct BuildOptions {
     /// An unpacked kernel package: `boot/vmlinuz-<release>` and `lib/modules/<release>` (or the
-    /// same under `usr`). Other packages may be unpacked into the same directory, or all into
-    /// directories of their own beneath it. Firmware files under `lib/firmware` are taken along
-    /// when a module of the initramfs asks for them.
+    /// same under `usr`). Other packages may be unpacked into the same directory, or each into a
+    /// directory beneath it. The build adds firmware files under `lib/firmware` that a module of
+    /// the initramfs may request.
     pub kernel_package: PathBuf,
-    /// Modules to take beside those that every initramfs has, by the kernel's name or the file's.
+    /// Additional modules, by the kernel's name or the file's.
     pub modules: Vec<String>,
-    /// Whether to take every driver of a network interface or a disk controller that the package
-    /// has.
+    /// Whether to add every driver of a network interface or a disk controller in the package.
     pub all_drivers: bool,
     /// The `hostler-ramdisk` binary, statically linked for the kernel's architecture.
     pub binary: PathBuf,
-    /// The directory to write `vmlinuz` and `initramfs` into; it is made if it does not exist.
+    /// The output directory of `vmlinuz` and `initramfs`; it is made if it does not exist.
     pub out: PathBuf,
 }
 
-/// A ramdisk that was built.
+/// The report about a built ramdisk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Built {
     /// The kernel's release (`uname -r`).
@@ -63,26 +61,27 @@ pub struct Built {
     pub modules: Vec<String>,
     /// Names of the firmware files in it, sorted.
     pub firmware: Vec<String>,
-    /// Drivers that every initramfs is to have, and that this kernel has not.
+    /// Drivers of every initramfs that this kernel lacks.
     pub drivers_missing: Vec<String>,
-    /// Firmware that its modules may ask for, and that was not found.
+    /// Firmware that the modules may request and that was not found.
     pub firmware_missing: Vec<MissingFirmware>,
 }
 
-/// Firmware that a module may ask for, and that was not found.
+/// Firmware that a module may request and that was not found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingFirmware {
     /// The module.
     pub module: String,
-    /// Whether other files for it were found: of most drivers a NIC needs one of many.
+    /// Whether other files of the module were found: with most drivers, a NIC needs one file of
+    /// many.
     pub has_some: bool,
     /// The files, beneath `lib/firmware`.
     pub files: Vec<String>,
-    /// The packages in which Debian has them, as far as that is known.
+    /// Debian's packages of the files, if known.
     pub debian_packages: Vec<String>,
 }
 
-/// Why nothing was built.
+/// A failed build.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A file cannot be read or written.
@@ -93,7 +92,7 @@ pub enum BuildError {
         /// The reason why it is missing.
         source: io::Error,
     },
-    /// Not exactly one kernel in the package.
+    /// The package does not hold exactly one kernel.
     #[error(
         "{path}: {found} kernels under lib/modules, must be exactly one; unpack one kernel package \
          there (dpkg -x)"
@@ -101,16 +100,16 @@ pub enum BuildError {
     Releases {
         /// The package directory.
         path: PathBuf,
-        /// How many kernels.
+        /// The number of kernels.
         found: usize,
     },
-    /// The kernel cannot be an iSCSI target.
+    /// The kernel lacks an iSCSI target.
     #[error(
         "kernel {release} has no {module}, which serves the disk; use a distribution's general \
          kernel"
     )]
     NoTarget {
-        /// The module it lacks.
+        /// The missing module.
         module: &'static str,
         /// The kernel.
         release: String,
@@ -118,13 +117,13 @@ pub enum BuildError {
     /// The kernel cannot unpack the initramfs.
     #[error("kernel {0} is configured without CONFIG_RD_ZSTD, which unpacks the initramfs")]
     NoZstd(String),
-    /// Modules without their kernel.
+    /// The package has modules, but not their kernel.
     #[error("no boot/vmlinuz-{0}, the kernel that the modules are for; unpack its package, too")]
     NoKernel(String),
-    /// A module that was asked for.
+    /// The package lacks a requested module.
     #[error("the package has no module {0}")]
     NoModule(String),
-    /// The package is incomplete.
+    /// A module's dependency is missing.
     #[error("module {by} needs {module}, which the package does not have")]
     MissingModule {
         /// The missing firmware file.
@@ -143,8 +142,8 @@ pub enum BuildError {
     TooLarge,
 }
 
-/// Builds `vmlinuz` and `initramfs` in `options.out`. Both are replaced by renaming, so a machine
-/// that is fetching gets the old or the new file whole.
+/// Builds `vmlinuz` and `initramfs` in `options.out`. Renames replace both, so that a machine gets
+/// the old or the new file whole.
 pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
     let package = Package::open(&options.kernel_package)?;
     if !package.unpacks_zstd() {
@@ -162,7 +161,7 @@ pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
     for directory in ["dev", "proc", "run", "sys"] {
         archive.directory(directory);
     }
-    // The kernel opens it for process 1 before anything is mounted.
+    // The kernel opens it for process 1 before any mount.
     archive.character_device("dev/console", 5, 1);
     let dir = format!("lib/modules/{}", package.release);
     archive.file(&format!("{dir}/modules.list"), 0o644, selection.list.to_text().into_bytes());
@@ -234,11 +233,12 @@ mod tests {
         fs::write(dir.join("package/lib/firmware/mlx4.bin"), "firmware").unwrap();
         fs::create_dir_all(dir.join("package/boot")).unwrap();
         fs::write(dir.join("package/boot/vmlinuz-6.1.0-1-amd64"), "kernel").unwrap();
+        fs::write(dir.join("program"), elf::static_program()).unwrap();
         BuildOptions {
             kernel_package: dir.join("package"),
             modules: Vec::new(),
             all_drivers: false,
-            binary: "/bin/busybox".into(),
+            binary: dir.join("program"),
             out: dir.join("out"),
         }
     }
@@ -277,7 +277,7 @@ mod tests {
 
         options.binary = std::env::current_exe().unwrap();
         assert!(error(&options).contains("not a static ELF program"));
-        options.binary = "/bin/busybox".into();
+        options.binary = dir.path().join("program");
 
         fs::write(dir.path().join("package/boot/config-6.1.0-1-amd64"), "CONFIG_RD_GZIP=y\n")
             .unwrap();
@@ -309,7 +309,7 @@ mod tests {
         let drivers = dir.path().join("package/lib/modules/6.1.0-1-amd64/kernel/drivers");
         for (file, modinfo) in [
             ("net/ethernet/bnx2x.ko", "alias=pci:v1*\0firmware=bnx2x/a.fw\0firmware=bnx2x/b.fw\0"),
-            ("net/ethernet/old-card.ko", "alias=pci:v2*\0firmware=old/card.bin\0"),
+            ("net/ethernet/old-model.ko", "alias=pci:v2*\0firmware=old/model.bin\0"),
             ("net/ethernet/no_hardware.ko", "depends=\0"),
             ("scsi/st.ko", "alias=scsi:t-0x01*\0"),
             ("usb/storage/usb-storage.ko", "alias=usb:v*ic08*\0"),
@@ -319,7 +319,7 @@ mod tests {
         }
         let built = build(&options).unwrap();
         let has = |built: &Built, name: &str| built.modules.iter().any(|module| module == name);
-        assert!(has(&built, "bnx2x") && !has(&built, "old_card") && !has(&built, "usb_storage"));
+        assert!(has(&built, "bnx2x") && !has(&built, "old_model") && !has(&built, "usb_storage"));
         assert_eq!(built.firmware, ["mlx4.bin"]);
         let lacks = |name: &str| built.drivers_missing.iter().any(|missing| missing == name);
         assert!(lacks("mpi3mr") && !lacks("bnx2x"));
@@ -330,7 +330,7 @@ mod tests {
 
         options.all_drivers = true;
         let all = build(&options).unwrap();
-        assert!(has(&all, "old_card"));
+        assert!(has(&all, "old_model"));
         for not in ["no_hardware", "st", "usb_storage"] {
             assert!(!has(&all, not), "{not}");
         }
@@ -340,9 +340,9 @@ mod tests {
         options.modules = vec!["usb-storage".into(), "ptp".into(), "no_hardware".into()];
         let more = build(&options).unwrap();
         assert!(has(&more, "usb_storage") && has(&more, "no_hardware"), "ptp is built in");
-        options.modules = vec!["old-cord".into()];
+        options.modules = vec!["old-modal".into()];
         let error = build(&options).unwrap_err().to_string();
-        assert_eq!(error, "the package has no module old_cord; did you mean old_card?");
+        assert_eq!(error, "the package has no module old_modal; did you mean old_model?");
     }
 
     /// Invariant (ramdisk): The builder names the drivers and firmware that its ramdisk lacks.

@@ -1,30 +1,29 @@
 //! The self-description of a kernel module: the strings of its `.modinfo` section (Linux
 //! `include/linux/module.h`, `MODULE_INFO`).
 //!
-//! Called by [`super::select`]. Debian's kernel package has no `modules.dep`: it is made where the
-//! package is installed. The modules themselves hold the same facts, so they are asked. It must
-//! never panic on what a file holds.
+//! [`super::select`] uses it. Debian's kernel package has no `modules.dep`, which the installation
+//! makes; the modules themselves hold the same facts. It must never panic on any file.
 
 use std::str;
 
 use super::elf;
 
-/// The part of a module's information that matters here. Names are normal: `-` is `_`.
+/// A module's dependencies, aliases and firmware. Names are normalized: `-` is `_`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ModInfo {
-    /// Modules that must be loaded before, directly needed.
+    /// Modules that must be loaded before it: direct dependencies.
     pub(super) depends: Vec<String>,
-    /// Modules that should be loaded before, if they exist.
+    /// Modules that should be loaded before it, if they exist.
     pub(super) before: Vec<String>,
-    /// Modules that should be loaded after, if they exist.
+    /// Modules that should be loaded after it, if they exist.
     pub(super) after: Vec<String>,
-    /// Hardware it drives.
+    /// Aliases of the hardware that it drives.
     pub(super) aliases: Vec<String>,
-    /// Firmware files it may ask for.
+    /// Firmware files that it may request.
     pub(super) firmware: Vec<String>,
 }
 
-/// The bytes are not a module this reads.
+/// The bytes are no readable module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a 64-bit little-endian ELF file with a .modinfo section")]
 pub(super) struct NotAModule;
@@ -46,7 +45,7 @@ impl ModInfo {
         Ok(info)
     }
 
-    /// `pre: a b post: c`
+    /// Parses a soft dependency: `pre: a b post: c`.
     fn soft(&mut self, rule: &str) {
         let mut list = None;
         for word in rule.split_ascii_whitespace() {
@@ -60,7 +59,7 @@ impl ModInfo {
     }
 }
 
-/// A module's name as the kernel knows it: file names and dependency lists mix `-` and `_`.
+/// Normalizes a module's name as the kernel does: file names and dependency lists mix `-` and `_`.
 pub(super) fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -75,7 +74,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The least ELF file with this `.modinfo`.
+    /// Makes a minimal ELF file with this `.modinfo`.
     pub(in super::super) fn module(modinfo: &str) -> Vec<u8> {
         let names = b"\0.modinfo\0.shstrtab\0";
         let (names_at, info_at) = (64, 64 + names.len());

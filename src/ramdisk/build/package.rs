@@ -1,7 +1,7 @@
-//! An unpacked kernel package, of Debian or of any other distribution that puts modules under
-//! `lib/modules/<release>`, and what was unpacked beside it, as packages of firmware.
+//! An unpacked kernel package, of Debian or another distribution with modules under
+//! `lib/modules/<release>`, and other packages beside it, such as firmware.
 //!
-//! Called by the builder. It reads; nothing in the package is run.
+//! The builder uses it. It only reads, and runs nothing from the package.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,22 +13,22 @@ use std::{
 use super::{BuildError, FILE_BYTES_MAX, modinfo::normal, read};
 use crate::regular_file;
 
-/// A decompressed module is a few MiB at most (the largest, of a graphics driver, has 15); more is
-/// a decompression bomb.
+/// Largest decompressed module. The largest real one, a graphics driver, has 15 MiB; more is a
+/// decompression bomb.
 const MODULE_BYTES_MAX: u64 = 256 << 20;
-/// `kernel/drivers/net/ethernet/mellanox/mlx5/core` is eight deep.
+/// Most levels of directories: `kernel/drivers/net/ethernet/mellanox/mlx5/core` has eight.
 const DEPTH_MAX: usize = 16;
 
-/// A name that is less alike is not meant (Jaro and Winkler's measure).
+/// Least similarity of a suggested name (Jaro and Winkler's measure).
 const SIMILAR_MIN: f64 = 0.8;
 const LIBRARIES: [&str; 2] = ["lib", "usr/lib"];
 
-/// The package's kernel and what is beside it.
+/// The unpacked kernel, its modules, and packages beside it.
 #[derive(Debug)]
 pub(super) struct Package {
-    /// Where packages were unpacked: all into one directory, or each into one of its own.
+    /// The directories of unpacked packages: a common one, or one for each.
     roots: Vec<PathBuf>,
-    /// Where its modules are. Some distributions put them into several packages.
+    /// The directories of modules. Some distributions split them into several packages.
     dirs: Vec<PathBuf>,
     /// `uname -r` of the kernel.
     pub(super) release: String,
@@ -39,7 +39,7 @@ pub(super) struct Package {
 }
 
 impl Package {
-    /// Looks at what was unpacked in `root`, which must hold exactly one kernel.
+    /// Reads the packages in `root`, which must hold exactly one kernel.
     pub(super) fn open(root: &Path) -> Result<Self, BuildError> {
         let top = root
             .canonicalize()
@@ -51,7 +51,7 @@ impl Package {
             let mut modules = BTreeMap::new();
             walk(&dir, DEPTH_MAX, &mut modules)
                 .map_err(|source| BuildError::Io { path: dir.clone(), source })?;
-            // Headers have a directory there, too, with nothing but links.
+            // A package of headers has such a directory, too, which holds only links.
             if !modules.is_empty() || dir.join("modules.builtin").is_file() {
                 let release = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 releases.entry(release).or_default().insert(dir, modules);
@@ -80,14 +80,13 @@ impl Package {
         read(&path.ok_or_else(|| BuildError::NoKernel(self.release.clone()))?)
     }
 
-    /// A file of this kernel's in `boot`.
+    /// The path of a file of this kernel in `boot`.
     fn in_boot(&self, name: &str) -> Option<PathBuf> {
         let name = format!("{name}-{}", self.release);
         self.roots.iter().map(|root| root.join("boot").join(&name)).find(|path| path.is_file())
     }
 
-    /// Whether the kernel's configuration says that it can unpack a zstd initramfs; without a
-    /// configuration it is believed.
+    /// Whether the kernel can unpack a zstd initramfs by its configuration; assumed without one.
     pub(super) fn unpacks_zstd(&self) -> bool {
         self.in_boot("config")
             .and_then(|path| regular_file::read_to_string(&path, FILE_BYTES_MAX).ok())
@@ -104,7 +103,7 @@ impl Package {
         modules.filter(|(_, path)| lies_there(path)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// A name that no module has, with the most similar that one has.
+    /// Describes an unknown module name, with the most similar known one.
     pub(super) fn unknown(&self, name: &str) -> String {
         let similar = self.modules.keys().map(|known| (strsim::jaro_winkler(name, known), known));
         let best = similar.max_by(|(one, _), (other, _)| one.total_cmp(other));
@@ -114,19 +113,19 @@ impl Package {
         }
     }
 
-    /// Whether the package has a module of that name.
+    /// Whether the package has a module with this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.modules.contains_key(name)
     }
 
-    /// A module's ELF file, decompressed; `None` when the package has none of that name.
+    /// Reads a module's ELF file, decompressed; `None` if the package has none with this name.
     pub(super) fn module(&self, name: &str) -> Result<Option<Vec<u8>>, BuildError> {
         let Some(path) = self.modules.get(name) else { return Ok(None) };
         decompressed(path).map(Some).map_err(|source| BuildError::Io { path: path.clone(), source })
     }
 
-    /// A firmware file with the name it has in the package, which may say that it is compressed:
-    /// the kernel unpacks it.
+    /// Reads a firmware file; returns it with its name in the package, which may be that of a
+    /// compressed file: the kernel unpacks it.
     pub(super) fn firmware(&self, name: &str) -> Option<(String, Vec<u8>)> {
         if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return None;
@@ -141,8 +140,9 @@ impl Package {
     }
 }
 
-/// This directory of every root's `lib`, each once: on a merged `/usr`, `lib` is a link to
-/// `usr/lib`. A link out of what was unpacked is not followed: it would lead to this machine's own.
+/// Finds this directory in every root's `lib`, each once: with a merged `/usr`, `lib` is a link to
+/// `usr/lib`. A link that leads out of the packages is not followed: it would lead to the builder's
+/// own files.
 fn beneath(top: &Path, roots: &[PathBuf], name: &str) -> BTreeSet<PathBuf> {
     let places = roots.iter().flat_map(|root| LIBRARIES.map(|lib| root.join(lib).join(name)));
     places.filter_map(|at| at.canonicalize().ok()).filter(|at| at.starts_with(top)).collect()
@@ -171,7 +171,7 @@ fn walk(dir: &Path, depth: usize, found: &mut BTreeMap<String, PathBuf>) -> io::
     Ok(())
 }
 
-/// `kernel/drivers/net/virtio-net.ko.xz` is `virtio_net`.
+/// The module's name for a path: `kernel/drivers/net/virtio-net.ko.xz` is `virtio_net`.
 fn module_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let bare = [".ko", ".ko.xz", ".ko.zst"].iter().find_map(|suffix| name.strip_suffix(suffix))?;

@@ -1,8 +1,8 @@
-//! Which modules go into the initramfs: LIO, the network interfaces and disk controllers of servers
-//! and small edge machines, what else was asked for, and what those need.
+//! Selects the modules of the initramfs: LIO, drivers of network interfaces and disk controllers,
+//! requested modules, and their dependencies.
 //!
-//! Called by the builder. A driver the kernel does not have is left out, and named; LIO and what
-//! was asked for must be there.
+//! The builder calls it. It reports a driver that the kernel lacks; LIO and requested modules must
+//! exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::ramdisk::module_list::ModuleList;
 
-/// The target itself. A kernel without them cannot serve a disk.
+/// The modules of the iSCSI target, without which the ramdisk cannot serve a disk.
 const TARGET: [&str; 3] = ["target_core_mod", "target_core_iblock", "iscsi_target_mod"];
 
-/// Modules that the kernel would ask a running `modprobe` for, and there is none: the checksums
-/// iSCSI and T10-DIF look up by name.
+/// Modules that the kernel would request from `modprobe`, which the ramdisk lacks: the checksums
+/// that iSCSI and T10-DIF look up by name.
 const LOOKED_UP_BY_NAME: [&str; 4] =
     ["crc32c_generic", "crc32c_intel", "crct10dif_generic", "crct10dif_pclmul"];
 
@@ -28,16 +28,16 @@ pub(super) struct Selection {
     pub(super) list: ModuleList,
     /// Module files by normal name, decompressed.
     pub(super) modules: BTreeMap<String, Vec<u8>>,
-    /// Firmware files the package has of those the modules may ask for.
+    /// Firmware files of the modules that the package has.
     pub(super) firmware: BTreeMap<String, Vec<u8>>,
-    /// Those it has not.
+    /// Firmware files of the modules that the package lacks.
     pub(super) firmware_missing: Vec<MissingFirmware>,
-    /// Drivers that are looked for in every package, and that this one has not.
+    /// Drivers of every initramfs that this package lacks.
     pub(super) drivers_missing: Vec<String>,
 }
 
-/// Chooses from the package: what every initramfs has, the modules `more`, and with `all_drivers`
-/// every driver of a network interface or a disk controller.
+/// Selects from the package: the modules of every initramfs, the modules `more`, and with
+/// `all_drivers` every driver of a network interface or a disk controller.
 pub(super) fn select(
     package: &Package,
     more: &[String],
@@ -78,7 +78,7 @@ struct Chosen {
 }
 
 impl Chosen {
-    /// Adds a module, unless it is for none of the buses that ask for their drivers.
+    /// Adds a module, unless it drives no device of [`BUSES`].
     fn add_driver(&mut self, package: &Package, name: &str) -> Result<(), BuildError> {
         let Some(elf) = package.module(name)? else { return Ok(()) };
         let info = ModInfo::read(&elf).map_err(|_| BuildError::NotAModule(name.to_owned()))?;
@@ -93,7 +93,7 @@ impl Chosen {
         Ok(())
     }
 
-    /// Adds a module and all it needs; `false` when the package does not have it.
+    /// Adds a module and its dependencies; `false` if the package does not have it.
     fn add(&mut self, package: &Package, name: &str) -> Result<bool, BuildError> {
         let mut todo = vec![(name.to_owned(), None::<String>)];
         while let Some((name, needed_by)) = todo.pop() {
@@ -110,7 +110,7 @@ impl Chosen {
             let mut info = ModInfo::read(&elf).map_err(|_| BuildError::NotAModule(name.clone()))?;
             info.before.extend(companions(&name).iter().map(|name| (*name).to_owned()));
             todo.extend(info.depends.iter().map(|need| (need.clone(), Some(name.clone()))));
-            // A soft dependency may be absent, and may be an alias rather than a module.
+            // A soft dependency may be missing, and may be an alias instead of a module.
             let soft = info.before.iter().chain(&info.after);
             todo.extend(soft.filter(|soft| package.has(soft)).map(|soft| (soft.clone(), None)));
             self.files.insert(name.clone(), elf);
@@ -132,7 +132,7 @@ impl Chosen {
             needs.pop();
             list.needs.insert(name.clone(), needs);
             for pattern in &info.aliases {
-                // A module to be loaded after a driver is asked for by the same hardware.
+                // A module that follows a driver is loaded for the same hardware.
                 let after = info.after.iter().filter(|after| self.info.contains_key(*after));
                 list.aliases
                     .extend([name].into_iter().chain(after).map(|n| (pattern.clone(), n.clone())));
@@ -163,8 +163,8 @@ impl Chosen {
         Selection { list, modules: self.files, firmware, firmware_missing, drivers_missing }
     }
 
-    /// Appends what `name` needs, each after its own needs, and `name` last. A circle is cut where
-    /// it closes.
+    /// Appends the dependencies of `name`, each after its own dependencies, and `name` last.
+    /// Ignores the link that closes a cycle.
     fn load_order(&self, name: &str, seen: &mut BTreeSet<String>, order: &mut Vec<String>) {
         if let Some(info) = self.info.get(name)
             && seen.insert(name.to_owned())

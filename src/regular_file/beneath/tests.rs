@@ -1,5 +1,4 @@
-//! Both ways of opening beneath a directory over the same trees: links, `..`, and renames
-//! meanwhile.
+//! Tests of both ways of opening beneath a directory, with links, `..` and renames.
 
 use std::{
     fs,
@@ -16,7 +15,7 @@ use crate::regular_file::{read_start, tests::make_fifo};
 const BY_COMPONENTS: Way = Way::Components(Errno::NOSYS);
 const WAYS: [Way; 2] = [Way::Kernel, BY_COMPONENTS];
 
-/// A directory `inside`, to be opened beneath, with a secret beside it.
+/// Makes a directory `inside` with a secret file beside it.
 fn tree() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -30,7 +29,7 @@ fn tree() -> tempfile::TempDir {
     dir
 }
 
-/// The content that was opened, or the error.
+/// The content of the opened file, or the error.
 fn opened(way: Way, dir: &Path, path: &str, links: Links) -> Result<String, String> {
     open_dir(dir)
         .and_then(|dir| open_by(way, dir, Path::new(path), links))
@@ -53,8 +52,7 @@ fn target() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
-
+    // `testbed/check damage` plays more.
     /// Invariant (secrets): No file outside its directory is opened, with or without `openat2`.
     #[test]
     fn both_ways_open_the_same_and_never_what_is_outside(
@@ -147,7 +145,7 @@ fn renames_meanwhile_lead_nobody_out() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                // Moved out, `x/y/../..` is beside the other secret.
+                // Once moved out, `x/y/../..` has the other secret.
                 fs::rename(inside.join("catalog/x"), outside.join("x")).unwrap();
                 fs::rename(outside.join("x"), inside.join("catalog/x")).unwrap();
                 rustix::fs::renameat_with(
@@ -170,7 +168,7 @@ fn renames_meanwhile_lead_nobody_out() {
                             done.store(true, Ordering::Relaxed);
                             panic!("{way:?} {path}: {other}");
                         }
-                        // The file may be elsewhere for a moment, and nothing else.
+                        // The file may be missing for a moment; no other error is right.
                         Err(error) => assert!(!error.contains("unavailable"), "{way:?} {error}"),
                     }
                 }

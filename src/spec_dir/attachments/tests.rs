@@ -1,5 +1,4 @@
-//! Files beside real specs: which are read, which are refused and where that is said, and what they
-//! cost.
+//! Tests of attached files: accepted and refused ones, the reported places, and the limits.
 
 use std::{
     fs,
@@ -16,7 +15,7 @@ use crate::{
     spec_dir::{Snapshot, read_dir, read_file},
 };
 
-/// A spec, whose `user_data_file` is said in its line 10, at column 18.
+/// Makes a spec with `user_data_file` in line 10, column 18.
 fn spec(number: u8, user_data: &str) -> String {
     format!(
         "[boot]\nmac = \"52:54:00:00:00:{number:02x}\"\n[bmc]\naddress = \"192.0.2.{number}\"\n\
@@ -72,7 +71,7 @@ fn what_cannot_be_attached_is_told_where_it_is_asked_for() {
         nodes/b.toml:10:18: config_drive.user_data_file: `outside` leads out of the spec directory
         nodes/c.toml:10:18: config_drive.user_data_file: `folder` is a directory, not a regular file
         nodes/d.toml:10:18: config_drive.user_data_file: `socket` is a socket, not a regular file
-        nodes/g.toml:10:18: config_drive.user_data_file: `large` has more than 262144 bytes; a config drive as a whole has 64 MiB, as Ironic's, but what a spec attaches is kept in memory and records: let the machine fetch more (`#include`)
+        nodes/g.toml:10:18: config_drive.user_data_file: `large` has more than 262144 bytes; a config drive has 64 MiB, as Ironic's, but attached files are kept in memory and records: let the machine fetch more (`#include`)
         nodes/h.toml:10:18: config_drive.user_data_file: `folder/up/up` leads out of the spec directory
         nodes/i.toml:10:18: config_drive.user_data_file: `proc` leads out of the spec directory
     "#]].assert_eq(&problems(&read(&place)));
@@ -82,7 +81,7 @@ fn what_cannot_be_attached_is_told_where_it_is_asked_for() {
 fn links_that_stay_beneath_are_followed_and_the_largest_file_is_taken() {
     let place = place(&[("a", "user-data"), ("b", "sites/large")]);
     let at = |name: &str| place.path().join(name);
-    // As Kubernetes mounts a ConfigMap.
+    // Links as in a ConfigMap that Kubernetes mounts.
     fs::create_dir(at("..2026")).unwrap();
     fs::write(at("..2026/user-data"), "#!/bin/sh\n").unwrap();
     symlink("..2026", at("..data")).unwrap();

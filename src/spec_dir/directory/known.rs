@@ -1,11 +1,9 @@
-//! The findings of the last reading of the directory, so that an unchanged file is neither opened
-//! nor parsed again.
+//! The specs of the last scan, so that the next one neither opens nor parses an unchanged file.
 //!
-//! Used by the directory reader only. A change must never be missed: a file is opened unless it has
-//! the same mark on a file system that is known to set one with each change, and that mark was old
-//! enough when it was read. A file that was opened is parsed unless it has the same bytes. In both
-//! cases the defaults and all that it attaches must be the same. Every hour all is read and parsed
-//! all the same.
+//! Used by the directory reader only. It must never miss a change. A file is not opened if its mark
+//! is the same, was settled at the last scan, and lies on a file system that updates marks
+//! reliably. An opened file is not parsed if its bytes are the same. In both cases the defaults and
+//! the attached files must be the same. Every hour, a scan reads and parses everything.
 
 use std::{
     collections::BTreeMap,
@@ -26,27 +24,27 @@ use crate::{
 
 use super::Attachments;
 
-/// How long what was read is believed.
+/// How long a scan's results are kept.
 const KEEP: Duration = Duration::from_secs(3600);
 
-/// File systems of this machine's own kernel (`statfs(2)`): btrfs, ext2 to ext4, f2fs, tmpfs, xfs.
-/// On any other one, such as NFS, a mark may be out of date.
+/// Local file systems (`statfs(2)`): btrfs, ext2 to ext4, f2fs, tmpfs, xfs. On any other one, such
+/// as NFS, a mark may be out of date.
 const LOCAL: [i128; 5] = [0x9123_683e, 0xef53, 0xf2f5_2010, 0x0102_1994, 0x5846_5342];
 
-/// The specs of the last reading.
+/// The specs of the last scan.
 #[derive(Debug, Default)]
 pub(super) struct KnownSpecs {
     specs: BTreeMap<OsString, KnownSpec>,
     defaults: DefaultsFile,
     began: Option<Instant>,
-    /// Specs that somebody has in memory, and that are not known to be those of the files.
+    /// Specs in memory that may differ from the files.
     in_memory: BTreeMap<NodeName, Arc<NodeSpec>>,
 }
 
-/// `_defaults.toml` as a reading found it.
+/// The content of `_defaults.toml` in a scan.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) enum DefaultsFile {
-    /// Nothing is known of it: two such are not the same.
+    /// Unknown content, which never counts as equal.
     #[default]
     Unreadable,
     Absent,
@@ -55,22 +53,22 @@ pub(super) enum DefaultsFile {
 
 #[derive(Debug)]
 struct KnownSpec {
-    /// The file's mark, if it is sure to change with the file.
+    /// The file's mark, if every change changes it.
     mark: Option<FileMark>,
     content: Content,
     spec: Arc<NodeSpec>,
-    /// Its attachments: path and content.
+    /// The attached files: path and content.
     attached: Vec<(String, AttachedContent)>,
 }
 
 /// The SHA-256 of a file's bytes.
 type Content = [u8; 32];
 
-/// One reading: what is known from before, and what will be known after it.
+/// A scan in progress, with the previous and the new results.
 #[derive(Debug)]
 pub(super) struct Reading<'d> {
     dir: &'d OwnedFd,
-    /// The directory's device, if marks can be believed there.
+    /// The directory's device, if its file system updates marks reliably.
     device: Option<u64>,
     now: SystemTime,
     before: KnownSpecs,
@@ -79,13 +77,13 @@ pub(super) struct Reading<'d> {
 }
 
 impl KnownSpecs {
-    /// Nothing is known of the files, but these specs are in memory.
+    /// Starts with specs in memory and without knowledge of the files.
     pub(super) fn in_memory(specs: impl IntoIterator<Item = Arc<NodeSpec>>) -> Self {
         let in_memory = specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         Self { in_memory, ..Self::default() }
     }
 
-    /// A reading begins, with these defaults.
+    /// Begins a scan with these defaults.
     pub(super) fn begin(self, dir: &OwnedFd, defaults: DefaultsFile) -> Reading<'_> {
         let is_local = fstatfs(dir).is_ok_and(|system| LOCAL.contains(&i128::from(system.f_type)));
         let device = fstat(dir).ok().map(|dir| dir.st_dev).filter(|_| is_local);
@@ -115,8 +113,7 @@ fn content(bytes: &[u8]) -> Content {
 }
 
 impl Reading<'_> {
-    /// The spec in this file, if that is sure to be the one from before, which is told without
-    /// opening it.
+    /// Returns the spec of an unchanged file, by its mark alone.
     pub(super) fn known(
         &mut self,
         file: &OsStr,
@@ -127,7 +124,7 @@ impl Reading<'_> {
         (known.mark == Some(mark) && known.attaches_same(attachments)).then(|| self.keep(file))?
     }
 
-    /// The spec in these bytes of a file with this mark, if they are the same as before.
+    /// Returns the spec of an opened file with unchanged bytes.
     pub(super) fn known_by_content(
         &mut self,
         file: &OsStr,
@@ -150,8 +147,8 @@ impl Reading<'_> {
         Some(spec)
     }
 
-    /// A spec was parsed from these bytes of a file with this mark. If it is in memory already, it
-    /// is the one that is there: ten thousand of them twice is what a restart would need otherwise.
+    /// Adds a parsed spec, or the equal one in memory: otherwise a restart would need memory for
+    /// ten thousand specs twice.
     pub(super) fn note(
         &mut self,
         file: &OsStr,
@@ -172,7 +169,7 @@ impl Reading<'_> {
         is_settled.then_some(mark)
     }
 
-    /// The knowledge handed on to the next reading.
+    /// Ends the scan with the results for the next one.
     pub(super) fn end(self) -> KnownSpecs {
         self.after
     }

@@ -1,7 +1,7 @@
 //! Files that look like specs and are not read: a mistyped ending, a subdirectory.
 //!
-//! Called for each reading of the directory, by names alone. It must never open a file, follow a
-//! directory far, or take long: a wrong spec directory may hold anything.
+//! Called at each scan, for each name in the directory. It must never open a file, descend far, or
+//! take long: a wrong spec directory may hold anything.
 
 use std::os::fd::OwnedFd;
 
@@ -10,43 +10,43 @@ use rustix::fs::Dir;
 use super::{DEFAULTS_FILE, is_spec, open_dir_at};
 use crate::model::problem::{Problem, shown};
 
-/// Entries looked at beneath the spec directory.
+/// Most entries read in subdirectories.
 const BENEATH_MAX: usize = 10_000;
-/// Files named of one subdirectory.
+/// Most files listed for one subdirectory.
 const NAMED_MAX: usize = 3;
-/// How deep specs are looked for.
+/// Depth of the search for specs.
 const DEPTH_MAX: usize = 3;
-/// Endings that editors, packages and people append to files they set aside or make specs from.
+/// Endings of backups, templates and disabled files.
 const SET_ASIDE: [&str; 17] = [
     "bak", "backup", "disabled", "dist", "example", "j2", "new", "off", "old", "orig", "part",
     "rej", "sample", "save", "swp", "tmp", "tmpl",
 ];
 
-/// A file or directory beside the specs, looked at by its name.
-pub(super) struct Passed<'a> {
+/// Judges the entries of a spec directory that are no specs.
+pub(super) struct UnreadEntries<'a> {
     pub(super) dir: &'a OwnedFd,
     /// The directory's name in messages.
     pub(super) shown_as: &'a str,
 }
 
-impl Passed<'_> {
-    /// The likely meaning of an entry that is not read.
-    pub(super) fn over(&self, name: &[u8], looked_at: &mut usize) -> Option<Problem> {
+impl UnreadEntries<'_> {
+    /// Returns a problem if an entry that is not read looks like a spec, or has specs in it.
+    pub(super) fn problem(&self, name: &[u8], entries_read: &mut usize) -> Option<Problem> {
         if is_spec(name) || is_meant_for_others(name) {
             return None;
         }
-        let why = match meant(name) {
+        let why = match mistyped_ending(name) {
             Some(why) => why,
-            None => self.of_directory(name, looked_at)?,
+            None => self.of_directory(name, entries_read)?,
         };
         let file = format!("{}/{}", self.shown_as, shown(&String::from_utf8_lossy(name)));
         Some(Problem::of_file(file, why))
     }
 
-    fn of_directory(&self, name: &[u8], looked_at: &mut usize) -> Option<String> {
+    fn of_directory(&self, name: &[u8], entries_read: &mut usize) -> Option<String> {
         let dir = open_dir_at(self.dir, name).ok()?;
         let mut found = Vec::new();
-        find(&dir, "", DEPTH_MAX, looked_at, &mut found);
+        find(&dir, "", DEPTH_MAX, entries_read, &mut found);
         found.sort();
         let few: Vec<&str> = found.iter().take(NAMED_MAX).map(String::as_str).collect();
         let more = if found.len() > few.len() { ", …" } else { "" };
@@ -62,12 +62,18 @@ impl Passed<'_> {
     }
 }
 
-/// The specs that lie in a directory and further down, by their paths in it.
-fn find(dir: &OwnedFd, path: &str, depth: usize, looked_at: &mut usize, found: &mut Vec<String>) {
+/// Finds the specs in a directory and its subdirectories, by their relative paths.
+fn find(
+    dir: &OwnedFd,
+    path: &str,
+    depth: usize,
+    entries_read: &mut usize,
+    found: &mut Vec<String>,
+) {
     let Ok(entries) = Dir::read_from(dir) else { return };
     for entry in entries.map_while(Result::ok) {
-        *looked_at += 1;
-        if *looked_at > BENEATH_MAX {
+        *entries_read += 1;
+        if *entries_read > BENEATH_MAX {
             return;
         }
         let name = entry.file_name().to_bytes();
@@ -79,12 +85,12 @@ fn find(dir: &OwnedFd, path: &str, depth: usize, looked_at: &mut usize, found: &
             && entry.file_type().is_dir()
             && let Ok(beneath) = open_dir_at(dir, name)
         {
-            find(&beneath, &format!("{shown}/"), depth - 1, looked_at, found);
+            find(&beneath, &format!("{shown}/"), depth - 1, entries_read, found);
         }
     }
 }
 
-/// Hidden, hostler's own, the defaults, or set aside by an editor.
+/// Whether an entry is hidden, hostler's own, the defaults, or an editor's backup.
 fn is_meant_for_others(name: &[u8]) -> bool {
     name.starts_with(b".")
         || name.starts_with(b"#")
@@ -93,8 +99,8 @@ fn is_meant_for_others(name: &[u8]) -> bool {
         || name == DEFAULTS_FILE.as_bytes()
 }
 
-/// Why a file whose name speaks of TOML is not read.
-fn meant(name: &[u8]) -> Option<String> {
+/// The message about a file with a mistyped ending `.toml`.
+fn mistyped_ending(name: &[u8]) -> Option<String> {
     let lower = String::from_utf8_lossy(name).to_ascii_lowercase();
     let (before, after) = lower.rsplit_once(".toml")?;
     let is_set_aside = after.strip_prefix('.').is_some_and(|ending| {

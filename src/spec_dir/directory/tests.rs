@@ -1,4 +1,4 @@
-//! Reading a real directory: what is a spec, what is not, and what a broken one does to the others.
+//! Tests of scans of real directories: specs, other files, and broken specs beside good ones.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ fn place(files: &[(&str, &str)]) -> TempDir {
     place
 }
 
-/// One line for each node, then the other problems.
+/// Formats a line for each node, and then the other problems.
 fn check(dir: &Path, expected: &Expect) {
     let snapshot = read_dir(dir, "nodes", None).unwrap();
     let mut lines = Vec::new();
@@ -184,7 +184,7 @@ fn the_directorys_defaults_are_under_every_spec_and_broken_ones_hold_every_spec(
 
 /// Invariant (spec): A scan is of one directory, and a file is gone when two readings missed it.
 ///
-/// git-sync swaps a link; here it never rests.
+/// Swaps a link all the time, as git-sync does now and then.
 #[test]
 fn a_snapshot_is_of_one_directory_though_it_is_swapped_meanwhile() {
     let place = place(&[]);

@@ -1,5 +1,4 @@
-//! The config drive: its keys, the files it attaches, and what of other keys contradicts each
-//! other.
+//! Tests of `[config_drive]`: its keys, attached files, and contradictory keys.
 
 use super::*;
 use crate::model::{
@@ -9,7 +8,7 @@ use crate::model::{
 
 const NETWORK: &str = r#"{"links": [], "networks": [], "services": []}"#;
 
-/// Reads a spec with the files `user` and `network.json` beside it.
+/// Parses a spec with the attached files `user` and `network.json`.
 fn attached(text: &str) -> Result<NodeSpec, String> {
     let attachment = |path: &str| match path {
         "user" => Ok("#cloud-config\n".into()),

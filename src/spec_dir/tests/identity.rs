@@ -1,11 +1,11 @@
-//! The identity of what is installed: what changes it, and that an upgrade does not.
+//! Tests of the identity of an installation: what changes it, and that an upgrade does not.
 
 use super::*;
 
 const NETBOOT: &str =
     "kernel = \"vmlinuz\"\nramdisk = \"initrd\"\nkernel_args = [\"root=/dev/vda2\"]\n";
 
-/// As version 0.1 gave them out.
+/// Identities that version 0.1 computed.
 const INLINE: &str = "sha256:61d88240d5a4c7156d07977b32a90636cc493e40ee8b4f6cb88f232946e000bc";
 const LISTED: &str = "sha256:484e5da41096d86a6cbc7f5734ffcd298aa81fadccb5b579598f0aa2462f2c1c";
 
@@ -14,7 +14,7 @@ fn listed(source: &str, list: &str) -> NodeSpec {
     good(&format!("{start}source = \"{source}\"\nchecksum = \"{list}\"\n"))
 }
 
-/// A spec whose machine boots from the network, with these keys in `[image]`.
+/// Makes a spec with `boot.after = "network"` and these keys in `[image]`.
 fn netbooting(keys: &str) -> NodeSpec {
     let text = MINIMAL.replace("[boot]\n", "[boot]\nafter = \"network\"\n");
     good(&format!("{text}{keys}"))
@@ -75,7 +75,7 @@ fn whatever_a_machine_boots_from_the_network_is_a_part_of_its_identity() {
         assert_eq!(spec.identity().written.to_string(), INLINE, "the disk is the same: {keys}");
         assert!(seen.insert(spec.digest().to_string()), "{keys}");
     }
-    // A file with a checksum is the same wherever it lies.
+    // The path of a file with a checksum does not matter.
     let elsewhere = NETBOOT.replace("vmlinuz", "kernels/vmlinuz");
     let [one, other] = [NETBOOT.to_owned(), elsewhere]
         .map(|keys| netbooting(&format!("{keys}{checked}")).digest());

@@ -1,8 +1,8 @@
-//! The values in force: each with where it was said, and together a spec that says the same.
+//! Tests of effective values: each has its origin, and together they are an equal spec.
 
 use super::*;
 
-/// As TOML with dotted keys.
+/// Formats the settings as TOML with dotted keys.
 fn toml(settings: &[Setting]) -> String {
     settings.iter().fold(String::new(), |mut text, Setting { key, value, origin }| {
         writeln!(text, "{key} = {value} # {origin}").unwrap();
@@ -11,7 +11,7 @@ fn toml(settings: &[Setting]) -> String {
 }
 
 #[test]
-fn every_value_in_force_says_where_it_was_said() {
+fn every_effective_value_has_its_origin() {
     let agent = "[limits]\nimaging = 1\n[defaults.retry]\nattempts = 5\nbackoff = '3m'\n";
     let beside = "[retry]\n\nattempts = 7\n[bmc]\nusername = \"site\"\n";
     let text = toml(
@@ -59,7 +59,7 @@ fn every_value_in_force_says_where_it_was_said() {
 }
 
 #[test]
-fn a_bad_spec_has_no_values_in_force() {
+fn an_invalid_spec_has_no_effective_values() {
     let problems = parse_settings(FILE, b"state = \"gone\"\n", &Defaults::default()).unwrap_err();
     assert_eq!(problems, parse(FILE, b"state = \"gone\"\n", &Defaults::default()).unwrap_err());
 }

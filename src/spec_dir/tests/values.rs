@@ -1,16 +1,14 @@
-//! Each key's bad values, and what is said of them.
+//! Tests of each key's invalid values and their messages.
 
 use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{
-    BmcAddress, BmcDriver, BootCheck, DeployRamdisk, MachineId, NodeSpec, Password,
-};
+use crate::model::spec::{BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password};
 
-/// Each line, alone in its table of an otherwise good spec, with what is said of it.
-fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
+/// Formats the problems of each line, alone in its table of an otherwise valid spec.
+pub(super) fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
     let mut said = String::new();
     for line in bad_lines {
         let text = with(table, line);
@@ -73,7 +71,7 @@ fn bad_boot_values_are_named() {
             r#"arch = "arm""#,
             r#"after = "network""#,
             r#"kernel_args = "quiet""#,
-            r#"kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.key=1", "ä"]"#,
+            r#"kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.k=1", "ä"]"#,
         ],
         &expect![[r#"
             mac = "52:54:00:00:00"
@@ -99,7 +97,7 @@ fn bad_boot_values_are_named() {
               nodes/edge-07.toml:7:1: image.ramdisk: missing
             kernel_args = "quiet"
               nodes/edge-07.toml:2:15: boot.kernel_args: a string, must be a list of strings
-            kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.key=1", "ä"]
+            kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.k=1", "ä"]
               nodes/edge-07.toml:2:16: boot.kernel_args: empty
               nodes/edge-07.toml:2:20: boot.kernel_args: ' ' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
               nodes/edge-07.toml:2:27: boot.kernel_args: '\'' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
@@ -107,8 +105,8 @@ fn bad_boot_values_are_named() {
               nodes/edge-07.toml:2:40: boot.kernel_args: '$' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
               nodes/edge-07.toml:2:46: boot.kernel_args: ';' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
               nodes/edge-07.toml:2:53: boot.kernel_args: '\u{7}' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
-              nodes/edge-07.toml:2:64: boot.kernel_args: `hostler.key=1`: arguments that start with hostler. are hostler's own
-              nodes/edge-07.toml:2:81: boot.kernel_args: 'ä' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
+              nodes/edge-07.toml:2:64: boot.kernel_args: `hostler.k=1`: arguments that start with hostler. are hostler's own
+              nodes/edge-07.toml:2:79: boot.kernel_args: 'ä' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
         "#]],
     );
     let long = format!("kernel_args = [\"{}\", \"y\"]", "x".repeat(1023));
@@ -562,57 +560,4 @@ fn bad_timeouts_and_retries_are_named() {
               nodes/edge-07.toml:10:12: retry.attempts: a float, must be an integer
         "]],
     );
-}
-
-#[test]
-fn bad_boot_checks_are_named() {
-    check_each(
-        "boot_check",
-        &[
-            r#"by = "magic""#,
-            "port = 22",
-            "by = \"tcp\"\nport = 0",
-            "by = \"tcp\"\nport = 65536",
-            "by = \"tcp\"\naddress = \"192.0.2.7:22\"",
-            "by = \"tcp\"\naddress = \"0.0.0.0\"",
-            "by = \"tcp\"\nafter = \"5m\"",
-        ],
-        &expect![[r#"
-            by = "magic"
-              nodes/edge-07.toml:10:6: boot_check.by: `magic` is not one of none, tcp
-            port = 22
-              nodes/edge-07.toml:10:8: boot_check.port: is of no use unless boot_check.by = "tcp"
-            by = "tcp"
-            port = 0
-              nodes/edge-07.toml:11:8: boot_check.port: 0 is not a port, 1 to 65535
-            by = "tcp"
-            port = 65536
-              nodes/edge-07.toml:11:8: boot_check.port: 65536 is not a port, 1 to 65535
-            by = "tcp"
-            address = "192.0.2.7:22"
-              nodes/edge-07.toml:11:11: boot_check.address: `192.0.2.7:22` is no host name and no IP address; the port is boot_check.port
-            by = "tcp"
-            address = "0.0.0.0"
-              nodes/edge-07.toml:11:11: boot_check.address: 0.0.0.0 is not one machine's address
-            by = "tcp"
-            after = "5m"
-              nodes/edge-07.toml:11:1: boot_check.after: unknown key
-        "#]],
-    );
-}
-
-#[test]
-fn a_boot_check_has_the_defaults_of_ssh_and_one_spelling_of_its_address() {
-    let check = |line: &str| good(&with("boot_check", line)).boot_check;
-    let at = |port, address: Option<&str>| BootCheck::Tcp {
-        port,
-        address: address.map(ToOwned::to_owned),
-    };
-    assert_eq!(good(MINIMAL).boot_check, BootCheck::None);
-    assert_eq!(check("by = \"tcp\""), at(22, None));
-    assert_eq!(
-        check("by = \"tcp\"\nport = 443\naddress = \"Edge-07.Example\""),
-        at(443, Some("edge-07.example"))
-    );
-    assert_eq!(check("by = \"tcp\"\naddress = \"::ffff:192.0.2.7\""), at(22, Some("192.0.2.7")));
 }

@@ -1,4 +1,7 @@
-"""Many simulated BMCs in one process: `bmcs.py USER PASSWORD PORT…`. Every machine is off, and nothing is logged."""
+"""Many simulated BMCs in one process: `bmcs.py USER PASSWORD PORT…`.
+
+Every machine is off, and nothing is logged.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-//! Simulated BMCs in numbers, each on a port of its own.
+//! Many simulated BMCs, each on its own port.
 
 use std::{
     fs,
@@ -12,14 +12,14 @@ use std::{
 use crate::ports;
 
 pub(crate) const USER: &str = "admin";
-/// `ipmi_sim` takes 16 bytes.
+/// The password of every BMC; `ipmi_sim` takes at most 16 bytes.
 pub(crate) const PASSWORD: &str = "correct-horse";
 
-/// A Python process answers for so many, so that they use every core.
+/// BMCs of one Python process, so that they use every core.
 const BMCS_IN_A_PROCESS: usize = 50;
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// BMCs under way; gone when dropped.
+/// Running BMCs; dropping it ends them.
 pub(crate) struct Bmcs {
     processes: Vec<Child>,
     pub(crate) ports: Vec<u16>,
@@ -35,8 +35,8 @@ impl Drop for Bmcs {
 }
 
 impl Bmcs {
-    /// pyghmi's, for cipher suites 3 and 17. The password is left in `dir`, for programs that want
-    /// it in a file.
+    /// Starts pyghmi's BMCs, for cipher suites 3 and 17. Writes the password to a file in `dir`,
+    /// for programs that read it from one.
     pub(crate) fn pyghmi(count: usize, dir: &Path) -> Self {
         fs::write(dir.join("password"), PASSWORD).unwrap();
         let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -58,7 +58,7 @@ impl Bmcs {
         Self { processes, ports }
     }
 
-    /// `ipmi_sim`, one process each; it knows cipher suite 3 only.
+    /// Starts one `ipmi_sim` for each BMC; it knows cipher suite 3 only.
     pub(crate) fn ipmi_sim(count: usize, dir: &Path) -> Self {
         let commands = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\n\
                         mc_enable 0x20\n";
@@ -70,7 +70,7 @@ impl Bmcs {
         bmcs
     }
 
-    /// Until every port is bound: the kernel says "refused" before that.
+    /// Waits until every port is bound: before that, the kernel reports "refused".
     fn wait_for_the_ports(&self) {
         let limit = Instant::now() + START_LIMIT;
         for port in &self.ports {

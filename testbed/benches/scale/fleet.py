@@ -1,7 +1,8 @@
-"""Simulated machines: pyghmi for their BMCs, one tgtd for their disks, and a deploy ramdisk that is a coroutine.
+"""Simulated machines: BMCs by pyghmi, disks by one tgtd, and a coroutine for each deploy ramdisk.
 
-Used by the benchmark of scale, in a network namespace of its own. Machine N has the BMC 127.2.x.y:623 and calls from 127.1.x.y. Run as
-a program it serves some of the BMCs: `fleet.py SOCKET FIRST COUNT`; each change of power is a datagram `N on|off DEVICE` to SOCKET.
+The benchmark of scale imports this module and runs it in a network namespace. Machine N has the BMC
+127.2.x.y:623 and calls from 127.1.x.y. As a program, the module serves some of the BMCs:
+`fleet.py SOCKET FIRST COUNT`; each change of power is a datagram `N on|off DEVICE` to SOCKET.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ def iqn(n):
 
 
 class Fleet:
-    """So many machines. `on_at` says when each was first switched on from the network."""
+    """`count` machines of a site; `on_at` holds when each first began to boot from the network."""
 
     def __init__(self, site, count):
         self.site, self.count = site, count
@@ -58,8 +59,13 @@ class Fleet:
         self.power.setblocking(False)
         asyncio.get_running_loop().add_reader(self.power, self.power_changed)
         for first in range(0, self.count, BMCS_PER_PROCESS):
-            command = [sys.executable, __file__, path, str(first), str(min(BMCS_PER_PROCESS, self.count - first))]
-            self.programs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+            command = [
+                sys.executable, __file__, path,
+                str(first),
+                str(min(BMCS_PER_PROCESS, self.count - first))
+            ]
+            self.programs.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
         for bmcs in self.programs:
             assert bmcs.stdout.readline() == b"ready\n"
         self.start_tgtd()
@@ -67,11 +73,17 @@ class Fleet:
     def start_tgtd(self):
         os.makedirs(self.disks)
         environment = dict(os.environ, TGT_IPC_SOCKET=f"{self.site.dir}/tgtd")
-        self.programs.append(subprocess.Popen(["tgtd", "-f", "-C", "7", "-t", "1", "--iscsi", "portal=0.0.0.0:3260"], env=environment,
-                                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        self.programs.append(
+            subprocess.Popen(["tgtd", "-f", "-C", "7", "-t", "1", "--iscsi", "portal=0.0.0.0:3260"],
+                             env=environment,
+                             stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL))
 
         def admin(*words, check=True):
-            return subprocess.run(["tgtadm", "-C", "7", *words], env=environment, check=check, capture_output=True).returncode
+            return subprocess.run(["tgtadm", "-C", "7", *words],
+                                  env=environment,
+                                  check=check,
+                                  capture_output=True).returncode
 
         while admin("--mode", "sys", "--op", "show", check=False):
             time.sleep(0.05)
@@ -81,7 +93,8 @@ class Fleet:
             with open(disk, "wb") as file:
                 file.truncate(self.disk_bytes)
             admin("--mode", "target", "--op", "new", "--tid", tid, "--targetname", iqn(n))
-            admin("--mode", "logicalunit", "--op", "new", "--tid", tid, "--lun", "1", "--backing-store", disk)
+            admin("--mode", "logicalunit", "--op", "new", "--tid", tid, "--lun", "1",
+                  "--backing-store", disk)
             admin("--mode", "target", "--op", "bind", "--tid", tid, "--initiator-address", "ALL")
             admin("--mode", "account", "--op", "bind", "--tid", tid, "--user", "hostler")
 
@@ -113,7 +126,7 @@ class Fleet:
             pass
 
     async def boot(self, n):
-        """From power on to the completed notice."""
+        """Boots machine `n`, from power on to its `completed` callback."""
         self.boots += 1
         await asyncio.sleep(random.uniform(*BOOT_S))
         menu = (await self.fetch(n, f"ipxe/01-{mac(n).replace(':', '-')}.ipxe")).decode()
@@ -122,22 +135,32 @@ class Fleet:
         args = dict(word.split("=", 1) for word in menu.split() if word.startswith("hostler."))
         for line in ("kernel", "initrd"):
             await self.fetch(n, re.search(rf"^{line} .*http://[^/]+/(\S+)", menu, re.M).group(1))
-        disk = {"name": "vda", "size": self.disk_bytes, "serial": f"S{n}", "logical_block_size": 512}
-        await self.call(n, args, "POST", "lookup", {"macs": [mac(n)], "system_uuid": None, "disks": [disk], "memory": 1, "cpus": 1})
-        await self.call(n, args, "POST", "pass_deploy_info", {
-            "address": address(1, n), "port": 3260, "lun": 1, "iqn": iqn(n), "chap_username": "hostler", "chap_password": SECRET, "error": ""})
+        disk = {
+            "name": "vda", "size": self.disk_bytes, "serial": f"S{n}", "logical_block_size": 512
+        }
+        await self.call(
+            n, args, "POST", "lookup",
+            {"macs": [mac(n)], "system_uuid": None, "disks": [disk], "memory": 1, "cpus": 1})
+        await self.call(
+            n, args, "POST", "pass_deploy_info", {
+                "address": address(1, n), "port": 3260, "lun": 1, "iqn": iqn(n),
+                "chap_username": "hostler", "chap_password": SECRET, "error": ""
+            })
         while (state := (await self.call(n, args, "GET", "deploy_state"))["state"]) == "imaging":
             await asyncio.sleep(1)
         if state == "release":
             await self.call(n, args, "POST", "completed", {"error": "", "verified": False})
 
     async def fetch(self, n, path):
-        """A boot file, whole, asked for until it is there."""
+        """Fetches a boot file, and repeats the request until the whole file arrives."""
         while True:
             try:
-                head, body = await self.exchange(n, HTTP, f"GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                head, body = await self.exchange(
+                    n, HTTP,
+                    f"GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
                 length = re.search(rb"(?i)content-length: *(\d+)", head)
-                if b" 200 " in head.split(b"\r\n")[0] and length and int(length.group(1)) == len(body):
+                is_whole = length and int(length.group(1)) == len(body)
+                if is_whole and b" 200 " in head.split(b"\r\n")[0]:
                     return body
             except (OSError, ValueError, asyncio.TimeoutError):
                 pass
@@ -145,13 +168,19 @@ class Fleet:
             await asyncio.sleep(1)
 
     async def call(self, n, args, method, what, body=None):
-        """A callback, repeated until it is answered, over TLS with the certificate that the command line pins."""
+        """Makes a callback, and repeats it until the agent answers.
+
+        The agent's TLS certificate has to be the one that the kernel command line pins.
+        """
         content = b"" if body is None else json.dumps(body).encode()
-        head = (f"{method} /v1/nodes/{args['hostler.node']}/vendor_passthru/{what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-                f"Authorization: Bearer {args['hostler.key']}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n")
+        head = (f"{method} /v1/nodes/{args['hostler.node']}/vendor_passthru/{what} HTTP/1.1\r\n"
+                "Host: x\r\nConnection: close\r\n"
+                f"Authorization: Bearer {args['hostler.key']}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n")
         while True:
             try:
-                answer, rest = await self.exchange(n, CALLBACK, head.encode() + content, args["hostler.pin"])
+                answer, rest = await self.exchange(n, CALLBACK,
+                                                   head.encode() + content, args["hostler.pin"])
                 if int(answer.split()[1]) in (200, 202):
                     return json.loads(rest) if rest else None
             except (OSError, ValueError, IndexError, asyncio.TimeoutError):
@@ -161,7 +190,10 @@ class Fleet:
 
     async def exchange(self, n, port, request, pin=None):
         tls = {"ssl": self.tls, "server_hostname": "x"} if pin else {}
-        connecting = asyncio.open_connection("127.0.0.1", port, local_addr=(address(1, n), 0), **tls)
+        connecting = asyncio.open_connection("127.0.0.1",
+                                             port,
+                                             local_addr=(address(1, n), 0),
+                                             **tls)
         reader, writer = await asyncio.wait_for(connecting, 20)
         try:
             certificate = writer.get_extra_info("ssl_object").getpeercert(True) if pin else b""
@@ -182,7 +214,7 @@ def serve_bmcs(path, first, count):
     out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     out.connect(path)
 
-    class Told(Machine):
+    class ReportingMachine(Machine):
         def __init__(self, n):
             super().__init__()
             self.n = n
@@ -195,7 +227,10 @@ def serve_bmcs(path, first, count):
             super().power_off()
             out.send(f"{self.n} off -".encode())
 
-    bmcs = [SimulatedBmc(Told(n), address(2, n), 623, users={"admin": "secret"}) for n in range(first, first + count)]
+    bmcs = [
+        SimulatedBmc(ReportingMachine(n), address(2, n), 623, users={"admin": "secret"})
+        for n in range(first, first + count)
+    ]
     print("ready", flush=True)
     serve(*bmcs)
 

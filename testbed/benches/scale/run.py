@@ -1,7 +1,8 @@
-"""What very many specs cost, and how soon many machines are installed: `run.py BASE [CASE…]`, by `testbed/bench scale`.
+"""Benchmarks of scale: thousands of specs at rest, and hundreds of installations.
 
-Each case prints one line, `bench scale CASE key=value…`: seconds, processor seconds of the agent, percent of a core, MiB. Nothing is
-judged here.
+`testbed/bench scale` runs `run.py BASE [CASE…]`. Each case prints one line, `bench scale CASE
+key=value…`: seconds, processor seconds of the agent, percent of a core, MiB. No result fails the
+run.
 """
 
 import asyncio
@@ -23,12 +24,15 @@ SILENT_S = int(os.environ.get("SILENT_S", "1200"))
 
 
 def say(case, **numbers):
-    print(f"bench scale {case}", *(f"{key}={value:.4g}" for key, value in numbers.items()), flush=True)
+    print(f"bench scale {case}",
+          *(f"{key}={value:.4g}" for key, value in numbers.items()),
+          flush=True)
 
 
 def crowd(site, count, bmc=lambda n: None, more=""):
     for n in range(count):
-        site.write(f"n{n:05d}", f"52:54:02:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x}", bmc(n), more)
+        site.write(f"n{n:05d}", f"52:54:02:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x}", bmc(n),
+                   more)
 
 
 def first_start(site, count):
@@ -40,7 +44,7 @@ def first_start(site, count):
 
 
 def start(base):
-    """10,000 machines without a BMC: the first start, rest, one change, the next start."""
+    """10,000 machines without a BMC: first start, idle agent, one changed spec, second start."""
     site = Site(base)
     crowd(site, MANY)
     agent, numbers = first_start(site, MANY)
@@ -57,19 +61,31 @@ def start(base):
     agent = Agent(site)
     numbers = {"ready_s": agent.wait_ready(), "cpu_s": agent.cpu()}
     agent.settle()
-    say("restart", **numbers, settled_cpu_s=agent.cpu(), rss_mib=agent.memory(), stop_s=agent.stop())
+    say("restart",
+        **numbers,
+        settled_cpu_s=agent.cpu(),
+        rss_mib=agent.memory(),
+        stop_s=agent.stop())
     agent = Agent(site)
     agent.wait_ready()
     say("stop_at_once", stop_s=agent.stop())
 
 
 def silent(base):
-    """10,000 machines whose BMCs are silent, SILENT_S seconds after the first start: at first they are polled more often."""
+    """10,000 machines with silent BMCs.
+
+    The measurement begins SILENT_S seconds after the first start, because the agent polls more
+    often until then.
+    """
     site = Site(base)
     crowd(site, MANY, lambda n: f"{address(3, n)}:{SILENT_PORT}", 'state = "unmanaged"')
     agent, numbers = first_start(site, MANY)
     time.sleep(SILENT_S)
-    say("silent", **numbers, idle_cpu_percent=agent.idle(2 * IDLE_S), rss_mib=agent.memory(), rss_max_mib=agent.memory("VmHWM"))
+    say("silent",
+        **numbers,
+        idle_cpu_percent=agent.idle(2 * IDLE_S),
+        rss_mib=agent.memory(),
+        rss_max_mib=agent.memory("VmHWM"))
     agent.stop()
 
 
@@ -87,7 +103,7 @@ def growth(base):
 
 
 async def beside(base):
-    """Until the last of 20 machines is switched on, alone and beside 1,500 whose BMCs are silent."""
+    """Time until the last of 20 machines is on, without and with 1,500 nodes with silent BMCs."""
     numbers = {}
     for dead in (0, 1500):
         site = Site(base)
@@ -103,7 +119,7 @@ async def beside(base):
 
 
 async def deploys(base, count=200):
-    """200 machines are installed, and the agent is killed in the middle."""
+    """Installs 200 machines, and kills the agent once half of them are deployed."""
     site = Site(base, 16, "limits = { imaging = 4, waiting = 50 }")
     fleet = await installing(site, count)
     agent, began, cpu, killed = Agent(site), time.monotonic(), 0, False
@@ -111,15 +127,24 @@ async def deploys(base, count=200):
     while len(deployed) < count and time.monotonic() - began < 1200:
         await asyncio.sleep(0.5)
         memory = max(memory, agent.memory("VmHWM"))
-        deployed |= {n for n in set(range(count)) - deployed if site.shown(name(n), "phase") == "deployed"}
+        deployed |= {
+            n
+            for n in set(range(count)) - deployed if site.shown(name(n), "phase") == "deployed"
+        }
         if not killed and len(deployed) >= count / 2:
             killed, cpu = True, agent.cpu()
             agent.kill()
             agent = Agent(site)
     took = time.monotonic() - began
     attempts = [int(site.shown(name(n), "attempt") or 0) for n in range(count)]
-    say("deploys", machines=len(deployed), per_minute=60 * len(deployed) / took, cpu_s=cpu + agent.cpu(), rss_max_mib=memory,
-        longest_wait_s=max(waited(site, n) for n in range(count)), most_attempts=max(attempts), boots=fleet.boots,
+    say("deploys",
+        machines=len(deployed),
+        per_minute=60 * len(deployed) / took,
+        cpu_s=cpu + agent.cpu(),
+        rss_max_mib=memory,
+        longest_wait_s=max(waited(site, n) for n in range(count)),
+        most_attempts=max(attempts),
+        boots=fleet.boots,
         wrong_disks=fleet.wrong_disks())
     agent.stop()
     fleet.stop()
@@ -134,12 +159,18 @@ async def installing(site, count):
 
 
 def waited(site, n):
-    """From when the node was first seen to when its turn came."""
+    """Seconds from a node's first appearance to its permit: from `pending` to `preparing`."""
     with open(f"{site.dir}/nodes/{name(n)}.status.toml") as file:
         history = file.read().split("[[history]]")[1:]
-    at = {phase: re.search(r'at = "([^"]+)"', entry).group(1)
-          for entry in reversed(history) for phase in re.findall(r'(?:phase|entered) = "([^"]+)"', entry)}
-    moment = {phase: datetime.fromisoformat(when.replace("Z", "+00:00")) for phase, when in at.items()}
+    at = {
+        phase: re.search(r'at = "([^"]+)"', entry).group(1)
+        for entry in reversed(history)
+        for phase in re.findall(r'(?:phase|entered) = "([^"]+)"', entry)
+    }
+    moment = {
+        phase: datetime.fromisoformat(when.replace("Z", "+00:00"))
+        for phase, when in at.items()
+    }
     return (moment["preparing"] - moment["pending"]).total_seconds()
 
 
@@ -147,7 +178,7 @@ CASES = {case.__name__: case for case in (start, silent, growth, beside, deploys
 
 if __name__ == "__main__":
     base, chosen = sys.argv[1], sys.argv[2:] or CASES
-    # Whatever is sent to a silent BMC is taken, and never read.
+    # A silent BMC: the socket accepts datagrams, and nobody reads them.
     deaf = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     deaf.bind(("0.0.0.0", SILENT_PORT))

@@ -1,6 +1,7 @@
-"""A site of many specs and the agent that runs it, with what it costs the agent.
+"""A site of many specs, and the agent that runs it, with its processor time and memory.
 
-Used by the benchmark of scale. It reads what the kernel says of the agent's process, and never asks the agent itself.
+The benchmark of scale imports this module. It reads /proc for the agent's process, and never asks
+the agent itself.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ class Site:
         shutil.rmtree(base, ignore_errors=True)
         for part in ["nodes", "images", "secrets", "loaders"]:
             os.makedirs(f"{base}/{part}")
-        # With a boot signature: what is no disk is never installed.
+        # The boot signature: hostler refuses an image without one as no disk.
         self.image = (os.urandom(510) + b"\x55\xaa" + os.urandom(MIB - 512)) * image_mib
         self.checksum = "sha256:" + hashlib.sha256(self.image).hexdigest()
         for name, content in [("images/disk.raw", self.image), ("secrets/all.bmc", b"secret\n"),
@@ -48,8 +49,9 @@ ramdisk = {{ kernel = "{base}/vmlinuz", initramfs = "{base}/initramfs" }}
 """)
 
     def write(self, name, mac, bmc, more=""):
-        """A spec; `bmc` is an address, or None for a machine without one."""
-        bmc = 'driver = "none"' if bmc is None else f'address = "{bmc}"\nusername = "admin"\npassword_file = "all.bmc"'
+        """Writes a spec; `bmc` is the BMC's address, or None for a machine without a BMC."""
+        user = 'username = "admin"\npassword_file = "all.bmc"'
+        bmc = 'driver = "none"' if bmc is None else f'address = "{bmc}"\n{user}'
         text = f"""{more}
 boot.mac = "{mac}"
 image = {{ source = "disk.raw", checksum = "{self.checksum}" }}
@@ -61,7 +63,7 @@ image = {{ source = "disk.raw", checksum = "{self.checksum}" }}
         os.rename(f"{self.dir}/.new", f"{self.dir}/nodes/{name}.toml")
 
     def shown(self, name, key):
-        """What a status file says; an empty text if it is not there."""
+        """The value of a key of a status file; empty if the file or the key is missing."""
         try:
             with open(f"{self.dir}/nodes/{name}.status.toml") as file:
                 found = re.search(rf'^{key} = "?([^"\n]*)', file.read(), re.M)
@@ -70,7 +72,9 @@ image = {{ source = "disk.raw", checksum = "{self.checksum}" }}
             return ""
 
     def statuses(self):
-        return sum(entry.name.endswith(".status.toml") and entry.name[0] not in "._" for entry in os.scandir(f"{self.dir}/nodes"))
+        return sum(
+            entry.name.endswith(".status.toml") and entry.name[0] not in "._"
+            for entry in os.scandir(f"{self.dir}/nodes"))
 
 
 class Agent:
@@ -85,8 +89,12 @@ class Agent:
         environment = dict(os.environ, NOTIFY_SOCKET=path, HOSTLER_LOG="warn")
         self.began = time.monotonic()
         with open(f"{site.dir}/agent.log", "a") as log:
-            self.process = subprocess.Popen([HOSTLER, "run", "--config", f"{site.dir}/hostler.toml"],
-                                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                [HOSTLER, "run", "--config", f"{site.dir}/hostler.toml"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=environment)
 
     def wait_ready(self):
         self.ready.settimeout(120)
@@ -104,12 +112,12 @@ class Agent:
         return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
     def memory(self, key="VmRSS"):
-        """MiB."""
+        """Memory in MiB, by a key of /proc/PID/status."""
         with open(f"/proc/{self.process.pid}/status") as file:
             return int(re.search(rf"{key}:\s+(\d+)", file.read()).group(1)) / 1024
 
     def settle(self, limit=120):
-        """Until it has been quiet for three seconds."""
+        """Waits until the agent has been idle for three seconds."""
         quiet, last, end = 0, self.cpu(), time.monotonic() + limit
         while quiet < 3 and time.monotonic() < end:
             time.sleep(1)
@@ -117,16 +125,16 @@ class Agent:
             quiet, last = (quiet + 1 if now - last < 0.03 else 0), now
 
     def idle(self, seconds):
-        """The share of a core that it takes, in percent."""
+        """The agent's share of one core over so many seconds, in percent."""
         before = self.cpu()
         time.sleep(seconds)
         return 100 * (self.cpu() - before) / seconds
 
     def stop(self):
-        asked = time.monotonic()
+        began = time.monotonic()
         self.process.terminate()
         self.process.wait(60)
-        return time.monotonic() - asked
+        return time.monotonic() - began
 
     def kill(self):
         self.process.kill()

@@ -1,16 +1,16 @@
-//! A client that costs as little as it can: it keeps nothing, and compares each block with what it
-//! should be.
+//! A TFTP client of minimal cost: it keeps no data, and compares each block with the expected
+//! content.
 
 use std::{
     net::{SocketAddr, UdpSocket},
     time::Duration,
 };
 
-/// Longest wait for a block. A server that loses one sends it again sooner.
+/// Longest wait for a block. After a loss, a server repeats it sooner.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Room for a window of the largest blocks, in bytes: what the system gives a socket by itself is a
-/// little less.
+/// Receive buffer for a window of the largest blocks, in bytes: the system's default is a little
+/// less.
 const RECEIVE_BYTES: usize = 200 << 10;
 
 /// Fetches a file and compares it with its content.
@@ -30,7 +30,7 @@ pub(crate) fn compare(server: SocketAddr, name: &str, block: &str, window: &str,
         let at = answer.find(&format!("{option}\0"))? + option.len() + 1;
         Some(answer[at..].split('\0').next().unwrap().parse::<usize>().unwrap())
     };
-    // Nobody wins by smaller blocks.
+    // The server must grant the requested block size.
     let block: usize = block.parse().unwrap();
     assert!(answer.starts_with("\0\x06") && granted("blksize") == Some(block), "{answer:?}");
     let window = granted("windowsize").unwrap_or(1);
@@ -46,7 +46,7 @@ pub(crate) fn compare(server: SocketAddr, name: &str, block: &str, window: &str,
         assert_eq!(buffer[..2], [0, 3], "{:?}", String::from_utf8_lossy(&buffer[..length]));
         let data = &buffer[4..length];
         if u16::from_be_bytes([buffer[2], buffer[3]]) != last.wrapping_add(1) {
-            // RFC 7440: once for a gap, not for every block after it.
+            // RFC 7440: one ACK for a gap, not one for every later block.
             if since != 0 || window == 1 {
                 acknowledge(last);
                 since = 0;

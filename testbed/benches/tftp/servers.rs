@@ -1,4 +1,4 @@
-//! The servers: hostler's, in a process of its own like the others, tftpd-hpa and dnsmasq.
+//! The servers: hostler's in a separate process like the others, tftpd-hpa and dnsmasq.
 
 use std::{
     env,
@@ -11,10 +11,10 @@ use std::{
 
 use hostler::netboot;
 
-/// hostler first.
+/// The servers, hostler first.
 pub(crate) const ALL: [&str; 3] = ["hostler", "tftpd-hpa", "dnsmasq"];
 
-/// Where they listen. Every server has the address and the port to itself: dnsmasq knows no other.
+/// The address of every server, one at a time: dnsmasq's port cannot be changed.
 const ADDRESS: &str = "127.0.0.1:69";
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -42,7 +42,7 @@ pub(crate) fn start(name: &str, root: &Path) -> Server {
             command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="]);
             command.args(["--port=0", "--user=root", "--interface=lo", "--bind-interfaces"]);
             command.args(["--enable-tftp", "--tftp-max=1000", "--log-facility=/dev/null"]);
-            // Its blocks are no larger than its DNS packets.
+            // dnsmasq's blocks are no larger than its DNS packets.
             command.arg("--edns-packet-max=16384");
             command.arg(format!("--tftp-root={}", root.display()));
             command
@@ -55,7 +55,7 @@ pub(crate) fn start(name: &str, root: &Path) -> Server {
 }
 
 impl Server {
-    /// Waits until it answers that there is no such file.
+    /// Waits until the server answers that a file does not exist.
     fn await_answer(&self) {
         let deadline = Instant::now() + START_LIMIT;
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -72,7 +72,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // in.tftpd counts what its children used only if it ends in order.
+        // in.tftpd's usage includes its children's only if it ends in order.
         let pid = self.process.id().to_string();
         let ended = Command::new("kill").arg(pid).status();
         if ended.is_ok_and(|status| status.success()) {
@@ -81,7 +81,7 @@ impl Drop for Server {
     }
 }
 
-/// hostler's side: serves a directory until its standard input ends.
+/// hostler's server: serves a directory until its standard input ends.
 pub(crate) fn serve(root: &Path, listen: SocketAddr) {
     let mut config = netboot::Config::new(listen);
     config.loaders = Some(root.to_owned());

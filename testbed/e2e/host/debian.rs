@@ -1,5 +1,5 @@
-//! A Debian that runs as a host of its own in a rack's network: booted by `testbed/host/boot`,
-//! switched off when dropped.
+//! A Debian container in a rack's network: booted by `testbed/host/boot`, switched off when
+//! dropped.
 
 use std::{
     fs::{self, File},
@@ -11,7 +11,7 @@ use std::{
 
 use crate::rack::{Rack, repository};
 
-/// The time that a system without a kernel of its own takes to boot or to stop, on a busy machine.
+/// The time that a container takes to boot or to stop, on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -21,7 +21,7 @@ pub(super) struct Debian {
 }
 
 impl Debian {
-    /// A fresh copy of what `testbed/host/debian` has made, booted in the rack's network.
+    /// Boots a fresh copy of the system of `testbed/host/debian` in the rack's network.
     pub(super) fn boot(rack: &Rack, root: PathBuf) -> Self {
         let made = repository().join("target/testbed/host/debian");
         assert!(made.exists(), "run testbed/host/debian");
@@ -44,26 +44,26 @@ impl Debian {
         debian
     }
 
-    /// A file of the system, seen from outside.
+    /// The path of a file of the system, from outside.
     pub(super) fn file(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// A program of the system.
+    /// A command that runs a program in the system.
     pub(super) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(repository().join("testbed/host/enter"));
         command.arg(&self.root).args(words);
         command
     }
 
-    /// The output of a root shell there, which has to succeed.
+    /// Runs a script in a root shell there, which must succeed; returns its output.
     pub(super) fn shell(&self, script: &str) -> String {
         let output = self.command(&["bash", "-euo", "pipefail", "-c", script]).output().unwrap();
         assert!(output.status.success(), "{script}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Boots it again, as its administrator does.
+    /// Reboots the system, as its administrator does.
     pub(super) fn reboot(&self) {
         let before = self.started_at();
         self.shell("systemctl reboot");
@@ -75,7 +75,7 @@ impl Debian {
         self.wait_until_it_runs();
     }
 
-    /// When its PID 1 was started: the kernel is this machine's, and so is its boot ID.
+    /// The start time of its PID 1: the kernel, and so the boot ID, is this machine's.
     fn started_at(&self) -> Option<String> {
         let output =
             self.command(&["cut", "-d", " ", "-f", "22", "/proc/1/stat"]).output().unwrap();
@@ -105,7 +105,7 @@ impl Drop for Debian {
             let journal = self.command(&["journalctl", "--no-pager", "--lines=60"]).output();
             eprintln!("{}", journal.map(|journal| said(&journal)).unwrap_or_default());
         }
-        // Killed, systemd-nspawn takes its system along; whatever were left ends with the rack.
+        // Killing systemd-nspawn ends its system; the rack's end ends the rest.
         let boot = self.boot.id().to_string();
         drop(Command::new("pkill").args(["--signal=KILL", "--parent", &boot]).status());
         drop(self.boot.kill());

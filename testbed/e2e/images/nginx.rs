@@ -1,4 +1,4 @@
-//! An nginx in the rack's network that serves files of its own.
+//! An nginx in the rack's network.
 
 use std::{
     fs,
@@ -47,7 +47,7 @@ impl Nginx {
         Self { child, dir }
     }
 
-    /// Where to put what is to be served under this name.
+    /// The path of the file that is served under this name.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join("files").join(name)
     }
@@ -64,7 +64,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // It may have ended before.
+        // The process may have ended before.
         drop(self.child.kill());
         self.child.wait().unwrap();
     }

@@ -1,6 +1,7 @@
-//! The bodies of a ramdisk's calls, and what they do to a node that waits for them: calls with NULs
-//! between, each led by the first letter of its name; a capital is a call with another key or from
-//! another address, which does nothing. And the agent's answers, as the ramdisk reads them.
+//! The bodies of a ramdisk's calls, and their effect on a node that waits for them. The calls are
+//! separated by NULs; each begins with the first letter of its name, and a capital letter means a
+//! call with another key or from another address, which must have no effect. Also the agent's
+//! answers, as the ramdisk reads them.
 #![no_main]
 
 use std::net::IpAddr;
@@ -68,7 +69,7 @@ fn waiting(key: &AttemptKey) -> Node {
     node
 }
 
-/// A call with another key, or once the ramdisk's address is known, from another one.
+/// Makes a call with another key or, once the ramdisk's address is known, from another address.
 fn strange(node: &mut Node, key: &AttemptKey, peer: IpAddr, call: Call, other_key: bool) {
     let before = node.record().clone();
     let bound = before.state.attempt().and_then(|attempt| attempt.peer).is_some();
@@ -83,7 +84,7 @@ fn strange(node: &mut Node, key: &AttemptKey, peer: IpAddr, call: Call, other_ke
     assert!(node.record().state == before.state);
 }
 
-/// Any answer of the agent; that it is the agent is proven, that it makes sense is not.
+/// Reads an arbitrary answer of the agent, whose identity is proven, but not its sense.
 fn read_answer(body: &[u8]) {
     if let Ok(reply) = serde_json::from_slice::<LookupReply>(body) {
         assert!(

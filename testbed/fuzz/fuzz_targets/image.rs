@@ -1,4 +1,4 @@
-//! A published image: whatever it is, it is decoded within its limit, or refused.
+//! A published image: arbitrary bytes are decoded within the limit, or refused.
 #![no_main]
 
 use std::{
@@ -17,8 +17,8 @@ use libfuzzer_sys::fuzz_target;
 
 const RAW_BYTES_MAX: u64 = 1 << 20;
 
-/// Units of a disk with the smallest clusters, reads of the input, and pieces of the output, and
-/// that twice if it is packed.
+/// Most progress reports: units of a disk with the smallest clusters, reads of the input, and
+/// pieces of the output, twice for a packed file.
 const REPORTS_MAX: usize = 300;
 
 fn file() -> io::Result<File> {

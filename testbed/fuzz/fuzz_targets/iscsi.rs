@@ -1,5 +1,5 @@
-//! PDUs of an iSCSI target, to a disk that is connected, read, written, zeroed and left. The
-//! clock stands still until nothing else happens, so that no limit costs time.
+//! PDUs of an iSCSI target, during connect, read, write, zeroing and logout of a disk. The paused
+//! clock advances only when the initiator waits, so that no limit costs time.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! A record of the state directory, and a node that goes on from it: record, NUL, script.
+//! A record of the state directory, and a node that continues from it: record, NUL, script.
 #![no_main]
 
 use std::{fs, net::IpAddr, sync::LazyLock};
@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
     live(Node::resume(SPEC.name.clone(), record, POLICY, *NOW), script);
 });
 
-/// In the state directory it is never taken for a record.
+/// Makes the record of unreadable bytes, which the store never accepts as a record.
 fn damaged(bytes: &[u8]) -> Record {
     LazyLock::force(&STORE);
     fs::write(path("state/edge-07.json"), bytes).unwrap();
@@ -69,7 +69,7 @@ fn live(mut node: Node, script: &[u8]) {
             }
         }
     }
-    // It comes to rest until something happens or a later time: it does not spin.
+    // The node must rest until an event or a later time, and not spin.
     for _ in 0..4 {
         if node.step(now, Event::Tick).contains(&Action::Forget) {
             return;
@@ -79,7 +79,7 @@ fn live(mut node: Node, script: &[u8]) {
     assert!(node.next_wake().is_none_or(|(at, _)| at > now), "{:?} at {now}", node.next_wake());
 }
 
-/// From a second to weeks, forward or back, but not so far that the clock leaves its own range.
+/// Jumps from a second to weeks, forward or back, within the clock's range.
 fn jump(now: Timestamp, byte: u8) -> Timestamp {
     let seconds = 1_i64 << ((byte >> 1) & 0x3f).min(24);
     let seconds = if byte & 1 == 0 { seconds } else { -seconds };

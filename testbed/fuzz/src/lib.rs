@@ -1,5 +1,4 @@
-//! Code that the fuzz targets share: how an input is cut into parts, and what holds for every list
-//! of problems.
+//! Common code of the fuzz targets: splitting of inputs, and checks for all lists of problems.
 #![expect(clippy::unwrap_used, reason = "a fuzz target says what is wrong by panicking")]
 
 use std::{
@@ -15,13 +14,13 @@ use hostler::{
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-/// A directory in memory for targets that read files. It outlives a crash, and is small.
+/// A directory in memory for targets that read files. It survives a crash, and is small.
 pub static DIR: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir_in("/dev/shm").unwrap());
 
-/// When everything begins.
+/// The start time of every run.
 pub static NOW: LazyLock<Timestamp> = LazyLock::new(|| "2026-11-22T12:00:00Z".parse().unwrap());
 
-/// A good spec.
+/// A valid spec.
 pub static SPEC: LazyLock<Arc<NodeSpec>> = LazyLock::new(|| {
     let defaults = include_bytes!("../../../examples/nodes/_defaults.toml");
     let spec = include_bytes!("../../../examples/nodes/edge-07.toml");
@@ -29,12 +28,12 @@ pub static SPEC: LazyLock<Arc<NodeSpec>> = LazyLock::new(|| {
     Arc::new(parse("edge-07.toml", spec, &defaults, &|path| Err(path.to_owned())).unwrap())
 });
 
-/// A file in it.
+/// The path of a file in [`DIR`].
 pub fn path(name: &str) -> PathBuf {
     DIR.path().join(name)
 }
 
-/// The input's two parts: what is before its first NUL, if there is one, and the rest.
+/// Splits the input at its first NUL.
 pub fn halves(bytes: &[u8]) -> (Option<&[u8]>, &[u8]) {
     match bytes.iter().position(|byte| *byte == 0) {
         Some(nul) => (Some(&bytes[..nul]), &bytes[nul + 1..]),
@@ -42,8 +41,8 @@ pub fn halves(bytes: &[u8]) -> (Option<&[u8]>, &[u8]) {
     }
 }
 
-/// There is at least one problem; each has a message in one line, and is in one of the files, at a
-/// place that the file has.
+/// Checks that there is at least one problem, each with a message of one line, and an existing
+/// place in one of the files.
 pub fn check_problems(problems: &[Problem], files: &[(&str, &[u8])]) {
     assert!((1..=300).contains(&problems.len()), "{} problems", problems.len());
     for problem in problems {
@@ -52,15 +51,14 @@ pub fn check_problems(problems: &[Problem], files: &[(&str, &[u8])]) {
         check_shown(&problem.to_string());
         if let Some((line, column)) = problem.at {
             let line = bytes.split(|byte| *byte == b'\n').nth(line as usize - 1).unwrap();
-            // Just behind the last character is where something is missing.
+            // The place directly after the last character is that of a missing element.
             let characters = line.iter().filter(|byte| !matches!(byte, 0x80..=0xbf)).count();
             assert!((1..=characters + 1).contains(&(column as usize)), "{problem}");
         }
     }
 }
 
-/// A text for an operator or a log: in one line, without anything that steers a terminal, and not
-/// endless.
+/// Checks a text for an operator or a log: one line of limited length, without control characters.
 pub fn check_shown(text: &str) {
     assert!(!text.chars().any(char::is_control), "{text:?}");
     assert!(text.chars().count() < 5000, "{} characters", text.chars().count());
@@ -70,7 +68,7 @@ pub fn check_shown(text: &str) {
 pub const POLICY: Policy =
     Policy { attempts_max: 1, imagings_max: 1, polls_max: 1, breaker: true, enforce_power: true };
 
-/// One event; if the node waits for its turn, that comes at once.
+/// Brings one event to the node; a permit that the node waits for comes at once.
 pub fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
     let mut actions = node.step(now, event);
     for turn in [Permit::Poll, Permit::Attempt, Permit::Imaging] {
@@ -89,7 +87,7 @@ pub fn check_node(node: &Node, now: Timestamp) {
     assert_eq!(toml::from_str::<Status>(&file).unwrap(), status);
 }
 
-/// An image is ready for an attempt with this key.
+/// The outcome of a prepared image for an attempt with this key.
 pub fn prepared(key: AttemptKey) -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let image = PreparedImage {
@@ -98,11 +96,12 @@ pub fn prepared(key: AttemptKey) -> Outcome {
         root_uuid: None,
         root_partuuid: None,
         netboot: None,
+        boot_token: None,
     };
     Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
 }
 
-/// A disk is written.
+/// The outcome of a written disk.
 pub fn imaged() -> Outcome {
     Outcome::Imaged {
         verify: Vec::new(),

@@ -1,5 +1,5 @@
-//! `hostler bmc` and `hostler show-boot`: what operators see and do of power and boot, by way of
-//! the running agent.
+//! `hostler bmc` and `hostler show-boot`: operators' use of power and boot menus through the
+//! running agent.
 
 use std::{
     fs,
@@ -27,14 +27,14 @@ fn bmc(site: &Site, words: &[&str]) -> (i32, String, String) {
     said(site, &[&["bmc", NODE], words].concat())
 }
 
-/// The result of a command, which must be good.
+/// Runs a command, which must succeed; returns its output.
 fn done(site: &Site, words: &[&str]) -> String {
     let (code, out, errors) = bmc(site, words);
     assert_eq!((code, errors.as_str()), (0, ""), "{words:?}\n{}", site.log());
     out
 }
 
-/// Why a command was not done.
+/// Runs a command, which must be refused; returns the reason.
 fn refused(site: &Site, words: &[&str]) -> String {
     let (code, out, errors) = bmc(site, words);
     assert_eq!((code, out.as_str()), (1, ""), "{words:?}");
@@ -50,7 +50,7 @@ fn observed(status: &Status) -> Option<PowerState> {
     status.power.as_ref().map(|power| power.observed)
 }
 
-/// A machine that was installed, with more arguments for its BMC.
+/// Makes an installed machine, with more arguments for its BMC.
 fn installed(arguments: &[&str]) -> (Site, Machine, Agent) {
     let site = Site::new();
     let machine = Machine::with_bmc(&site, NODE, arguments);
@@ -67,7 +67,7 @@ fn an_operator_looks_and_switches_through_the_agent_which_sees_at_once_what_beca
     let before = machine.story().len();
     assert_eq!(done(&site, &["status"]), "power  on\nboot   disk, always\n");
     assert_eq!(done(&site, &["off"]), "power  off\n");
-    // It has drifted, which is shown long before the next look is due.
+    // The power has drifted, which shows long before the next poll is due.
     let switched = Instant::now();
     let drifted = site.until(NODE, "off", |status| observed(status) == Some(PowerState::Off));
     assert!(switched.elapsed() < Duration::from_secs(20), "{:?}", switched.elapsed());
@@ -82,7 +82,7 @@ fn an_operator_looks_and_switches_through_the_agent_which_sees_at_once_what_beca
     let bmc_commands =
         ["shut down", "network once", "on from network", "disk always", "off", "on from hd", "off"];
     assert_eq!(machine.story()[before..], bmc_commands);
-    // Who did it is on record, and a password never.
+    // The log names the user, and never a password.
     let log = site.log();
     let line = log.lines().find(|line| line.contains("command=\"cycle\"")).unwrap();
     let uid = format!("uid={}", rustix::process::getuid().as_raw());
@@ -125,7 +125,7 @@ fn a_machine_that_is_being_installed_is_switched_by_nobody_else() {
         assert!(why.contains(expected), "{words:?}: {why}");
     }
     assert_eq!(machine.story(), story);
-    // Looking does no harm.
+    // Reading the status is allowed.
     assert_eq!(done(&site, &["status"]).lines().next(), Some("power  on"));
     ramdisk.export();
     ramdisk.finish();
@@ -149,7 +149,7 @@ fn switching_off_is_never_taken_for_consent_to_wipe() {
     }
     assert!(machine.story().is_empty());
     assert_eq!(done(&site, &["on"]), "power  on\n");
-    // The way out that it names: then it is off, and its disk as it was.
+    // The remedy in the message works: the machine is off, and its disk unchanged.
     site.write(NODE, &spec.with("state", "unmanaged"));
     site.until_phase(NODE, Phase::Unmanaged);
     assert_eq!(done(&site, &["off"]), "power  off\n");
@@ -166,7 +166,7 @@ fn nothing_is_seen_of_a_machine_in_the_middle_of_a_command() {
     let before = offs();
     let mut cycle = start(&site, &["cycle"]);
     site.await_that("off", || offs() > before);
-    // A spec that says something new about the BMC has it asked at once.
+    // A changed BMC setting in the spec causes a poll at once.
     site.write(NODE, &machine.spec(&site).with("bmc.privilege", "operator"));
     let mut seen = Vec::new();
     let status = loop {
@@ -193,7 +193,7 @@ fn a_command_ends_with_timeouts_power_or_with_its_operator() {
     assert!(!why.contains(PASSWORD), "{why}");
 
     site.write(NODE, &spec.with("timeouts.power", "10m"));
-    let used = |site: &Site| site.log().matches("operator uses a bmc").count();
+    let used = |site: &Site| site.log().matches("operator uses a BMC").count();
     site.await_that("new limit", || {
         site.status(NODE)
             .is_some_and(|status| status.spec_valid && status.phase == Phase::Unmanaged)
@@ -204,7 +204,7 @@ fn a_command_ends_with_timeouts_power_or_with_its_operator() {
     gone.kill().unwrap();
     gone.wait().unwrap();
     site.await_that("given up", || site.log().contains("an operator went away before it was done"));
-    // The BMC is free for the next.
+    // The BMC is free for the next command.
     assert_eq!(done(&site, &["status"]).lines().next(), Some("power  off"));
 }
 
@@ -253,7 +253,7 @@ fn show_boot_prints_what_a_nic_is_served_and_the_key_only_when_told_to() {
         assert!(secrets.contains(&section), "{name} in\n{secrets}");
         assert!(shown.contains(&section.replace(ramdisk.key(), "<key>")), "{name} in\n{shown}");
     }
-    assert!(site.log().contains("operator looks at boot menus"));
+    assert!(site.log().contains("operator reads boot menus"));
     assert!(!site.log().contains(ramdisk.key()));
 
     ramdisk.export();

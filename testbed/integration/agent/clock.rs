@@ -1,5 +1,5 @@
-//! The clock is set, by a day forward or back, under a running agent. Its waits and status files
-//! live by that clock; machines must not die of it.
+//! The clock of a running agent is set a day forward or back. Its waits and status files use that
+//! clock; machines must not fail because of it.
 
 use std::{env::consts::ARCH, fs, time::Duration};
 
@@ -17,16 +17,15 @@ use super::{
     site::{Agent, Site, Spec, allocated_bytes, wait_at_most},
 };
 
-/// A day on.
+/// A day forward, in seconds.
 const FORWARD: i64 = 86_400;
-/// A day back.
+/// A day back, in seconds.
 const BACK: i64 = -FORWARD;
-/// Seconds by which two readings of a clock that was set by a day may differ from just that, while
-/// a test runs.
+/// Largest deviation from a day between two readings of a clock that was set by a day, in seconds.
 const SLACK_S: i64 = 600;
 
-/// An agent with a clock of its own: libfaketime moves the time of day; the monotonic clock goes
-/// on, as in a kernel.
+/// An agent with a separate clock: libfaketime moves the time of day; the monotonic clock runs on,
+/// as in a kernel.
 struct Clocked {
     site: Site,
     machine: Machine,
@@ -49,13 +48,13 @@ impl Clocked {
         Self { site, machine, agent }
     }
 
-    /// Two attempts, with the given first pause.
+    /// A spec of two attempts, with the given first pause.
     fn spec(&self, backoff: &str) -> Spec {
         let spec = self.machine.spec(&self.site).with_number("retry.attempts", 2);
         spec.with("retry.backoff", backoff)
     }
 
-    /// Up to a machine that runs its ramdisk.
+    /// Deploys up to a machine that runs its ramdisk.
     fn to_ramdisk(&self, spec: &Spec) -> Ramdisk {
         self.site.write(NODE, spec);
         let ramdisk = self.machine.boot(&self.site, 1);
@@ -63,7 +62,7 @@ impl Clocked {
         ramdisk
     }
 
-    /// Waits until a status was written on the other side of the leap.
+    /// Waits until a status was written after the jump.
     fn after_leap(&self, before: &Status, seconds: i64, is: impl Fn(&Status) -> bool) -> Status {
         let leapt = |status: &Status| {
             let went = status.updated.duration_since(before.updated).as_secs();
@@ -72,8 +71,8 @@ impl Clocked {
         self.site.until(NODE, "leapt", |status| leapt(status) && is(status))
     }
 
-    /// A second attempt, after the first ended with this, and everything an administrator sees
-    /// then.
+    /// Checks a second attempt, after the first ended with this fault, and the administrator's view
+    /// of it.
     fn second_attempt_deploys(&self, step: Step, code: &str) {
         let ramdisk = self.machine.boot(&self.site, 2);
         let error = self.site.status(NODE).unwrap().last_error.unwrap();
@@ -86,7 +85,7 @@ impl Clocked {
         self.is_calm(&status);
     }
 
-    /// Nothing spins, and nothing is said of the future.
+    /// Checks that the agent does not spin, and that the status has no time in the future.
     fn is_calm(&self, status: &Status) {
         assert!(status.since <= status.updated, "{} is after {}", status.since, status.updated);
         let used = || -> u64 {
@@ -96,13 +95,13 @@ impl Clocked {
         };
         let (ticks, lines) = (used(), self.site.log().lines().count());
         wait_at_most(Duration::from_secs(2), || None::<()>);
-        // A hundred ticks are a second.
+        // A second has a hundred ticks.
         assert!(used() - ticks < 50, "the agent spins:\n{}", self.site.log());
         assert!(self.site.log().lines().count() - lines < 10, "{}", self.site.log());
     }
 }
 
-/// Sets the agent's clock to so many seconds beside the true time.
+/// Sets the agent's clock to an offset from the true time.
 fn set(site: &Site, offset_s: i64) {
     fs::write(site.path("clock.new"), format!("{offset_s:+}")).unwrap();
     fs::rename(site.path("clock.new"), site.path("clock")).unwrap();
@@ -124,7 +123,7 @@ fn a_clock_set_back_while_the_ramdisk_boots_makes_no_wait_longer() {
     set(&clocked.site, BACK);
     let failed = clocked.after_leap(&before, BACK, |status| status.last_error.is_some());
     assert_eq!(failed.last_error.unwrap().fault.code, "RamdiskTimeout");
-    // It is told why for as long as the attempt is cleaned up after, and nothing from there on.
+    // The ramdisk gets a reason during the clean-up, and 404 afterwards.
     assert!(matches!(ramdisk.look_up(1 << 30).0, 404 | 409));
     clocked.second_attempt_deploys(Step::Ramdisk, "RamdiskTimeout");
 }
@@ -136,7 +135,7 @@ fn a_clock_set_forward_while_the_disk_is_written_costs_one_attempt() {
     ramdisk.export();
     let disk = clocked.machine.disk.disk_file();
     clocked.site.await_that("writing", || allocated_bytes(&disk) > 8 << 20);
-    // It must not be done before the clock is set.
+    // The write must not end before the clock is set.
     clocked.machine.disk.signal("-STOP");
     set(&clocked.site, FORWARD);
     clocked.site.until(NODE, "given up", |status| status.last_error.is_some());
@@ -152,7 +151,7 @@ fn a_clock_set_back_while_the_disk_is_written_costs_nothing() {
     let disk = clocked.machine.disk.disk_file();
     clocked.site.await_that("writing", || allocated_bytes(&disk) > 8 << 20);
     set(&clocked.site, BACK);
-    // Its certificate is valid at any time, and the key is the attempt's still.
+    // The agent's certificate is valid at any time, and the key is still the attempt's.
     ramdisk.finish();
     let status = ends_deployed(&clocked.site, &clocked.machine);
     assert_eq!(status.attempt, 1);
@@ -160,7 +159,7 @@ fn a_clock_set_back_while_the_disk_is_written_costs_nothing() {
     clocked.is_calm(&status);
 }
 
-/// Up to the pause after a first attempt that failed.
+/// Deploys up to the pause after a failed first attempt.
 fn pausing(backoff: &str) -> (Clocked, Status) {
     let clocked = Clocked::start(3_000_100);
     let ramdisk = clocked.to_ramdisk(&clocked.spec(backoff));
@@ -198,7 +197,7 @@ fn a_deployed_machine_stays_deployed_whatever_the_clock_says() {
     let before = ends_deployed(&clocked.site, &clocked.machine);
     for (n, offset) in [FORWARD, 0, BACK, 0].into_iter().enumerate() {
         set(&clocked.site, offset);
-        // Something to tell: the spec has drifted.
+        // A visible change: the spec has drifted.
         let checksum = format!("sha256:{}{n}", "0".repeat(63));
         clocked.site.write(NODE, &spec.clone().with("image.checksum", &checksum));
         let status =

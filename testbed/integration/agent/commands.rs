@@ -1,4 +1,4 @@
-//! The command line: what it prints and its exit codes.
+//! The command line: its output and exit codes.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ fn check_knows_the_agents_defaults() {
     let config = fs::read_to_string(site.path("hostler.toml")).unwrap();
     fs::write(site.path("hostler.toml"), config + "[defaults.bmc]\nusername = 7\n").unwrap();
     let dir = site.path("nodes").display().to_string();
-    // Its directory is the one that is checked unless another is named.
+    // Without an argument, the agent's own directory is checked.
     for words in [&["check", &*dir][..], &["check"]] {
         let (code, said, _) = answer(&mut site.hostler(words));
         assert_eq!(code, 1);
@@ -72,7 +72,7 @@ fn status_and_watch_show_what_the_status_files_say() {
     watch.wait().unwrap();
 
     site.until_phase(NODE, Phase::Failed);
-    // The files speak without the agent.
+    // The status files are readable without the agent.
     agent.kill();
     for command in [&mut hostler(&["status", &dir]), &mut site.hostler(&["status"])] {
         let (code, said, errors) = answer(command);

@@ -1,5 +1,4 @@
-//! The machine that is touched, with real files and real BMCs: state directories that are lost,
-//! changes of many specs in one go, and power.
+//! Consent with real files and BMCs: lost state directories, mass changes, and power.
 
 use std::fs;
 
@@ -11,7 +10,7 @@ use super::{
     site::{Agent, Site, Spec, answer},
 };
 
-/// An agent with an installed machine under `redeploy = "first"`.
+/// Makes an agent with an installed machine with `redeploy = "first"`.
 fn installed(safety: &str) -> (Site, Machine, Spec, Agent) {
     let site = Site::new();
     site.configure_more(safety);
@@ -24,9 +23,8 @@ fn installed(safety: &str) -> (Site, Machine, Spec, Agent) {
     (site, machine, spec, agent)
 }
 
-/// The state directory of an agent that was killed is lost, and an operator says in the status
-/// directory that it is dead: the next agent has another state, and would wait for minutes until it
-/// is sure.
+/// Removes the state directory of a killed agent, and its mark: the next agent has another state,
+/// and would otherwise wait for minutes.
 fn lose_state(site: &Site) {
     fs::remove_dir_all(site.path("state")).unwrap();
     fs::remove_file(site.path("nodes/_agent.status.toml")).unwrap();
@@ -37,7 +35,7 @@ fn condition(status: &Status, kind: &str) -> Option<String> {
     Some(condition.status.clone())
 }
 
-/// Waits for a status that is written after the BMC was looked at once more.
+/// Waits for a status after another poll of the BMC.
 fn look_again(site: &Site) -> Status {
     let before = jiff::Timestamp::now();
     site.until(NODE, "looked at", |status| {
@@ -62,8 +60,7 @@ fn a_machine_whose_record_is_lost_is_adopted_from_its_status_file_on_or_off() {
         assert_eq!((status.phase, &status.installed), (Phase::Deployed, &installed));
         assert_eq!((machine.story(), machine.boots_its_disk(&site)), (story.clone(), true));
 
-        // And with another `redeploy`, which may be years old: only one that changes from now on is
-        // consent.
+        // Also with another `redeploy`, which may be years old: only a later change is consent.
         agent.kill();
         lose_state(&site);
         site.write(NODE, &spec.clone().with("redeploy", "written while nobody looked"));
@@ -125,7 +122,7 @@ fn a_mass_change_in_one_swap_of_the_directory_is_held_and_taking_it_back_touches
     site.configure(&format!("status_dir = \"{}\"", site.path("status").display()));
     let machines = ["edge-01", "edge-02", "edge-03"].map(|node| Machine::new(&site, node));
     let _agent = site.start();
-    // As git-sync does it: a new tree beside the old one, and one rename.
+    // As git-sync does: a new tree beside the old one, and one rename.
     let swap = |redeploy: &str| {
         let new = site.path("nodes.new");
         fs::create_dir(&new).unwrap();
@@ -209,7 +206,7 @@ fn power_is_enforced_only_where_the_site_says_so() {
         });
         assert!(status.message.contains("the machine is off"), "{}", status.message);
         assert!(status.ready && !machine.is_on());
-        // A changed wish is an order.
+        // A changed `power` is an order.
         site.write(NODE, &spec.clone().with("power", "off"));
         site.until(NODE, "as wanted", |status| {
             condition(status, "PowerAsWanted").as_deref() == Some("True")

@@ -1,4 +1,4 @@
-//! `bmc.console`: what a machine printed is kept if its attempt fails.
+//! `bmc.console`: the output of a machine whose attempt fails is kept.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use super::{
     site::{Site, Spec, answer},
 };
 
-/// A machine with a serial line, and a spec that wants it recorded.
+/// Makes a machine with a serial line, and a spec that records it.
 fn talkative(site: &Site, node: &str) -> (Machine, Spec) {
     let line = line(site, node);
     File::create(&line).unwrap();
@@ -28,7 +28,7 @@ fn line(site: &Site, node: &str) -> PathBuf {
     site.path(&format!("{node}.line"))
 }
 
-/// The machine prints this.
+/// Makes the machine print a text.
 fn print(site: &Site, node: &str, text: &str) {
     let mut line = File::options().append(true).open(line(site, node)).unwrap();
     line.write_all(text.as_bytes()).unwrap();
@@ -38,7 +38,7 @@ fn kept(site: &Site, node: &str) -> Option<String> {
     fs::read_to_string(site.path(&format!("nodes/{node}.console.log"))).ok()
 }
 
-/// The attempt fails because of what the ramdisk says, and what was printed is kept.
+/// Fails the attempt by the ramdisk's error; returns the kept console.
 fn fails(site: &Site, machine: &Machine, ramdisk: &Ramdisk) -> String {
     assert_eq!(ramdisk.look_up(1 << 20).0, 409);
     ends_failed(site, machine, Step::Ramdisk, "DiskTooSmall");
@@ -86,7 +86,7 @@ fn what_a_machine_printed_is_kept_if_its_attempt_fails_and_goes_with_the_next_go
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o640);
     hangs_up(&site, &machine);
 
-    // It is no spec, and nothing that the directory is read for.
+    // The console's file is no spec, and wakes no scan.
     let status = site.status(NODE).unwrap();
     assert!(status.spec_valid && !site.log().contains("console.log"), "{}", site.log());
     site.write(NODE, &spec.with("redeploy", "a larger disk"));
@@ -116,7 +116,7 @@ fn a_killed_agents_console_is_taken_over_and_a_node_that_goes_takes_its_log_with
     is_passed_on(&site, &machine);
     let log = fails(&site, &machine, &ramdisk);
     assert!(log.ends_with("\nafter the crash\n"), "{log}");
-    // An empty directory would be no order to forget anybody.
+    // An empty directory would not remove its nodes.
     let other = machine.spec(&site).without("bmc.").with("bmc.driver", "none");
     site.write("other", &other.with("boot.mac", "52:54:00:00:ff:01"));
     fs::remove_file(site.path("nodes/edge-07.toml")).unwrap();

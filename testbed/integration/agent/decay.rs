@@ -1,5 +1,5 @@
-//! An image that decays in the cache, one byte at the same size and time: it is noticed where it is
-//! read, and never installed.
+//! An image that decays in the cache, one byte at the same size and time: the next read detects it,
+//! and it is never installed.
 
 use std::{
     fs::{self, File},
@@ -11,12 +11,12 @@ use hostler::model::fault::Step;
 
 use super::{NODE, ends_deployed, machine::Machine, site::Site};
 
-/// Large enough that much of the disk is written before its end is read.
+/// Large enough that much of the disk is written before the image's end is read.
 const IMAGE_BYTES: usize = 24 << 20;
-/// Where a byte is changed: behind the first few flushes' worth, and not at the disk's ends, which
+/// The offset of the changed byte: after the first few flushes, and not at the disk's ends, which
 /// are read first or last.
 const PLACE: u64 = 20 << 20;
-/// A node whose image is fetched beforehand.
+/// The node that fetches the image into the cache.
 const FIRST: &str = "edge-01";
 
 fn cached(site: &Site) -> PathBuf {
@@ -35,7 +35,7 @@ fn decay(site: &Site) {
     file.set_modified(modified).unwrap();
 }
 
-/// A site whose cache has the image, because a first machine was installed.
+/// Makes a site whose cache has the image of an installed machine.
 fn with_cached_image() -> Site {
     let site = Site::with_image(IMAGE_BYTES);
     let machine = Machine::new(&site, FIRST);
@@ -56,7 +56,7 @@ fn an_image_that_decays_while_the_agent_runs_is_fetched_again_and_written_anew_i
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site));
-    // It is verified by now, and the machine is on its way.
+    // The image is verified, and the machine is booting.
     let ramdisk = machine.boot(&site, 1);
     decay(&site);
     ramdisk.export();
@@ -65,7 +65,7 @@ fn an_image_that_decays_while_the_agent_runs_is_fetched_again_and_written_anew_i
     assert_eq!(status.attempt, 1);
     assert_eq!(machine.story(), super::DEPLOYED);
     let log = site.log();
-    assert_eq!(log.matches("an image decayed in the cache; it is thrown away").count(), 1, "{log}");
+    assert_eq!(log.matches("an image decayed in the cache and is discarded").count(), 1, "{log}");
     assert!(log.contains("the block at byte 20971520 is not what was verified"), "{log}");
     assert!(fs::read(cached(&site)).unwrap() == site.image);
 }

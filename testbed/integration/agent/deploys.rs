@@ -1,4 +1,4 @@
-//! Deploys that end well.
+//! Successful deploys.
 
 use std::{
     os::unix::net::UnixDatagram,
@@ -24,7 +24,7 @@ fn a_spec_becomes_an_installed_machine() {
     let ramdisk = machine.boot(&site, 1);
     assert!(site.record(NODE).contains(ramdisk.key()));
     ramdisk.export();
-    // It is not told to let go before the boot files are the local disk's.
+    // The ramdisk is not released before the boot menu is that of the local disk.
     site.until_phase(NODE, Phase::Switching);
     assert!(machine.boots_its_disk(&site));
     ramdisk.wait_for("release");
@@ -55,7 +55,7 @@ fn a_spec_becomes_an_installed_machine() {
     assert!(status.durations.contains_key("imaging_ms"));
     assert!(!site.log().contains(ramdisk.key()), "the key is in the log");
     assert_eq!(site.levels(Phase::Deployed), ["INFO"]);
-    // As the README looks for it: one line a node, whatever its history.
+    // As in the README: one line for each node with any history.
     let text = std::fs::read_to_string(site.path(&format!("nodes/{NODE}.status.toml"))).unwrap();
     assert_eq!(text.lines().filter(|line| line.starts_with("phase")).count(), 1, "{text}");
 }
@@ -66,7 +66,7 @@ fn a_machine_whose_bmc_only_ipmitool_can_talk_to_boots_the_deploy_ramdisk() {
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site).with("bmc.driver", "ipmitool"));
-    // Each run of the program waits a second after the last one.
+    // A run of the program starts a second after the last one.
     site.until_phase(NODE, Phase::WaitingRamdisk);
     assert_eq!(machine.story(), DEPLOYED[..2]);
     assert!(!site.log().contains("correct-horse"), "{}", site.log());
@@ -94,7 +94,7 @@ fn a_config_drive_begins_where_the_disk_would_have_it() {
     const MIB: usize = 1 << 20;
     let mut image = vec![0; 3 * MIB];
     image[510..512].copy_from_slice(&[0x55, 0xaa]);
-    // A Linux partition of a MiB behind the first.
+    // A Linux partition of a MiB after the first MiB.
     image[450] = 0x83;
     image[454..462].copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
     let site = Site::of_image(image);
@@ -104,7 +104,7 @@ fn a_config_drive_begins_where_the_disk_would_have_it() {
     site.write(NODE, &machine.spec(&site).with("config_drive.label", "config-2"));
     machine.deploy(&site);
     site.until_phase(NODE, Phase::Deployed);
-    // The disk has 160 MiB, the drive 64; what it works best in are 7.
+    // The disk has 160 MiB, the drive 64, the optimal transfer length 7.
     let first_block: [u8; 4] = machine.disk.disk()[470..474].try_into().unwrap();
     assert_eq!(u32::from_le_bytes(first_block) as usize * 512, 91 * MIB);
 }
@@ -144,7 +144,7 @@ fn a_spec_reaches_the_bmc_soon() {
     wait(|| (machine.bmc.sessions() > 0).then_some(())).expect("no word to the BMC");
     let took = written.elapsed();
     println!("from spec to first BMC session: {} ms", took.as_millis());
-    // About a second alone on a machine; here many tests run beside it.
+    // About a second on an idle machine; many tests run at once here.
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
@@ -177,6 +177,6 @@ fn ramdisks_are_told_the_advertised_address_though_the_agent_listens_on_all() {
     let machine = Machine::new(&site, NODE);
     let _agent = site.start();
     site.write(NODE, &machine.spec(&site));
-    // The machine checks the address in its command line.
+    // `boot` checks the address in the command line.
     machine.boot(&site, 1);
 }

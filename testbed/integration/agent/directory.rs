@@ -1,7 +1,6 @@
-//! The spec directory as the world treats it: editors, git, git-sync, Ansible, and accidents.
+//! The spec directory under editors, git, git-sync, Ansible, and accidents.
 //!
-//! Most nodes here are only observed, and their BMCs are not there: a test costs little more than
-//! its files.
+//! Most nodes here are unmanaged and have no BMC, so that a test costs little more than its files.
 
 mod ansible;
 mod claims;
@@ -22,11 +21,11 @@ use hostler::{
 
 use super::site::{Site, Spec};
 
-/// Longer than any test: whatever is noticed was reported by inotify.
+/// Longer than any test, so that every detected change was reported by inotify.
 const NO_RESCAN: &str = "rescan = \"1h\"\n";
 
-/// A node that is only observed. The label is in the digest, so that the status tells which edition
-/// is the effective spec.
+/// Makes a spec of an unmanaged node. The label is in the digest, so that the status shows the
+/// effective edition.
 fn observed(number: u16, label: &str) -> Spec {
     let [high, low] = number.to_be_bytes();
     let checksum = format!("\"sha256:{}\"", "a".repeat(64));
@@ -58,14 +57,14 @@ fn digest(node: &str, toml: &str, defaults: &Defaults) -> Digest {
     spec_dir::parse(&format!("{node}.toml"), toml.as_bytes(), defaults, &no_file).unwrap().digest()
 }
 
-/// Waits until the node says that everything is held, and why.
+/// Waits until the node's message says why nothing starts.
 fn held(site: &Site, node: &str, why: &str) -> Status {
     site.until(node, "held", |status| {
         status.message.contains("holding still") && status.message.contains(why)
     })
 }
 
-/// Status files go to a directory of their own.
+/// Configures a separate directory of status files.
 fn status_elsewhere(site: &Site) -> String {
     format!("status_dir = \"{}\"\n", site.path("status").display())
 }
@@ -84,7 +83,7 @@ fn reported(site: &Site) -> BTreeSet<String> {
         .collect()
 }
 
-/// Waits until the node is forgotten, on disk too.
+/// Waits until the node is removed, on disk too.
 fn forgotten(site: &Site, node: &str) {
     site.await_that("forgotten", || site.status(node).is_none() && site.record(node).is_empty());
 }

@@ -1,4 +1,4 @@
-//! Faults of the target while it is written, and how the administrator sees it.
+//! Faults of the target during a write, and the administrator's view of them.
 
 use hostler::model::{fault::Step, status::Phase};
 
@@ -9,12 +9,12 @@ use super::{
 };
 use crate::iscsi::tgtd::Tgtd;
 
-/// Large enough to be caught in the middle.
+/// Bytes of an image that is large enough to be caught in the middle of its write.
 pub(super) const LARGE_IMAGE_BYTES: usize = 96 << 20;
-/// So much of it on the disk is the middle.
+/// Bytes on the disk that count as the middle.
 const MIDDLE_BYTES: u64 = 8 << 20;
 
-/// A machine whose disk is being written right now.
+/// Makes a machine whose disk is being written.
 pub(super) fn caught_in_the_middle(
     node: &str,
     keys: &[(&str, &str)],

@@ -1,4 +1,4 @@
-//! Faults before the disk is written or after it, and how the administrator sees it.
+//! Faults before or after the write of the disk, and the administrator's view of them.
 
 use hostler::model::{
     fault::{RetryAdvice, Step},
@@ -59,7 +59,7 @@ fn an_image_that_is_no_disk_is_refused_before_the_machine_is_touched() {
 /// before power-on.
 #[test]
 fn a_disk_without_room_for_the_config_drive_is_refused_at_the_lookup_with_its_bytes() {
-    // A Linux partition to the last block of the disk that the machine will have.
+    // A Linux partition up to the last block of the machine's disk.
     let mut image = vec![0; 2 << 20];
     image[510..512].copy_from_slice(&[0x55, 0xaa]);
     image[450] = 0x83;
@@ -125,14 +125,14 @@ fn a_wrong_password_is_tried_in_one_attempt_only() {
     assert_eq!(machine.bmc.sessions(), 0);
     assert!(!site.log().contains("wrong\n"));
 
-    // As the hint says.
+    // The act in the hint.
     std::fs::write(site.path("secrets/edge-07.bmc"), "correct-horse\n").unwrap();
     site.write(NODE, &machine.spec(&site).with("redeploy", "password corrected"));
     machine.deploy(&site);
     ends_deployed(&site, &machine);
 }
 
-/// Waits until the node waits for what is missing, with all its attempts ahead.
+/// Waits until the node waits for the missing file, without a used attempt.
 pub(super) fn waits_for(site: &Site, code: &str) -> Status {
     let has_code =
         |status: &Status| status.last_error.as_ref().is_some_and(|error| error.fault.code == code);
@@ -369,7 +369,7 @@ fn a_completed_notice_that_never_comes_ends_the_attempt() {
     ramdisk.wait_for("release");
     ends_failed(&site, &machine, Step::Completed, "CompletedTimeout");
     assert_eq!(machine.story(), super::SWITCHED_OFF);
-    // It comes after all.
+    // The machine's ramdisk arrives after all.
     assert_eq!(ramdisk.post("completed", &json!({"error": ""})).0, 404);
     assert_eq!(site.status(NODE).unwrap().phase, Phase::Failed);
 }

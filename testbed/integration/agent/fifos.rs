@@ -1,4 +1,4 @@
-//! A FIFO, socket, device or directory lies where a file should be: it is named at once, and nobody
+//! A FIFO, socket, device or directory in place of a file: it is reported at once, and no process
 //! waits for it.
 
 use std::{
@@ -15,11 +15,11 @@ use super::{
     site::{Site, Spec, answer, hostler},
 };
 
-/// Files are looked through this often, so that no test waits for a minute.
+/// A short rescan interval, so that no test waits for a minute.
 const RESCAN: &str = "rescan = \"1s\"\n";
 const KINDS: [&str; 4] = ["a FIFO", "a socket", "a device", "a directory"];
 
-/// Puts something else where a file is, or was.
+/// Replaces a file by something else.
 fn replace(path: &Path, kind: &str) {
     if path.exists() {
         fs::remove_file(path).or_else(|_| fs::remove_dir(path)).unwrap();
@@ -32,7 +32,7 @@ fn replace(path: &Path, kind: &str) {
     }
 }
 
-/// The answer of a command that must not wait.
+/// Runs a command that must not wait; returns its answer.
 fn at_once(command: &Command) -> (i32, String) {
     let mut limited = Command::new("timeout");
     limited.arg("20").arg(command.get_program()).args(command.get_args());
@@ -41,7 +41,7 @@ fn at_once(command: &Command) -> (i32, String) {
     (code, format!("{said}{errors}"))
 }
 
-/// A machine that somebody switches on by hand.
+/// A spec of a machine without a BMC.
 fn spec(site: &Site, number: u8) -> Spec {
     Spec::new([
         ("boot.mac", format!("\"52:54:01:00:00:{number:02x}\"")),
@@ -89,7 +89,7 @@ fn no_command_waits_for_what_lies_where_a_file_should_be() {
         ];
         for path in [&attached, &file, &defaults] {
             if kind == "a device" && path == &attached {
-                // A link to it leads out of the directory.
+                // A link to such a file leads out of the directory.
                 continue;
             }
             replace(path, kind);
@@ -175,7 +175,7 @@ fn what_an_attempt_needs_is_missed_at_once_if_something_else_lies_in_its_place()
         let said = status.last_error.unwrap().fault.message;
         assert!(said.contains(named) && said.contains("not a regular file"), "{node}: {said}");
     }
-    // A machine that asks for it is refused, and the next one served.
+    // The request for this file is refused, and the next one served.
     replace(&site.path("loaders/grubx64.efi"), "a FIFO");
     assert_eq!(site.fetch("none"), None);
 }

@@ -1,4 +1,4 @@
-//! Strangers flood the TFTP port: everything else the agent does goes on.
+//! Strangers flood the TFTP port: the agent's other work continues.
 
 use std::{
     fs,
@@ -12,28 +12,28 @@ use super::{
 };
 use crate::tftp::flood::{Flood, TRANSFER_KIB, TRANSFERS_MAX};
 
-/// How long a caller may have to wait meanwhile, on a machine that runs many tests at once.
+/// Longest wait of a caller, on a machine that runs many tests at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// The agent's threads besides those of transfers: tokio's two and the ones that wait for disks.
+/// Most threads of the agent besides those of transfers: tokio's two, and those that wait for
+/// disks.
 const OTHER_THREADS_MAX: u64 = 64;
-/// A deploy's, and what can be told of a flood.
+/// Most log lines: a deploy's, and those about the flood.
 const LOG_LINES_MAX: usize = 200;
-/// More than there are slots, and few enough to share the tests' descriptors.
+/// More machines than slots, and few enough for the tests' descriptors.
 const MACHINES: u16 = 400;
 
 impl Agent {
-    /// A number out of its `/proc/PID/status`.
+    /// A number from the agent's `/proc/PID/status`.
     fn measure(&self, what: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
         line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// The threads of its TFTP server: one for each transfer, and the one that gives them their
-    /// name.
+    /// The number of the TFTP server's threads: one for each transfer, and the accept loop.
     fn tftp_threads(&self) -> usize {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
-        // One that ends meanwhile has no name any more.
+        // A thread that has just ended has no name.
         let names = tasks.flat_map(|task| fs::read_to_string(task.path().join("comm")));
         names.filter(|name| name == "tftp\n").count()
     }

@@ -1,5 +1,5 @@
-//! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one whose BMC was told to
-//! switch it on.
+//! `bmc.match_system_uuid`: the machine that runs the ramdisk must be the one behind the spec's
+//! BMC.
 
 use hostler::model::{fault::Step, status::Phase};
 
@@ -10,7 +10,7 @@ use super::{
 };
 
 const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";
-/// As IPMI orders it.
+/// The UUID in IPMI's byte order.
 const GUID: &str = "ffeeddccbbaa99887766554433221100";
 
 fn matching(machine: &Machine, site: &Site) -> Spec {
@@ -82,7 +82,7 @@ fn one_bmc_under_two_names_is_a_clash_and_no_machine_is_switched_by_it() {
     }
     assert!(machine.story().is_empty());
 
-    // One of the two spellings is corrected.
+    // One of the two addresses is corrected.
     site.write("edge-08", &other.with("bmc.address", "192.0.2.20"));
     machine.deploy(&site);
     ends_deployed(&site, &machine);

@@ -1,6 +1,6 @@
 //! `boot.ramdisk = "ironic"`, with curl called as diskimage-builder's `80-deploy-ironic` calls it:
-//! once, with the key in the body, and a port 10000 that listens when the script comes to that.
-//! Every machine has a loopback address of its own, with the ports it would have.
+//! once, with the key in the body, and a listener on port 10000 when the script gets there. Every
+//! machine has its own loopback address, with its usual ports.
 
 use std::{
     fs,
@@ -20,11 +20,11 @@ use super::{
 use crate::{iscsi::tgtd::Tgtd, ports};
 
 const DISK_BYTES: u64 = 160 << 20;
-/// The program of Ironic's users for both, and the script for the second.
+/// The ports of Ironic's target, and of the waiting script.
 const ISCSI_PORT: u16 = 3260;
 const DONE_PORT: u16 = 10000;
 
-/// A site that takes calls of Ironic's ramdisk, and where.
+/// Makes a site with a listener for Ironic's ramdisk; returns its address.
 fn site() -> (Site, SocketAddr) {
     let site = Site::new();
     let listen = ports::free();
@@ -39,7 +39,7 @@ fn site() -> (Site, SocketAddr) {
     (site, listen)
 }
 
-/// No other test has it, in this run or another.
+/// An address that no other test uses, in this run or another.
 fn own_address(n: u8) -> IpAddr {
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 64 | (high & 63), low, n).into()
@@ -58,15 +58,15 @@ fn spec(site: &Site, machine: &Machine) -> Spec {
         .with("root_device.name", "vda")
 }
 
-/// The script, as far as it deals with the agent.
+/// The parts of the script that call the agent.
 struct Script {
     address: IpAddr,
-    /// Its kernel command line, as the boot menu has it.
+    /// The kernel command line in the boot menu.
     command_line: String,
 }
 
 impl Script {
-    /// Boots it from the menu the machine is given.
+    /// Boots the machine from its menu.
     fn boot(site: &Site, machine: &Machine, address: IpAddr, times: usize) -> Self {
         site.await_that("on from the network", || {
             machine.story().iter().filter(|line| *line == "on from network").count() >= times
@@ -85,20 +85,20 @@ impl Script {
         script
     }
 
-    /// The first word of this name.
+    /// The first kernel argument with this name.
     fn parameter(&self, name: &str) -> &str {
         let mut words = self.command_line.split(' ');
         words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap()
     }
 
-    /// Its report of its target.
+    /// The report of the target.
     fn target(&self, error: &str) -> String {
         let (address, key) = (self.address, self.parameter("deployment_key"));
         let iqn = self.parameter("iscsi_target_iqn");
         format!(r#"{{"address":"{address}","key":"{key}","iqn":"{iqn}","error":"{error}"}}"#)
     }
 
-    /// Its call, and all that it is answered but the date.
+    /// Makes the script's call; returns the answer without its date.
     fn call(&self, api: &str, name: &str, body: &str) -> String {
         let id = self.parameter("deployment_id");
         post(self.address, body, &format!("{api}/nodes/{id}/vendor_passthru/{name}"))
@@ -125,7 +125,7 @@ fn is_accepted(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 202 ") && answer.contains("content-length: 0\n")
 }
 
-/// Everything received at the port where the script waits, from when it begins to wait.
+/// Listens on the script's port; returns all received bytes.
 fn wait_for_done(address: IpAddr) -> String {
     let listener = TcpListener::bind((address, DONE_PORT)).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -136,7 +136,7 @@ fn wait_for_done(address: IpAddr) -> String {
     said
 }
 
-/// A machine whose script waits to be heard.
+/// Makes a machine whose script is about to call.
 fn booted(n: u8) -> (Site, Machine, Agent, Script) {
     let (site, _) = site();
     let address = own_address(n);
@@ -162,7 +162,7 @@ fn ironics_ramdisk_is_imaged_told_and_restarted_whether_it_knows_v1_or_not() {
         let api = format!("http://{listen}{version}");
         let answer = script.call(&api, "pass_deploy_info", &script.target(""));
         assert!(is_accepted(&answer), "{answer}");
-        // The script may take its time from here to its port.
+        // From here on the script may be slow.
         site.until_phase(node, Phase::Switching);
         assert!(machine.boots_its_disk(&site), "the menu is not local before it is told");
         assert!(machine.disk.sessions().is_empty(), "the target is still in use");
@@ -203,7 +203,7 @@ fn whatever_ironics_listener_refuses_looks_the_same_and_changes_nothing() {
     {
         answers.push(post(script.address, &good, &format!("{api}{path}")));
     }
-    // From elsewhere, after the machine itself has shown its key.
+    // From another address, after the machine itself has used its key.
     answers.push(post(own_address(33), &good, &format!("{api}{other_node}").replace("99", "07")));
     answers.sort();
     answers.dedup();

@@ -1,4 +1,4 @@
-//! The log as the journal, a terminal and a flood of strangers have it.
+//! The log in the journal, on a terminal, and during a flood of strangers.
 
 use std::{fs, net::UdpSocket, os::unix::fs::MetadataExt as _, process::Command, time::Duration};
 
@@ -10,9 +10,9 @@ use super::{
     site::{Site, answer, hostler},
 };
 
-/// More than are logged of one kind in a minute.
+/// More strangers than log lines of one kind in a minute.
 const STRANGERS: u16 = 400;
-/// The log of them, and of everything else.
+/// Most log lines, about strangers and everything else.
 const LINES_MAX: usize = 150;
 
 /// Invariant (log): The journal gets priorities to alert on.
@@ -86,7 +86,7 @@ fn a_terminal_gets_colours_unless_no_color_says_otherwise() {
     for (no_color, is_coloured) in [("", true), ("1", false)] {
         let mut script = Command::new("script");
         script.args(["-qec", &line.join(" "), "/dev/null"]).env("NO_COLOR", no_color);
-        // It does not start without its loaders, and has logged something before.
+        // Without its loader directory, the agent logs a line and does not start.
         let (_, said, _) = answer(script.env_remove("HOSTLER_LOG"));
         assert!(said.contains("files beneath a directory"), "{said}");
         assert_eq!(said.contains('\u{1b}'), is_coloured, "{said}");

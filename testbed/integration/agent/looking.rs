@@ -1,4 +1,4 @@
-//! The commands that only look: each against real files, and without an agent.
+//! The read-only commands against real files, without an agent.
 
 use std::{fs, process::Stdio};
 
@@ -86,7 +86,7 @@ fn a_script_writes_a_spec_and_waits_for_just_that() {
     }
     assert_eq!(site.status(NODE).unwrap().spec_digest.unwrap().to_string(), first);
 
-    // The old success is not the new one; a drifted node waits for an operator.
+    // An earlier success does not count; a drifted node waits for an operator.
     let drifted = spec.with("root_device.name", "vdb");
     let second = digest_of(&site, &drifted.to_toml());
     assert_ne!(first, second);
@@ -101,7 +101,7 @@ fn a_script_writes_a_spec_and_waits_for_just_that() {
 fn wait_tells_failed_held_late_and_unreadable_apart() {
     let site = Site::new();
     let machine = Machine::with_bmc(&site, NODE, &["--on"]);
-    // Without a spec nothing would ever come.
+    // Without a spec the wait would never end.
     let (code, _, errors) = answer(&mut wait_quietly(&site, &[]));
     assert_eq!(code, 1);
     assert!(errors.starts_with("error: edge-07: no such node: "), "{errors}");
@@ -123,7 +123,7 @@ fn wait_tells_failed_held_late_and_unreadable_apart() {
     let (code, _, errors) = answer(&mut wait_quietly(&site, &["--digest", &digest(&site)]));
     assert_eq!(code, 3, "{errors}");
     assert!(errors.contains("disk.raw") && errors.contains("\n  hint: "), "{errors}");
-    // It is the file that counts, not the agent.
+    // Only the file counts, not the agent.
     agent.kill();
     assert_eq!(answer(&mut wait_quietly(&site, &[])).0, 3);
 
@@ -209,7 +209,7 @@ fn plan_judges_a_change_before_it_is_made() {
         (&true.into(), &Value::Array(Vec::new()))
     );
 
-    // Without the agent's machine at hand: the status files alone.
+    // Status files alone, on another machine.
     let nodes = site.path("nodes").display().to_string();
     let (code, again, _) = answer(&mut hostler(&["plan", &change, "--status-dir", &nodes]));
     assert_eq!((code, again.lines().count()), (2, 2), "{again}");
@@ -228,7 +228,7 @@ fn plan_judges_a_change_before_it_is_made() {
     }
 }
 
-/// The output of `hostler digest` for the node's spec.
+/// Runs `hostler digest` on the node's spec.
 fn digest(site: &Site) -> String {
     let file = site.path("nodes/edge-07.toml").display().to_string();
     let (code, digest, errors) = answer(&mut site.hostler(&["digest", &file]));
@@ -236,7 +236,7 @@ fn digest(site: &Site) -> String {
     digest.trim_end().to_owned()
 }
 
-/// The same of a spec that is not in place yet.
+/// Runs `hostler digest` on a spec that is not in the directory.
 fn digest_of(site: &Site, text: &str) -> String {
     fs::create_dir(site.path("draft")).unwrap();
     let file = site.path("draft/edge-07.toml").display().to_string();

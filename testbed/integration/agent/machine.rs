@@ -1,5 +1,5 @@
-//! A machine without a machine: pyghmi for its BMC, tgtd for its disk, and a deploy ramdisk that is
-//! a few calls of curl.
+//! A simulated machine: pyghmi for its BMC, tgtd for its disk, and curl for the deploy ramdisk's
+//! calls.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
     iscsi::tgtd::Tgtd,
 };
 
-/// Room for every test's image.
+/// Enough for every test's image.
 pub(super) const DISK_BYTES: u64 = 160 << 20;
 const CHAP_USER: &str = "hostler";
 const CHAP_SECRET: &str = "fresh for this attempt";
@@ -34,18 +34,18 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// A machine that is off, with its BMC's password at the site.
+    /// Makes a machine that is off, with its BMC's password at the site.
     pub(super) fn new(site: &Site, node: &str) -> Self {
         Self::with_bmc(site, node, &[])
     }
 
-    /// With more arguments for `bmc.py`.
+    /// Makes a machine with more arguments for `bmc.py`.
     pub(super) fn with_bmc(site: &Site, node: &str, arguments: &[&str]) -> Self {
         let disk = Tgtd::serve(&iqn(node), DISK_BYTES);
         Self::with_disk(site, node, arguments, disk).demanding_chap()
     }
 
-    /// With a disk of the test's own.
+    /// Makes a machine with the test's own disk.
     pub(super) fn with_disk(site: &Site, node: &str, arguments: &[&str], disk: Tgtd) -> Self {
         fs::write(site.path(&format!("secrets/{node}.bmc")), format!("{PASSWORD}\n")).unwrap();
         let last = node.bytes().fold(0_u8, u8::wrapping_add);
@@ -58,7 +58,7 @@ impl Machine {
         self
     }
 
-    /// Its spec: one attempt, with waits that end a test that hangs.
+    /// The machine's spec: one attempt, with short waits, so that a hanging test ends.
     pub(super) fn spec(&self, site: &Site) -> Spec {
         Spec::new([
             ("boot.mac", format!("{:?}", self.mac)),
@@ -75,7 +75,7 @@ impl Machine {
         ])
     }
 
-    /// The boot menu its NIC is given.
+    /// The boot menu for the machine's NIC.
     pub(super) fn menu(&self, site: &Site) -> Option<String> {
         let nic = self.mac.replace(':', "-");
         site.fetch(&format!("pxelinux.cfg/01-{nic}")).map(|menu| String::from_utf8(menu).unwrap())
@@ -102,7 +102,7 @@ impl Machine {
             .is_some_and(|line| line != "off" && line != "shut down")
     }
 
-    /// As somebody does who has nothing to do with hostler.
+    /// Switches the machine off without hostler.
     pub(super) fn switch_off(&self) {
         let port = self.bmc.port.to_string();
         let mut ipmitool = Command::new("ipmitool");
@@ -113,13 +113,13 @@ impl Machine {
         assert!(!self.is_on());
     }
 
-    /// Whether the disk begins with the image, bit by bit.
+    /// Whether the disk begins with the image.
     pub(super) fn has_image(&self, site: &Site) -> bool {
         self.disk.disk().starts_with(&site.image)
     }
 
     /// Waits until the machine was switched on `times` times from the network, and boots the
-    /// ramdisk as its boot loader would.
+    /// ramdisk as its boot loader does.
     pub(super) fn boot(&self, site: &Site, times: usize) -> Ramdisk {
         site.await_that("on from the network", || {
             self.story().iter().filter(|line| *line == "on from network").count() >= times
@@ -127,7 +127,7 @@ impl Machine {
         Ramdisk::boot(site, self)
     }
 
-    /// A whole deploy's part of the machine, from power on to the completed notice.
+    /// Plays the machine's part in a deploy, from power on to the completed notice.
     pub(super) fn deploy(&self, site: &Site) {
         let ramdisk = self.boot(site, 1);
         ramdisk.export();
@@ -135,12 +135,12 @@ impl Machine {
     }
 }
 
-/// The target's name as the agent must ask for it.
+/// The target's name that the agent must request.
 pub(super) fn iqn(node: &str) -> String {
     format!("iqn.2026-11.hostler:{node}")
 }
 
-/// A line of the BMC's log as a line of its story.
+/// Converts an event of the BMC's log to a line of its story.
 fn received(event: &Value) -> Option<String> {
     match event["event"].as_str()? {
         "power" if event["on"] == false => Some("off".to_owned()),
@@ -168,12 +168,12 @@ pub(super) struct Ramdisk {
     disk_bytes: u64,
     /// The UUID that the machine's firmware reports.
     pub(super) uuid: Option<&'static str>,
-    /// The target as it is; tests change what they want to be wrong.
+    /// The correct target, in which tests make mistakes.
     pub(super) target: Value,
 }
 
 impl Ramdisk {
-    /// Follows the boot menu: kernel, ramdisk, command line. Trusts the agent only if it shows the
+    /// Follows the boot menu: kernel, ramdisk, command line. Accepts only the agent with the
     /// certificate of the command line's pin.
     fn boot(site: &Site, machine: &Machine) -> Self {
         let menu = machine.menu(site).unwrap();
@@ -198,21 +198,22 @@ impl Ramdisk {
         let mut certificate = NamedTempFile::new().unwrap();
         certificate.write_all(&shown.stdout).unwrap();
         let target = json!({
-            "address": "127.0.0.1", "port": machine.disk.portal.port(), "lun": 1, "iqn": iqn(&machine.node),
-            "chap_username": CHAP_USER, "chap_password": CHAP_SECRET, "error": "",
+            "address": "127.0.0.1", "port": machine.disk.portal.port(), "lun": 1,
+            "iqn": iqn(&machine.node), "chap_username": CHAP_USER, "chap_password": CHAP_SECRET,
+            "error": "",
         });
         let disk_bytes = machine.disk.disk_bytes;
         Self { args, certificate, mac: machine.mac.clone(), disk_bytes, uuid: None, target }
     }
 
-    /// One call: status and answer, or 0 when nobody answers.
+    /// Makes a call; returns status and answer, or status 0 without an answer.
     pub(super) fn call(&self, method: &str, call: &str, body: &Value) -> (u16, Value) {
         let output = self.curl(&["--write-out", "\n%{http_code}"], method, call, body);
         let (answer, code) = output.rsplit_once('\n').unwrap();
         (code.parse().unwrap(), serde_json::from_str(answer).unwrap_or_default())
     }
 
-    /// The statuses of one call, made so many times over one connection.
+    /// Makes a call `times` times over one connection; returns the HTTP statuses.
     pub(super) fn post_often(&self, call: &str, body: &Value, times: usize) -> Vec<u16> {
         let statuses = ["--output", "/dev/null", "--write-out", "%{http_code}\n"];
         let output = self.curl(&statuses, "POST", &format!("{call}?[1-{times}]"), body);
@@ -239,7 +240,7 @@ impl Ramdisk {
         self.call("POST", call, body)
     }
 
-    /// Which disk to export: says that there is one of so many bytes.
+    /// Calls `lookup`, with one disk of so many bytes.
     pub(super) fn look_up(&self, bytes: u64) -> (u16, Value) {
         let disk =
             json!({"name": "vda", "size": bytes, "serial": SERIAL, "logical_block_size": 512});
@@ -249,7 +250,7 @@ impl Ramdisk {
         self.post("lookup", &machine)
     }
 
-    /// Reports the disk and the target, as they are.
+    /// Reports the disk and the target.
     pub(super) fn export(&self) {
         let (status, reply) = self.look_up(self.disk_bytes);
         assert_eq!((status, reply.get("disk")), (200, Some(&json!("vda"))));
@@ -257,7 +258,8 @@ impl Ramdisk {
         assert_eq!(self.post("pass_deploy_info", &self.target).0, 202);
     }
 
-    /// Asks until the deploy state is this; as patient with a restarting agent as the real one.
+    /// Polls until the deploy state has this value, as patient with a restarting agent as the real
+    /// ramdisk.
     pub(super) fn wait_for(&self, wanted: &str) {
         let state = wait(|| {
             let (_, reply) = self.call("GET", "deploy_state", &Value::Null);
@@ -266,7 +268,7 @@ impl Ramdisk {
         assert_eq!(state, Some(json!(wanted)));
     }
 
-    /// Says that the target is stopped and the disk flushed.
+    /// Reports that the target is stopped and the disk flushed.
     pub(super) fn complete(&self) {
         let answered = wait(|| {
             let (status, _) = self.post("completed", &json!({"error": "", "verified": false}));
@@ -275,7 +277,7 @@ impl Ramdisk {
         assert!(answered.is_some(), "completed is refused");
     }
 
-    /// From the target on: waits for the release and says completed.
+    /// Exports the target, waits for the release, and reports completed.
     pub(super) fn finish(&self) {
         self.wait_for("release");
         self.complete();

@@ -1,4 +1,4 @@
-//! File systems that are full or read-only, and an agent that is root in name only.
+//! Full and read-only file systems, and an agent that runs as root without capabilities.
 
 use std::{
     fs::{self, File, Permissions},
@@ -8,11 +8,11 @@ use std::{
     process::Command,
 };
 
-/// Something mounted over a directory; unmounted on drop.
+/// A mount over a directory; unmounted on drop.
 pub(super) struct Mount(PathBuf);
 
 impl Mount {
-    /// An empty file system of so many KiB.
+    /// Mounts an empty file system of so many KiB.
     pub(super) fn small(dir: &Path, kib: u32) -> Self {
         fs::create_dir_all(dir).unwrap();
         run(Command::new("mount")
@@ -21,8 +21,8 @@ impl Mount {
         Self(dir.to_owned())
     }
 
-    /// The same directory, but read-only from now on. What is open for writing stays so, as when
-    /// the kernel finds a file system broken.
+    /// Remounts the directory read-only. Files open for writing stay so, as after an error of the
+    /// file system.
     pub(super) fn read_only(dir: &Path) -> Self {
         run(Command::new("mount").arg("--bind").args([dir, dir]));
         let mount = Self(dir.to_owned());
@@ -30,13 +30,13 @@ impl Mount {
         mount
     }
 
-    /// Takes the last byte.
+    /// Fills the file system.
     pub(super) fn fill(&self) {
         let mut ballast = File::create(self.ballast()).unwrap();
         while ballast.write_all(&[0; 4096]).is_ok() {}
     }
 
-    /// Gives it all back.
+    /// Frees the space again.
     pub(super) fn free(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }
@@ -52,7 +52,7 @@ impl Drop for Mount {
     }
 }
 
-/// The same command, by a user to whom permissions apply: root is one without its capabilities.
+/// Runs the command as a user to whom permissions apply: root without capabilities.
 pub(super) fn without_capabilities(command: &Command) -> Command {
     let mut bound = Command::new("setpriv");
     bound.args(["--bounding-set=-all", "--inh-caps=-all"]);
@@ -61,7 +61,7 @@ pub(super) fn without_capabilities(command: &Command) -> Command {
     bound
 }
 
-/// Makes a directory somebody else's, whom alone it lets in.
+/// Gives a directory to another user, who alone may enter it.
 pub(super) fn give_away(dir: &Path) {
     const NOBODY: u32 = 65_534;
     fs::set_permissions(dir, Permissions::from_mode(0o700)).unwrap();

@@ -20,7 +20,7 @@ const UUID: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 const OTHER: &str = "edge-08";
 const IMAGE_BYTES: u64 = 8 << 20;
 
-/// One ext4 file system, signed so that a machine may have it as a whole disk too.
+/// Makes an ext4 file system, with a boot signature so that it can also be a whole disk.
 pub(super) fn root() -> Vec<u8> {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(IMAGE_BYTES).unwrap();
@@ -38,11 +38,11 @@ fn root_partuuid(disk: &Path) -> String {
     partitions.last().unwrap()["uuid"].as_str().unwrap().to_lowercase()
 }
 
-/// The BMC's acts until the machine was installed.
+/// The BMC's acts up to the installation.
 const STORY: [&str; 5] =
     ["network once", "on from network", "off", "network always", "on from network"];
 
-/// A machine that is installed, and its spec.
+/// Makes an installed machine, with its spec.
 fn installed() -> (Site, Machine, Agent, Spec) {
     let site = Site::of_image(root());
     for own in ["kernel", "ramdisk"] {
@@ -113,7 +113,7 @@ fn decay(path: &Path) {
     file.set_modified(modified).unwrap();
 }
 
-/// Where this content lies in the cache.
+/// The path of this content in the cache.
 fn cached(site: &Site, content: &str) -> PathBuf {
     site.path(&format!("cache/sha256-{}-file.raw", hex(&Sha256::digest(content))))
 }
@@ -144,7 +144,7 @@ fn a_changed_kernel_is_served_once_it_is_verified_and_the_old_one_until_then() {
     let digest = answer(hostler(&["digest"]).arg(site.path(&format!("nodes/{NODE}.toml")))).1;
     assert_eq!(Some(digest.trim()), status.spec_digest.map(|it| it.to_string()).as_deref());
 
-    // A wrong one is no better than none.
+    // A wrong file counts as a missing one.
     let other = "0".repeat(64);
     fs::write(site.path("images/new-kernel"), "a newer kernel").unwrap();
     site.write(NODE, &changed.clone().with("image.kernel_checksum", &format!("sha256:{other}")));
@@ -204,7 +204,7 @@ fn a_kernel_that_decayed_in_the_cache_is_not_served_but_fetched_again() {
         served(&site, "kernel").as_deref() == Some("the own kernel")
     });
 
-    // Where it cannot be had, that is said.
+    // A missing file is reported.
     fs::remove_file(site.path("images/own-ramdisk")).unwrap();
     decay(&cached(&site, "the own ramdisk"));
     assert_eq!(served(&site, "ramdisk"), None);

@@ -1,5 +1,4 @@
-//! Orders of operators to a running agent: consent, another try, and everything that may be wrong
-//! with the socket.
+//! Orders of operators to a running agent: consent, retries, and faults of the socket.
 
 use std::{
     fs,
@@ -51,7 +50,7 @@ fn a_machine_that_is_on_is_wiped_once_an_operator_approves() {
     machine.deploy(&site);
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), [&["off"][..], &DEPLOYED[..]].concat());
-    // Who consented to the wipe is on record.
+    // The log names the user who consented.
     let log = site.log();
     let line = log.lines().find(|line| line.contains("order=\"approve\"")).unwrap();
     let uid = format!("uid={}", rustix::process::getuid().as_raw());
@@ -158,7 +157,7 @@ fn consent_that_was_answered_outlives_a_killed_agent() {
     let _agent = site.start();
     machine.deploy(&site);
     ends_deployed(&site, &machine);
-    // The killed agent's socket was in the way.
+    // The killed agent's socket was still there.
     assert_eq!(order(&site, &["retry", "--all"]).0, 0);
 }
 
@@ -190,7 +189,7 @@ fn without_an_agent_an_order_says_where_it_knocked() {
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(errors.starts_with(&unheard), "{errors}");
 
-    // As systemd starts it, with a umask that leaves nothing to the group.
+    // Started as by systemd, with a umask that denies the group everything.
     let mut sh = Command::new("sh");
     sh.args(["-c", "umask 0077; exec \"$0\" run --config \"$1\""]);
     let agent = site.start_as(sh.arg(env!("CARGO_BIN_EXE_hostler")).arg(site.path("hostler.toml")));
@@ -244,7 +243,7 @@ fn clients_that_misbehave_keep_neither_the_agent_nor_operators_from_working() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for noise in
-            [&b"\n"[..], b"\xff\x00[[[[{{{{", b"{\"version\":1,\"body\":{\"approve\":\"all\"}"]
+            [&b"\n"[..], b"\xff\x00[[[[{{{{", b"{\"version\":2,\"body\":{\"approve\":\"all\"}"]
         {
             let over = &over;
             scope.spawn(move || {
@@ -348,7 +347,7 @@ fn many_reinstalls_at_once_wait_until_an_operator_approves() {
         machine.deploy(&site);
         ends_deployed(&site, machine);
     }
-    // All in one scan.
+    // All changes in one scan.
     agent.terminate();
     for machine in &machines {
         site.write(&machine.node, &machine.spec(&site).with("redeploy", "now"));
@@ -383,7 +382,7 @@ fn a_machine_that_somebody_switched_off_is_switched_on_again_when_an_operator_sa
     site.write(NODE, &machine.spec(&site));
     machine.deploy(&site);
     ends_deployed(&site, &machine);
-    // An agent that starts looks at once; one that runs would in a minute.
+    // A starting agent polls at once; a running one within a minute.
     agent.kill();
     let bmc = machine.bmc.port.to_string();
     let mut ipmitool = Command::new("ipmitool");

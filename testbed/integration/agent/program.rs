@@ -1,5 +1,4 @@
-//! `bmc.driver = "program"`: a machine that a script switches, through the agent, and scripts that
-//! misbehave.
+//! `bmc.driver = "program"`: a script that switches a machine, and scripts that misbehave.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
 
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::ipmi::simulators::PASSWORD;
 
-/// Switches a machine by ipmitool, as an administrator's script would. Its address is the BMC's
+/// Switches a machine by ipmitool, as an administrator's script would. The BMC's address is its
 /// port.
 const SCRIPT: &str = r#"
 ask() {
@@ -134,7 +133,7 @@ fn a_program_that_is_missing_unsafe_hangs_or_talks_nonsense_is_named_and_disturb
     trouble("`status` did not end in 3 s; the program was killed");
     install(&site, "switch", "echo 'no outlet 7 here' >&2; exit 4");
     trouble("refused `status`: no outlet 7 here");
-    // And an administrator who mends it is done.
+    // A repair needs no further act.
     install(&site, "switch", SCRIPT);
     let retried = answer(&mut site.hostler(&["retry", NODE]));
     assert_eq!(retried.0, 0, "{retried:?}");

@@ -1,4 +1,4 @@
-//! The agent is killed and started again: it goes on from its record.
+//! The agent is killed and started again: it continues from its record.
 
 use std::{env, fs::File, io::Read as _};
 
@@ -13,9 +13,9 @@ use super::{
 };
 use crate::iscsi::tgtd::Tgtd;
 
-/// Bytes of the disk that a kill costs at most: those between two flushes, twice.
+/// Most bytes written again after a kill: those between two flushes, twice.
 const LOST_BYTES_MAX: u64 = 48 << 20;
-/// Room for both ends of a disk, and for what is said on sockets.
+/// Bytes allowed for both ends of a disk and for the sockets.
 const SPARE_BYTES: u64 = 8 << 20;
 
 #[test]
@@ -28,7 +28,7 @@ fn killed_while_it_waits_for_the_ramdisk() {
     site.until_phase(NODE, Phase::WaitingRamdisk);
     agent.kill();
     let _again = site.start();
-    // The key it was booted with is still the attempt's.
+    // The machine's key is still the attempt's.
     site.await_that("listening", || std::net::TcpStream::connect(site.callback).is_ok());
     ramdisk.export();
     ramdisk.finish();
@@ -46,7 +46,7 @@ fn killed_while_it_writes() {
     assert_eq!(machine.story(), DEPLOYED);
 }
 
-/// `WRITE_KILLS=20 WRITE_KILLS_MIB=4096` has the agent killed at 20 places of 4 GiB.
+/// With `WRITE_KILLS=20 WRITE_KILLS_MIB=4096` the test kills the agent at 20 places of 4 GiB.
 ///
 /// Invariant (attempt): A write is gone on with from its last flush, however often the agent is
 /// killed.
@@ -133,12 +133,12 @@ fn a_second_agent_on_one_state_directory_says_who_has_it() {
     let holder = format!("in use by process {};", agent.id());
     assert!(said.contains(&holder) && said.contains(&state(&site)), "{said}");
 
-    // So is one that is started twice.
+    // A second agent on the same state is refused, too.
     let (code, _, said) = answer(&mut site.hostler(&["run"]));
     assert_eq!(code, 1);
     assert!(said.contains(&holder), "{said}");
 
-    // With everything of its own but the ports, the first socket it cannot have is named.
+    // Another agent with the same ports reports the first socket that is in use.
     other.http = site.http;
     other.callback = site.callback;
     other.tftp = site.tftp;
@@ -167,7 +167,7 @@ fn nothing_is_started_before_its_record_can_be_written() {
     let ramdisk = machine.boot(&site, 1);
     assert!(site.record(NODE).contains(ramdisk.key()));
 
-    // And in the middle of an attempt: the target is not touched before it is on record.
+    // In the middle of an attempt, the target is not touched before the record is written.
     site.until_phase(NODE, Phase::WaitingRamdisk);
     let kept = site.path("kept.json");
     std::fs::rename(&record, &kept).unwrap();

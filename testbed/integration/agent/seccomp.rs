@@ -1,5 +1,4 @@
-//! A service manager's seccomp filter, as the agent meets it under systemd: `RestrictSUIDSGID=` has
-//! `openat2` denied.
+//! The seccomp filter of a systemd unit: `RestrictSUIDSGID=` denies `openat2`.
 
 use std::{collections::BTreeMap, fs, io, os::unix::fs::symlink, process::Command, thread};
 
@@ -12,12 +11,12 @@ use super::{
     site::{Site, answer},
 };
 
-/// `openat2`, the same on all machines.
+/// The number of `openat2`, the same on all architectures.
 const OPENAT2: i64 = 437;
 const ENOSYS: u32 = 38;
 const EPERM: u32 = 1;
 
-/// Does something on a thread, and so in the programs it starts, to which `openat2` answers this.
+/// Runs work on a thread for which, and for whose programs, `openat2` fails with this error.
 fn without_openat2<T: Send>(errno: u32, what: impl FnOnce() -> T + Send) -> T {
     let filter = SeccompFilter::new(
         BTreeMap::from([(OPENAT2, Vec::new())]),
@@ -35,7 +34,7 @@ fn without_openat2<T: Send>(errno: u32, what: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// `hostler check` as this filter has it: what it says of one spec's attachment.
+/// Runs `hostler check` under this filter.
 fn checked(errno: u32, command: &mut Command) -> (i32, String) {
     let (code, said, errors) = without_openat2(errno, || answer(command));
     (code, format!("{said}{errors}"))

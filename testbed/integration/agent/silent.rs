@@ -1,4 +1,4 @@
-//! BMCs that say nothing: nobody waits for them, and a repaired one is seen soon.
+//! Silent BMCs: no other node waits for them, and a repaired one is detected soon.
 
 use std::{
     fs,
@@ -13,18 +13,18 @@ use super::{
     site::{Agent, Site, Spec},
 };
 
-/// More than the agent polls at once with so few open files.
+/// More silent BMCs than the agent polls at once with so few open files.
 const SILENT: u16 = 400;
 const OPEN_FILES: u32 = 1300;
-/// Polls that then go on at once, and a few less.
+/// Concurrent polls with that limit, and a few less.
 const MANY_POLLS: usize = 250;
 
-/// Takes whatever is sent to any BMC of `silent` nodes, and never reads it.
+/// Accepts packets to the BMCs of `silent` nodes, and never reads them.
 fn silence() -> UdpSocket {
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap()
 }
 
-/// A node that is to be installed and has a silent BMC. Its name comes before every other test's.
+/// A spec of a node with a silent BMC, to be installed. Its name sorts before every other test's.
 fn silent(site: &Site, number: u16, deaf: &UdpSocket) -> Spec {
     let [high, low] = number.to_be_bytes();
     let port = deaf.local_addr().unwrap().port();
@@ -61,7 +61,7 @@ fn a_machine_beside_hundreds_of_silent_bmcs_is_installed_as_if_they_were_not_the
     site.write(NODE, &machine.spec(&site));
     machine.deploy(&site);
     ends_deployed(&site, &machine);
-    // The core knows why, and for how long, each of them was asked.
+    // The status has the reason, and the duration of the polls.
     for node in ["a0000", "a0399"] {
         site.until(node, "asked", |status| status.message.contains("no answer in 15 s"));
         assert_eq!(site.status(node).unwrap().phase, Phase::Pending);

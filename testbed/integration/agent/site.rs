@@ -1,4 +1,4 @@
-//! A site of one's own: directories, configuration, image, and the agent as a process.
+//! A test's site: directories, configuration, image, and the agent as a process.
 
 use std::{
     collections::BTreeMap,
@@ -17,12 +17,12 @@ use tempfile::TempDir;
 
 use crate::ports;
 
-/// The time that any one thing may take on a machine that runs many tests at once.
+/// Time limit of each wait, on a machine that runs many tests at once.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Bytes of an image nobody has to catch in the middle; no whole number of blocks.
+/// Bytes of an ordinary image; no whole number of blocks.
 const SMALL_IMAGE_BYTES: usize = 3_000_100;
 
-/// Everything an agent needs. The agent is started and stopped by the test.
+/// The directories and configuration of an agent, which the test starts and stops.
 pub(super) struct Site {
     dir: TempDir,
     pub(super) tftp: SocketAddr,
@@ -34,11 +34,11 @@ pub(super) struct Site {
 /// A running agent; killed on drop.
 pub(super) struct Agent(Child);
 
-/// A spec as dotted keys, so that a test says only what is different.
+/// A spec as dotted keys, so that a test sets only the keys that matter.
 #[derive(Clone)]
 pub(super) struct Spec(BTreeMap<String, String>);
 
-/// Makes an image a disk's: with a boot loader, which jumps to itself, and the boot signature.
+/// Makes an image bootable: with a boot loader, which jumps to itself, and the boot signature.
 pub(super) fn signed(mut image: Vec<u8>) -> Vec<u8> {
     image.get_mut(..2).unwrap().copy_from_slice(&[0xeb, 0xfe]);
     image.get_mut(510..512).unwrap().copy_from_slice(&[0x55, 0xaa]);
@@ -50,12 +50,12 @@ impl Site {
         Self::with_image(SMALL_IMAGE_BYTES)
     }
 
-    /// With an image of so many bytes, which nothing but its signature makes a disk.
+    /// Makes a site with an image of so many bytes, which only has a boot signature.
     pub(super) fn with_image(bytes: usize) -> Self {
         Self::of_image(signed(noise(bytes)))
     }
 
-    /// With this image.
+    /// Makes a site with this image.
     pub(super) fn of_image(image: Vec<u8>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for part in ["nodes", "images", "secrets", "loaders", "status"] {
@@ -119,7 +119,7 @@ initramfs = "{dir}/initramfs"
         self.start_as(&mut self.hostler(&["run"]))
     }
 
-    /// Starts the agent as this command has it; its log is appended to the site's.
+    /// Starts the agent by this command; its log is appended to the site's.
     pub(super) fn start_as(&self, command: &mut Command) -> Agent {
         let log = File::options().create(true).append(true).open(self.path("agent.log")).unwrap();
         Agent(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
@@ -152,7 +152,7 @@ initramfs = "{dir}/initramfs"
         })
     }
 
-    /// Waits until the node's status is so.
+    /// Waits until the node's status satisfies a condition.
     pub(super) fn until(&self, node: &str, what: &str, is: impl Fn(&Status) -> bool) -> Status {
         let mut seen = None;
         let found = wait(|| {
@@ -169,14 +169,14 @@ initramfs = "{dir}/initramfs"
         self.until(node, phase.as_str(), |status| status.phase == phase)
     }
 
-    /// Waits until there is a file, and nothing else.
+    /// Waits until the path is a regular file.
     pub(super) fn until_regular(&self, path: &Path) {
         self.await_that("a regular file", || {
             fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
         });
     }
 
-    /// Waits until this is true.
+    /// Waits until a condition holds.
     pub(super) fn await_that(&self, what: &str, is: impl Fn() -> bool) {
         assert!(wait(|| is().then_some(())).is_some(), "not {what}:\n{}", self.log());
     }
@@ -186,7 +186,7 @@ initramfs = "{dir}/initramfs"
         fs::read_to_string(self.path("agent.log")).unwrap_or_default()
     }
 
-    /// The levels at which it was logged that a node came to this phase.
+    /// The log levels of nodes' entries into this phase.
     pub(super) fn levels(&self, phase: Phase) -> Vec<String> {
         let phase = format!("phase=\"{}\"", phase.as_str());
         let log = self.log();
@@ -199,12 +199,12 @@ initramfs = "{dir}/initramfs"
         fs::read_to_string(self.path(&format!("state/{node}.json"))).unwrap_or_default()
     }
 
-    /// Where a file is by HTTP.
+    /// The URL of a boot file.
     pub(super) fn http_url(&self, name: &str) -> String {
         format!("http://{}/{name}", self.http)
     }
 
-    /// A file by TFTP, as a boot loader fetches it; `None` if the agent says that there is none.
+    /// Fetches a boot file by TFTP, as a boot loader does; `None` if the agent has none.
     pub(super) fn fetch(&self, name: &str) -> Option<Vec<u8>> {
         const NOT_FOUND: i32 = 68;
         let mut curl = Command::new("curl");
@@ -224,13 +224,13 @@ impl Agent {
         self.0.id()
     }
 
-    /// As a crash or a power cut would.
+    /// Kills the agent, as a crash or a power cut does.
     pub(super) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// As the service manager stops it: its exit status, and how long it took.
+    /// Stops the agent as a service manager does; returns its exit status, and the time.
     pub(super) fn terminate(mut self) -> (ExitStatus, Duration) {
         let begun = Instant::now();
         assert!(Command::new("kill").arg(self.id().to_string()).status().unwrap().success());
@@ -241,37 +241,37 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended before.
+        // The agent may have ended before.
         drop(self.0.kill());
         self.0.wait().unwrap();
     }
 }
 
 impl Spec {
-    /// From keys and their values in TOML.
+    /// Makes a spec of keys and their values in TOML.
     pub(super) fn new<const N: usize>(keys: [(&str, String); N]) -> Self {
         Self(keys.map(|(key, value)| (key.to_owned(), value)).into())
     }
 
-    /// With another value for a key; a string.
+    /// Sets a key to a string.
     pub(super) fn with(mut self, key: &str, value: &str) -> Self {
         self.0.insert(key.to_owned(), format!("{value:?}"));
         self
     }
 
-    /// Without the keys that begin so.
+    /// Removes the keys that begin with `start`.
     pub(super) fn without(mut self, start: &str) -> Self {
         self.0.retain(|key, _| !key.starts_with(start));
         self
     }
 
-    /// The same for a number.
+    /// Sets a key to a number.
     pub(super) fn with_number(mut self, key: &str, value: u32) -> Self {
         self.0.insert(key.to_owned(), value.to_string());
         self
     }
 
-    /// The same for a flag.
+    /// Sets a key to a flag.
     pub(super) fn with_flag(mut self, key: &str, value: bool) -> Self {
         self.0.insert(key.to_owned(), value.to_string());
         self
@@ -303,7 +303,7 @@ pub(super) fn answer(command: &mut Command) -> (i32, String, String) {
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// Asks until there is an answer, or none within the limit.
+/// Polls until there is an answer; `None` after the limit.
 pub(super) fn wait<T>(ask: impl FnMut() -> Option<T>) -> Option<T> {
     wait_at_most(LIMIT, ask)
 }
@@ -325,12 +325,12 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Bytes actually on disk of a file that may have holes.
+/// The bytes on disk of a file that may have holes.
 pub(super) fn allocated_bytes(file: &Path) -> u64 {
     std::os::unix::fs::MetadataExt::blocks(&fs::metadata(file).unwrap()) * 512
 }
 
-/// Bytes that repeat nowhere near each other, so that a block in a wrong place is seen.
+/// Bytes without near repetitions, so that a block in a wrong place shows.
 fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ bytes as u64;
     let mut noise = Vec::with_capacity(bytes + 8);

@@ -1,5 +1,4 @@
-//! The spec directory while machines are being installed: edits, removals, a directory that goes
-//! away, clashes.
+//! The spec directory during installations: edits, removals, a lost directory, clashes.
 
 use std::{fs, time::Duration};
 
@@ -42,9 +41,9 @@ fn a_half_written_edit_is_told_and_the_attempt_goes_on() {
 #[test]
 fn a_spec_removed_while_its_disk_is_written_stops_everything() {
     let (site, machine, _agent, ramdisk) = caught_in_the_middle(NODE, &[]);
-    // It must not be done before the removal is believed.
+    // The write must not end before the removal counts.
     machine.disk.signal("-STOP");
-    // Without another, the directory would be empty.
+    // Without another spec, the directory would be empty.
     fs::write(site.path("nodes/other.toml"), "").unwrap();
     fs::remove_file(site.path("nodes/edge-07.toml")).unwrap();
     site.await_that("stopped", || site.log().contains("the spec is gone"));
@@ -169,7 +168,7 @@ fn what_a_forgotten_nodes_bmc_says_is_not_said_of_its_successor() {
     site.await_that("forgotten", || site.status(NODE).is_none());
     site.write(NODE, &new.spec(&site));
     site.until_phase(NODE, Phase::Pending);
-    // Off, and so free to be installed; but that is another machine.
+    // The machine is off, and so may be installed; but it is another machine.
     old.bmc.signal("-CONT");
     let moved = || site.status(NODE).is_some_and(|status| status.phase != Phase::Pending);
     wait_at_most(Duration::from_secs(3), || moved().then_some(()));

@@ -1,5 +1,4 @@
-//! Status files beside what else lies there: what is not changed, what hangs, and when the agent is
-//! ready.
+//! Status files: unchanged ones, obstacles and hanging directories, and the agent's readiness.
 
 use std::{
     fs::{self, File},
@@ -21,7 +20,7 @@ use super::{
     site::{Site, Spec, answer},
 };
 
-/// A node that is only observed, and of which nothing is to be seen.
+/// A spec of an unmanaged node without any observation.
 fn observed(site: &Site, number: u8) -> Spec {
     Spec::new([
         ("state", "\"unmanaged\"".to_owned()),
@@ -45,7 +44,7 @@ fn a_restart_leaves_a_status_file_alone_that_says_what_it_should() {
     let file = |node: &str| site.path(&format!("nodes/{node}.status.toml"));
     let inode = |node: &str| fs::metadata(file(node)).unwrap().ino();
     let before = inode("a");
-    // This one was changed while nobody looked.
+    // This file was changed while no agent ran.
     fs::write(file("b"), "phase = \"deployed\"\n").unwrap();
     let _agent = site.start();
     // Written after the others.
@@ -127,7 +126,7 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     };
     let status = || answer(&mut site.hostler(&["status"]));
 
-    // One directory where the agent writes first is no matter.
+    // A directory under the first temporary name does no harm.
     fs::create_dir_all(temporary(0).join("inside")).unwrap();
     site.write(NODE, &observed(&site, 1).without("state").with_flag("paused", true));
     site.until_phase(NODE, Phase::Paused);
@@ -136,7 +135,7 @@ fn a_status_that_cannot_be_written_is_not_believed_and_what_is_in_the_way_is_nam
     for number in 1..8 {
         fs::create_dir_all(temporary(number).join("inside")).unwrap();
     }
-    // It ends by itself, should it not say what is waited for.
+    // The command ends by itself if the expected output is missing.
     let mut watch = Command::new("timeout");
     let watch = watch.arg("60").arg(site.hostler(&[]).get_program()).arg("watch");
     let mut watch = watch.arg(site.path("nodes")).stdout(Stdio::piped()).spawn().unwrap();
@@ -192,7 +191,7 @@ fn ready_is_said_when_every_listener_answers() {
     assert!(curl(url, &["--header", &key]).ends_with("404"));
 }
 
-/// An ext4 of its own, of which everything that writes hangs while it is frozen.
+/// An ext4 file system on which all writes hang while it is frozen.
 struct Freezer<'p>(&'p Path);
 
 impl<'p> Freezer<'p> {
@@ -210,7 +209,7 @@ impl<'p> Freezer<'p> {
     }
 
     fn thaw(&self) {
-        // It may not be frozen.
+        // The file system may not be frozen.
         drop(Command::new("fsfreeze").arg("-u").arg(self.0).output());
     }
 }
@@ -234,7 +233,7 @@ fn a_status_directory_that_hangs_delays_no_node() {
     let status_dir = site.path("frozen");
     let machine = Machine::new(&site, NODE);
     site.configure(&format!("status_dir = \"{}\"\n", status_dir.display()));
-    // Dropped before the agent is waited for, which cannot even be killed while it hangs.
+    // Dropped before the wait for the agent, which cannot even be killed while it hangs.
     let agent;
     let freezer = Freezer::mount(&status_dir);
     agent = site.start();

@@ -1,6 +1,6 @@
-//! The surroundings fail: disks fill up or turn read-only, files are removed or garbled by hand,
-//! another agent is there, file descriptors run out. Nothing is lost, and the administrator reads
-//! why nothing goes on.
+//! The host fails: disks fill up or turn read-only, files are removed or damaged, another agent
+//! runs, file descriptors run out. Nothing is lost, and the administrator reads the reason of each
+//! delay.
 
 use std::{fs, net::UdpSocket, path::Path, process::Command, thread, time::Duration};
 
@@ -18,17 +18,17 @@ use super::{
     site::{Agent, Site, allocated_bytes, answer, wait_at_most},
 };
 
-/// Files are looked through this often, so that no test waits for a minute.
+/// A short rescan interval, so that no test waits for a minute.
 const RESCAN: &str = "rescan = \"1s\"\n";
-/// Enough for a certificate and a few records.
+/// KiB for a certificate and a few records.
 const SMALL_KIB: u32 = 64;
-/// How soon a status is there once it can be written; the next look at the power, which would be
-/// news, comes after a minute.
+/// Longest delay of a status once it can be written; the next poll, which would change it, comes
+/// after a minute.
 const STATUS_LIMIT: Duration = Duration::from_secs(15);
-/// How soon a normal stop is over; a second of it is the BMC's.
+/// Longest normal stop; a second of it is the BMC's.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// Waits until the node says that its record cannot be written, because of this.
+/// Waits until the node's status says that its record cannot be written, with this reason.
 fn is_stuck(site: &Site, why: &str) -> Status {
     let status = site.until(NODE, "stuck", |status| status.message.contains("nothing is started"));
     assert!(!status.ready);
@@ -38,7 +38,7 @@ fn is_stuck(site: &Site, why: &str) -> Status {
     status
 }
 
-/// The agent does not start, and says why; one that starts after all is stopped.
+/// Asserts that the agent does not start, and names the reason; stops one that does start.
 fn refuses(command: &Command, named: &[&str]) {
     let mut limited = Command::new("timeout");
     limited.arg("30").arg(command.get_program()).args(command.get_args());
@@ -65,7 +65,7 @@ fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_the
     let _agent = site.start();
     site.await_that("running", || site.log().contains("running"));
 
-    // Before the attempt: the BMC does not hear from it.
+    // Before the attempt: the BMC gets no command.
     disk.fill();
     site.write(NODE, &machine.spec(&site));
     is_stuck(&site, "No space left on device");
@@ -73,7 +73,7 @@ fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_the
     disk.free();
     let ramdisk = machine.boot(&site, 1);
 
-    // Before the disk is written.
+    // Before the write of the disk.
     site.until_phase(NODE, Phase::WaitingRamdisk);
     let before = site.record(NODE);
     disk.fill();
@@ -85,13 +85,13 @@ fn a_full_state_directory_stops_every_step_and_the_same_attempt_goes_on_when_the
         disk.free();
     });
 
-    // While it is written: the ramdisk is not let go, and the boot menu stays.
+    // During the write: the ramdisk is not released, and the boot menu stays.
     let written = machine.disk.disk_file();
     site.await_that("writing", || allocated_bytes(&written) > 8 << 20);
     disk.fill();
     is_stuck(&site, "No space left on device");
     assert!(!machine.boots_its_disk(&site));
-    // Tried again every second, reported once.
+    // Retried every second, reported once.
     let reports = count(&site, "a record cannot be written");
     wait_at_most(Duration::from_secs(3), || None::<()>);
     assert_eq!(count(&site, "a record cannot be written"), reports, "{}", site.log());
@@ -118,7 +118,7 @@ fn a_full_status_directory_stops_nothing_and_is_told_once() {
     site.await_that("deployed", || site.record(NODE).contains("\"phase\": \"deployed\""));
     site.await_that("reports", || count(&site, "a status file cannot be changed") > 0);
     assert_eq!(site.status(NODE).unwrap().phase, Phase::WaitingRamdisk, "a status is torn");
-    // No news comes any more; there are several tries.
+    // No further event comes; there are several retries.
     wait_at_most(Duration::from_secs(3), || None::<()>);
     assert_eq!(count(&site, "a status file cannot be changed"), 1, "{}", site.log());
     assert!(site.log().contains("status/edge-07.status.toml: No space left on device"));
@@ -139,7 +139,7 @@ fn an_agent_that_starts_on_a_full_disk_loses_no_record_and_trusts_no_damaged_one
     let agent = site.start();
     site.await_that("running", || site.log().contains("running"));
     agent.kill();
-    // Its machine is off: were the record forgotten, it would be installed.
+    // The machine is off: without its record, it would be installed.
     let record = site.path("state/edge-07.json");
     fs::write(&record, "{\"spec\":").unwrap();
     disk.fill();
@@ -200,7 +200,7 @@ fn a_state_directory_that_cannot_be_written_is_refused_at_start() {
     let run = site.hostler(&["run"]);
     refuses(&without_capabilities(&run), &[&named, "not permitted"]);
 
-    // Root itself may use what is somebody else's.
+    // Root may use another user's directory.
     let _agent = site.start();
     site.await_that("running", || site.log().contains("running"));
 }
@@ -256,7 +256,7 @@ fn a_lock_belongs_to_a_living_agent_even_to_one_that_sleeps_and_to_no_dead_one()
     refuses(&elsewhere(&site.path("state")), &[&holder]);
     signal("-CONT");
 
-    // A copy has the lock file, but not the lock; what it says about the holder is overwritten.
+    // A copy has the lock file, but not the lock; the agent overwrites its text about the holder.
     let copy = other.path("copy");
     let copied = Command::new("cp").arg("-a").args([&site.path("state"), &copy]).status();
     assert!(copied.unwrap().success());
@@ -288,7 +288,7 @@ fn a_state_directory_that_is_removed_or_replaced_is_not_written_until_it_is_back
     thread::scope(|scope| {
         scope.spawn(|| ramdisk.export());
         is_stuck(&site, "put it back, or restart hostler");
-        // Another one in its place is as wrong: it knows of no node.
+        // Another state directory in its place is wrong, too: it knows no node.
         fs::create_dir(&state).unwrap();
         fs::write(state.join("lock"), "").unwrap();
         wait_at_most(Duration::from_secs(2), || None::<()>);
@@ -302,7 +302,7 @@ fn a_state_directory_that_is_removed_or_replaced_is_not_written_until_it_is_back
     assert_eq!(machine.story(), DEPLOYED);
 }
 
-/// The reason for which a node is held.
+/// The reason of a hold.
 fn reason(status: &Status) -> &str {
     let held = status.conditions.iter().find(|condition| condition.kind == "Held");
     held.map_or("not held", |held| &held.reason)
@@ -352,14 +352,14 @@ fn a_record_that_is_lost_or_garbled_holds_its_node_and_no_other() {
     }
     assert_eq!(fs::read_to_string(site.path("state/edge-07.json.bad-4")).unwrap(), future);
 
-    // Whoever knows better puts it back.
+    // An operator puts the record back.
     fs::write(&path, &good).unwrap();
     fs::remove_file(site.path("nodes/edge-07.status.toml")).unwrap();
     let agent = site.start();
     ends_deployed(&site, &machine);
     agent.kill();
 
-    // A status file that says what is installed vouches for its machine.
+    // A status file that names an installation vouches for its machine.
     for spoil in [|path: &Path| fs::remove_file(path), |path: &Path| fs::write(path, "")] {
         spoil(&path).unwrap();
         let lost = count(&site, "record edge-07 is lost; its status file says");
@@ -385,7 +385,7 @@ fn a_status_file_that_somebody_removes_garbles_or_replaces_is_written_again() {
     site.write(NODE, &machine.spec(&site).with("image.checksum", &wrong));
     site.until_phase(NODE, Phase::Failed);
     let path = site.path("nodes/edge-07.status.toml");
-    // A file, and apart from the moment it was written the one it was.
+    // A regular file, identical except for its time.
     let text = || fs::read_to_string(&path).unwrap_or_default();
     let lines = |text: String| -> Vec<String> {
         let of_the_file =
@@ -408,7 +408,7 @@ fn a_status_file_that_somebody_removes_garbles_or_replaces_is_written_again() {
     assert_eq!(count(&site, "a status file cannot be changed"), 1, "{}", site.log());
     fs::remove_dir(&path).unwrap();
     site.await_that("written again", stands);
-    // The agent's own files wake nobody.
+    // The agent's own files wake no scan.
     assert_eq!(count(&site, "operation failed"), 1, "{}", site.log());
 }
 

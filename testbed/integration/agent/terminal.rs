@@ -1,4 +1,4 @@
-//! Texts of others in status files and specs, as commands print it.
+//! Foreign texts in status files and specs, as commands print them.
 
 use std::{fs, process::Command};
 
@@ -16,11 +16,12 @@ use super::{
     site::{Site, answer, hostler},
 };
 
-/// Sets the title, clears the screen, begins a line of its own, turns the direction of writing.
+/// A text that sets the title, clears the screen, begins a new line, and reverses the direction of
+/// writing.
 const HOSTILE: &str =
     "\u{1b}]0;OWN\u{7}\u{1b}[2JX\r\nFORGED\u{202e}\u{2066}\u{2028}\u{85}\u{200b}\u{9b}31m\u{7f}";
 
-/// Replaces every text of a status that may be any text; returns how many.
+/// Replaces every free text of a status; returns the number of them.
 fn spoil(status: &mut toml::Value, at: &[usize], whole: &mut impl FnMut(&[usize], &str) -> bool) {
     let entries: Vec<&mut toml::Value> = match status {
         toml::Value::String(text) => {
@@ -51,7 +52,7 @@ fn is_status(value: &toml::Value) -> bool {
     toml::from_str::<Status>(&toml::to_string(value).unwrap()).is_ok()
 }
 
-/// The output of a command, which must be harmless.
+/// Runs a command; returns its output, which must be harmless.
 fn harmless(command: &mut Command) -> String {
     let said = without_controls(command);
     let forged = said.lines().any(|line| line.starts_with("FORGED"));
@@ -59,7 +60,7 @@ fn harmless(command: &mut Command) -> String {
     said
 }
 
-/// The same of what may have lines of its own: a text of several lines is one in TOML, too.
+/// Runs a command whose output may have more lines: in TOML, a text of several lines is one value.
 fn without_controls(command: &mut Command) -> String {
     let (_, said, errors) = answer(command.env_remove("HOSTLER_LOG"));
     for text in [&said, &errors] {
@@ -76,7 +77,7 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
     let agent = site.start();
-    // A failed attempt has most to tell.
+    // A failed attempt's status has most fields.
     let spec = machine.spec(&site);
     site.write(NODE, &spec.clone().with("image.source", "none.raw"));
     site.until_phase(NODE, Phase::Failed);
@@ -98,7 +99,7 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
         *at(&mut hostile, place) = HOSTILE.into();
     }
     assert!(places.len() >= 5 && is_status(&hostile), "{places:?}");
-    // With its right checksum: whoever may write there can make one.
+    // With a correct checksum, which every user who can write there can make.
     let status: Status = toml::from_str(&toml::to_string(&hostile).unwrap()).unwrap();
     StatusFiles::new(site.path("nodes")).write(&status).unwrap();
 
@@ -127,7 +128,7 @@ fn nothing_that_others_have_written_does_anything_to_a_terminal() {
     harmless(&mut hostler(&["plan", &nodes]));
     harmless(&mut hostler(&["plan", "-o", "json", &nodes]));
 
-    // Files that cannot be read at all.
+    // Unreadable files.
     for broken in [format!("x = {HOSTILE}"), "phase = \"\u{1b}[2J\"".to_owned()] {
         fs::write(&path, broken).unwrap();
         harmless(&mut hostler(&["status", &nodes]));
@@ -156,7 +157,7 @@ fn nothing_in_a_spec_does_anything_to_a_terminal() {
     let site = Site::new();
     let spec = Machine::new(&site, NODE).spec(&site);
     let nodes = site.path("nodes").display().to_string();
-    // The agent's configuration puts one of them under every spec.
+    // The agent's configuration adds one of these texts to every spec.
     let toml = toml::Value::from(HOSTILE);
     site.configure_more(&format!("[defaults]\nredeploy = {toml}"));
     site.write(NODE, &spec);

@@ -1,4 +1,4 @@
-//! Two agents over one directory, and an agent that is gone.
+//! Two agents over one directory, and a dead agent.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::ipmi::simulators::PASSWORD;
 
-/// A site whose agent has everything of its own but the directory of specs.
+/// Makes a site that shares only the directory of specs.
 fn over_the_specs_of(site: &Site) -> Site {
     let other = Site::new();
     let config = fs::read_to_string(other.path("hostler.toml")).unwrap();
@@ -61,7 +61,7 @@ fn a_second_agent_over_one_directory_touches_nothing_until_the_first_has_stopped
     let (ended, _) = first.terminate();
     assert!(ended.success());
     other.await_that("running", || mark(&site).is_some_and(|mark| mark.pid == second.id()));
-    // It has all its knowledge from the status file.
+    // All its knowledge is from the status file.
     let installed = site.until(NODE, "polled again", |status| {
         status.phase == Phase::Deployed
             && status.ready
@@ -107,11 +107,11 @@ fn an_agent_whose_mark_was_taken_over_stops_and_stands_by() {
     file.replace(&anothers(Some(jiff::Timestamp::now()))).unwrap();
     other.await_that("running", || other.log().contains("running"));
     assert!(mark(&site).is_some_and(|mark| mark.pid == second.id()));
-    // No agent finishes the first one's attempts without an order.
+    // No agent continues the first one's attempts without an order.
     let held = site.until(NODE, "held", |status| status.phase == Phase::Held);
     assert_eq!(held.installed, None);
     assert_eq!(machine.story(), DEPLOYED[..2]);
-    // Nor is a machine new because this agent has never seen it.
+    // A machine that this agent has never seen does not count as new.
     site.write("edge-new", &Machine::new(&site, "edge-new").spec(&site));
     let held = site.until("edge-new", "held", |status| status.phase == Phase::Held);
     assert!(held.conditions.iter().any(|one| one.reason == "RecordLost"), "{held:?}");
@@ -129,7 +129,7 @@ fn a_cleaned_status_directory_releases_nobody_and_the_agent_that_acts_marks_it_a
     site.until_phase(NODE, Phase::Paused);
     let other = over_the_specs_of(&site);
     let path = site.path("nodes/_agent.status.toml");
-    // One that begins in that moment, and one that stands by.
+    // Removed while one agent starts, and one stands by.
     fs::remove_file(&path).unwrap();
     let _second = other.start();
     other.await_that("standing by", || other.log().contains("stands by"));
@@ -148,7 +148,7 @@ fn a_cleaned_status_directory_releases_nobody_and_the_agent_that_acts_marks_it_a
 fn a_dead_agent_is_told_from_a_quiet_one() {
     let site = Site::new();
     let machine = Machine::new(&site, NODE);
-    // Before there ever was an agent there is none.
+    // Before the first agent's start, no agent runs.
     let (code, shown) = status(&site);
     assert_eq!((code, &shown["agent"]), (6, &Value::Null));
     let agent = site.start();
@@ -169,7 +169,7 @@ fn a_dead_agent_is_told_from_a_quiet_one() {
     let (code, said, _) = answer(&mut site.hostler(&["explain", NODE]));
     assert!(code == 0 && said.contains("no agent since"), "{said}");
 
-    // Its successor on the same state directory begins at once.
+    // Its successor on the same state directory starts at once.
     let agent = site.start();
     site.await_that("alive", || status(&site).0 == 0);
     assert!(!site.log().contains("stands by"), "{}", site.log());

@@ -20,23 +20,23 @@ use super::{Agent, DEPLOY_INFO, Got, LOOKUP, judge, key, path, until_closed};
 const CROWD: u16 = 500;
 /// The first bytes of a TLS handshake record that announces 512 more (RFC 8446 §5.1).
 const HALF_A_HELLO: &[u8] = &[22, 3, 1, 2, 0, 1, 0];
-/// For a ramdisk that tries again; it has minutes.
+/// Time limit for a ramdisk that retries; it has minutes.
 const GETS_THROUGH_WITHIN: Duration = Duration::from_secs(20);
 
-/// Somebody who keeps a connection and says no more.
+/// A client that keeps a connection without further bytes.
 #[expect(dead_code, reason = "held open")]
 enum Idler {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// An address of its own for each, all of this machine.
+/// A separate loopback address for each number.
 fn address(number: u16) -> Ipv4Addr {
     let [high, low] = number.to_be_bytes();
     Ipv4Addr::new(127, 1, high, low)
 }
 
-/// Opens a connection and stops in one of five phases. `None` if it was cut before it came so far.
+/// Opens a connection and stops in one of five phases. `None` if the server cut it before.
 async fn idle(agent: &Agent, from: Ipv4Addr, phase: u16) -> Option<Idler> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
@@ -50,7 +50,7 @@ async fn idle(agent: &Agent, from: Ipv4Addr, phase: u16) -> Option<Idler> {
         }
         2 => post,
         3 => format!("{post}Content-Length: 100\r\n\r\n{{\"macs\":"),
-        // Never reads one of the answers.
+        // Reads no answer.
         _ => "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(30),
     };
     let mut tls = agent.handshake(plain).await?;
@@ -59,7 +59,7 @@ async fn idle(agent: &Agent, from: Ipv4Addr, phase: u16) -> Option<Idler> {
     Some(Idler::Tls(Box::new(tls)))
 }
 
-/// Asks as the ramdisk does: again, when it is cut off or told to slow down.
+/// Repeats a call as the ramdisk does, after a cut and after "too many requests".
 async fn gets_through(agent: &Agent, method: &str, call: &str, body: &str) -> Got {
     let deadline = Instant::now() + GETS_THROUGH_WITHIN;
     loop {
@@ -94,7 +94,7 @@ async fn a_crowd_that_only_takes_places_keeps_no_ramdisk_out_and_ends_no_wait_of
         })
     })
     .await;
-    // A ramdisk waits for its release since before they came.
+    // A ramdisk has been waiting for its release since before the crowd.
     let question = path("edge-07", "deploy_state");
     let good_key = key();
     let waiting = agent.try_curl("GET", &question, Some(&good_key), "");
@@ -106,7 +106,7 @@ async fn a_crowd_that_only_takes_places_keeps_no_ramdisk_out_and_ends_no_wait_of
         }
         assert!(crowd.len() > usize::from(CROWD) * 4 / 5, "{} came so far", crowd.len());
         all_calls_get_through(&agent).await;
-        // And as many from the ramdisk's own address.
+        // As many from the ramdisk's own address.
         for number in 0..CROWD {
             crowd.extend(idle(&agent, Ipv4Addr::LOCALHOST, number % 5).await);
         }
@@ -136,7 +136,7 @@ async fn a_place_is_taken_from_the_oldest_that_has_shown_no_key() {
     let _new = agent.connect().await;
     let answer = String::from_utf8(until_closed(&mut old).await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    // Whoever has shown a good key is still heard.
+    // A client that has shown a valid key still gets answers.
     proven.write_all(said.replace("x\r\n", "x\r\nConnection: close\r\n").as_bytes()).await.unwrap();
     let answers = timeout(Duration::from_secs(10), until_closed(&mut proven)).await.unwrap();
     assert_eq!(String::from_utf8(answers).unwrap().matches("HTTP/1.1 200 ").count(), 2);

@@ -1,4 +1,4 @@
-//! Refusals: a caller who should learn nothing learns nothing.
+//! Refusals, which must tell a caller nothing.
 
 use std::{
     fs,
@@ -76,7 +76,7 @@ async fn a_target_at_port_0_is_a_bad_body() {
 
 #[tokio::test]
 async fn an_unknown_node_a_wrong_key_and_a_wrong_phase_are_told_the_same_in_every_call() {
-    // It expects a lookup only of the one node it knows.
+    // The driver expects a lookup of only one node.
     let agent = Agent::start(CallbackLimits::default(), |request| {
         Some(match (&request.call, judge(request)) {
             (Call::Lookup(_), reply) => reply,
@@ -106,8 +106,8 @@ async fn an_unknown_node_a_wrong_key_and_a_wrong_phase_are_told_the_same_in_ever
     assert_eq!(answers.len(), 1, "{answers:#?}");
 }
 
-/// How long a comparison takes must not tell how much of a secret was right: `Secret` compares in
-/// constant time, so nobody may compare what it exposes.
+/// The time of a comparison must not depend on the correct part of a secret: `Secret` compares in
+/// constant time, so that no code may compare an exposed one.
 #[test]
 fn secrets_are_compared_in_constant_time_and_nowhere_else() {
     let model = fs::read_to_string(source("model/secret.rs")).unwrap();

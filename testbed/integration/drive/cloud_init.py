@@ -1,7 +1,10 @@
-"""What cloud-init's own data source finds on a config drive, as JSON: cloud_init.py IMAGE DIRECTORY MAC
+"""Prints, as JSON, the content of a config drive as cloud-init's own data source reads it.
 
-Its search for devices asks blkid about the image, as it would about a disk, and what it mounts is unpacked by mtools or isoinfo: not
-every kernel that tests run on has these file systems.
+    cloud_init.py IMAGE DIRECTORY MAC
+
+cloud-init's search for devices asks blkid about the image, as it would about a disk. Instead of a
+mount, mtools or isoinfo unpack the image: not every kernel that runs the tests has these file
+systems.
 """
 
 import json
@@ -43,6 +46,20 @@ def mount_cb(device, callback, data=None, **_):
     return callback(str(mounted)) if data is None else callback(str(mounted), data)
 
 
+def decoded(data):
+    """Data as text; several parts stay a list."""
+    return data if isinstance(data, list) else util.decode_binary(data)
+
+
+def merged(message):
+    """The cloud-config parts of processed data as one."""
+    config = {}
+    for part in message.walk():
+        if part.get_content_type() == "text/cloud-config":
+            config.update(util.load_yaml(part.get_payload(decode=True)) or {})
+    return config
+
+
 util.find_devs_with = find_devs_with
 util.mount_cb = mount_cb
 paths = helpers.Paths({"cloud_dir": directory + "/cloud", "run_dir": directory + "/run"})
@@ -56,8 +73,10 @@ for kind in (DataSourceConfigDrive.DataSourceConfigDrive, DataSourceNoCloud.Data
             "source": source.dsname,
             "instance": source.get_instance_id(),
             "hostname": getattr(hostname, "hostname", hostname),
-            "user_data": util.decode_binary(util.decomp_gzip(source.get_userdata_raw() or "", quiet=True, decode=False)),
-            "vendor_data": util.decode_binary(source.get_vendordata_raw() or ""),
+            "user_data": util.decode_binary(
+                util.decomp_gzip(source.get_userdata_raw() or "", quiet=True, decode=False)),
+            "vendor_data": decoded(source.get_vendordata_raw() or ""),
+            "vendor_parts": merged(source.get_vendordata()),
             "keys": source.get_public_ssh_keys(),
             "network": source.network_config,
             "meta": source.metadata.get("meta", source.metadata),

@@ -1,9 +1,9 @@
-//! Config drives: what cloud-init's own code finds on them, and what the checkers say.
+//! Config drives against cloud-init's own code and checkers of file systems.
 
 use std::fs;
 
 use hostler::{
-    drive::config_drive,
+    drive::{config_drive, config_drive_calling},
     model::{
         attached::MetaData,
         ids::{Digest, NodeName},
@@ -76,6 +76,54 @@ fn cloud_init_reads_packed_user_data_vendor_data_and_keys() {
                 DriveLabel::Cidata => "mounted/user-data",
             };
             assert_eq!(fs::read(place.path(path)).unwrap(), packed, "byte by byte");
+        }
+    }
+}
+
+/// Vendor data of an administrator, in each form that cloud-init takes.
+fn vendor_data_of(label: DriveLabel) -> Vec<Option<Vec<u8>>> {
+    let config = "#cloud-config\ntimezone: UTC\n";
+    let mime = format!(
+        "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"x\"\n\n--x\n\
+         Content-Type: text/cloud-config\n\n{config}\n--x--\n"
+    );
+    let mut forms = vec![None, Some(config.into()), Some(mime.into())];
+    match label {
+        DriveLabel::Config2 => {
+            forms.push(Some(json!({ "cloud-init": config, "x": 1 }).to_string().into()));
+            forms.push(Some(json!([config]).to_string().into()));
+        }
+        DriveLabel::Cidata => forms.push(Some(gzip(config.as_bytes()))),
+    }
+    forms
+}
+
+/// Invariant (disk): cloud-init reads exactly the administrator's files from the config drive.
+#[test]
+fn cloud_init_calls_once_its_system_is_up_and_keeps_the_vendor_data_that_are_there() {
+    const URL: &str = "http://192.0.2.1:8069/v1/nodes/edge-07/booted/5a5a";
+    for (label, filesystem) in EVERY {
+        for vendor in vendor_data_of(label) {
+            let has_vendor = vendor.is_some();
+            let attach =
+                |content: Vec<u8>| Attachment { path: "x".into(), content: content.into() };
+            let drive = ConfigDrive {
+                vendor_data: vendor.map(attach),
+                ..drive(label, filesystem, USER_DATA)
+            };
+            let made =
+                config_drive_calling(&drive, &node(), &identity('a'), 512, Some(URL)).unwrap();
+            let place = Place::with(&made);
+            let found = cloud_init(&place);
+            let parts = &found["vendor_parts"];
+            let call = json!({ "url": URL, "post": "all", "tries": 60 });
+            assert_eq!(parts["phone_home"], call, "{label:?} {filesystem:?}: {found}");
+            let timezone = if has_vendor { json!("UTC") } else { Value::Null };
+            assert_eq!(parts["timezone"], timezone, "{label:?} {filesystem:?}: {found}");
+            assert_eq!(found["user_data"], USER_DATA);
+            let url = fs::read_to_string(place.path("mounted/hostler/booted.url")).unwrap();
+            assert_eq!(url, format!("{URL}\n"));
+            run("sh", &["-n", place.path("mounted/hostler/booted.sh").to_str().unwrap()]);
         }
     }
 }
@@ -190,7 +238,7 @@ fn expected_network(label: DriveLabel) -> Value {
     }
 }
 
-/// The findings of cloud-init's own code on the drive.
+/// Reads the drive with cloud-init's own code.
 fn cloud_init(place: &Place) -> Value {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/testbed/integration/drive/cloud_init.py");
     let arguments = [script, place.text("image"), place.text(""), MAC];

@@ -1,4 +1,4 @@
-//! Swap space and ephemeral file systems, as the programs for them see them.
+//! Swap space and ephemeral file systems against the programs for them.
 
 use std::{
     fs,
@@ -40,7 +40,7 @@ fn made_at() -> Timestamp {
     Timestamp::from_second(1_795_000_000).unwrap()
 }
 
-/// A write that was killed goes on with the same bytes.
+/// A resumed write must write the same bytes.
 #[tokio::test]
 async fn the_same_uuid_and_time_make_the_same_ephemeral_file_system() {
     let place = Place::with(&[]);
@@ -51,7 +51,7 @@ async fn the_same_uuid_and_time_make_the_same_ephemeral_file_system() {
     }
     let [one, other] = made.try_into().unwrap();
     assert!(one == other, "they differ");
-    // The superblock's times of making and of the last write.
+    // The superblock's times of creation and of the last write.
     for at in [1024 + 0x108, 1024 + 0x30] {
         assert_eq!(one[at..at + 4], 1_795_000_000_u32.to_le_bytes(), "the time at {at:#x}");
     }

@@ -1,5 +1,5 @@
-//! Root images: what blkid and hostler say of the same ones, and the boot partition made of what
-//! one brings.
+//! Root images: blkid and hostler recognize the same ones; and the boot partition made from an
+//! image's files.
 
 use std::{
     fs::{self, File},
@@ -15,10 +15,10 @@ use hostler::{
 
 use super::{Place, assert_clean_fat, blkid, run, tag};
 
-/// Paths, and how many bytes each has.
+/// Paths with their lengths in bytes.
 type Files<'a> = &'a [(&'a str, usize)];
 
-/// Programs that make a root, and the size of what they make in MiB.
+/// Programs that make a root file system, and its size in MiB.
 const ROOTS: [(&[&str], u64); 7] = [
     (&["mke2fs", "-q", "-t", "ext2"], 16),
     (&["mke2fs", "-q", "-t", "ext3"], 16),
@@ -88,7 +88,7 @@ fn what_is_no_disk_is_named_with_what_to_write_and_disks_are_let_be() {
     let error = check_disk(&open(&no_protection)).unwrap_err().to_string();
     assert!(error.contains("whose protective master boot record is missing"), "{error}");
     let signed: [(&[&str], &str); 2] = [
-        // As every kernel for x86 begins (Linux x86 boot protocol).
+        // The beginning of an x86 kernel (Linux x86 boot protocol).
         (
             &[
                 "sh",
@@ -232,7 +232,7 @@ fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
     run("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "^metadata_csum", "-d", tree, image, "16M"]);
     let file = File::options().read(true).write(true).open(image).unwrap();
     let good = fs::read(image).unwrap();
-    // Damage matters in the bytes that are not zero.
+    // Only damage in non-zero bytes matters.
     let used: Vec<usize> = (0..good.len() - 4).filter(|at| good[*at] != 0).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let mut still_good = 0;
@@ -240,7 +240,7 @@ fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
         let mut places: Vec<usize> = (0..random.usize(1..=8))
             .map(|_| used[random.usize(..used.len())] + random.usize(..4))
             .collect();
-        // Half of the damage is to the superblock too.
+        // Half of the cases damage the superblock, too.
         places.extend(random.bool().then(|| 1024 + random.usize(..0x180)));
         for at in &places {
             let byte = [0, 1, 0x7f, 0x80, 0xff, random.u8(..)][random.usize(..6)];
@@ -254,7 +254,7 @@ fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
     assert!((1..ROUNDS).contains(&still_good), "{still_good} of {ROUNDS}");
 }
 
-/// An image of so many MiB, made by a program.
+/// Makes an image of so many MiB by a program.
 fn made(command: &[&str], mib: u64) -> Place {
     let place = Place::with(&[]);
     File::create(place.path("image")).unwrap().set_len(mib << 20).unwrap();
@@ -263,7 +263,7 @@ fn made(command: &[&str], mib: u64) -> Place {
     place
 }
 
-/// An ext image that holds files of such lengths.
+/// Makes an ext image with files of these lengths.
 fn root(kind: &str, files: Files<'_>) -> Place {
     let place = tree(files);
     make_root(kind, &place);
@@ -279,7 +279,7 @@ fn tree(files: Files<'_>) -> Place {
             File::create(path).unwrap().set_len(*bytes as u64).unwrap();
             continue;
         }
-        // No two alike, and no block like another.
+        // Unique content for each file and block.
         let letters = b"abcdefghijklmnopqrstuvw".iter().copied().cycle();
         let content: Vec<u8> = letters.skip(bytes % 23).take(*bytes).collect();
         fs::write(path, content).unwrap();

@@ -1,5 +1,5 @@
 //! Decoding against the tools that write images: qemu-img, and gzip, xz, zstd, bzip2 and their
-//! parallel kin.
+//! parallel variants.
 
 mod packed;
 mod qcow2;
@@ -19,12 +19,12 @@ use hostler::{
 };
 use tempfile::TempDir;
 
-/// More than any image here.
+/// Size limit, larger than every image here.
 const MOST_BYTES: u64 = 1 << 30;
 
 static ZEROS: [u8; 4096] = [0; 4096];
 
-/// Where images are made.
+/// The directory of the images.
 struct Bench {
     dir: TempDir,
 }
@@ -38,7 +38,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// Runs a command with the directory as its own, and expects it to succeed.
+    /// Runs a command in the directory, which must succeed.
     fn sh(&self, command: &str) {
         let output = Command::new("bash")
             .args(["-euo", "pipefail", "-c", command])
@@ -61,7 +61,7 @@ impl Bench {
         decode_as(&self.path(name), ImageFormat::Auto, MOST_BYTES)
     }
 
-    /// Why it cannot be decoded, which must be seen.
+    /// Decodes a file, which must fail; returns the reason.
     fn refusal(&self, name: &str) -> String {
         self.decode(name).map(|bytes| bytes.len()).expect_err(name).to_string()
     }
@@ -89,8 +89,8 @@ fn decode_as(path: &Path, format: ImageFormat, most: u64) -> Result<Vec<u8>, Dec
     Ok(raw)
 }
 
-/// Bytes of a disk that is partly full: noise, text and zeros, in pieces of all sizes. Always the
-/// same for the same seed.
+/// The bytes of a partly full disk: noise, text and zeros, in pieces of all sizes, determined by
+/// the seed.
 fn disk(bytes: usize, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut disk = Vec::with_capacity(bytes + (1 << 20));

@@ -1,5 +1,4 @@
-//! Fetching from nginx, through connections that break, and from servers that do what no decent one
-//! does.
+//! Fetches from nginx, over connections that break, and from servers that misbehave.
 
 mod faults;
 mod local;
@@ -25,11 +24,10 @@ use hostler::{
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// No file of these tests is larger.
+/// Size limit, larger than every file here.
 const BYTES_MAX: u64 = 1 << 30;
 
-/// A fetch, with everything around it that a library has: the file to fill, who may cancel, the
-/// meter.
+/// A fetch with the library's parameters: the file to fill, the cancellation, the meter.
 pub(super) struct Fetch {
     dir: TempDir,
     into: Arc<File>,
@@ -50,7 +48,7 @@ impl Fetch {
         Self { dir, into, meter: Meter::default(), cancel, stall, bytes_max: BYTES_MAX }
     }
 
-    /// Where files that are here may lie.
+    /// The directory of local images.
     fn images(&self) -> PathBuf {
         self.dir.path().to_owned()
     }
@@ -76,7 +74,7 @@ impl Fetch {
         self.sources().listed(place, source, &self.watch()).await
     }
 
-    /// The error of a fetch that must not succeed.
+    /// Runs a fetch, which must fail; returns its error.
     async fn error(&self, source: &str, wanted: &Digest) -> FetchError {
         self.run(source, wanted).await.unwrap_err()
     }
@@ -85,7 +83,7 @@ impl Fetch {
         self.meter.progress().unwrap()
     }
 
-    /// Puts a beginning into the file that is filled.
+    /// Writes a beginning into the file to fill.
     fn begin_with(&self, bytes: &[u8]) {
         self.into.as_ref().write_all(bytes).unwrap();
     }
@@ -99,7 +97,7 @@ impl Fetch {
         self.dir.path().join("part")
     }
 
-    /// Waits until so many bytes have been fetched.
+    /// Waits until so many bytes are fetched.
     async fn reaches(&self, bytes: u64) {
         let began = Instant::now();
         while self.meter.progress().is_none_or(|progress| progress.done_bytes < bytes) {
@@ -119,13 +117,13 @@ pub(super) fn digest(bytes: &[u8]) -> Digest {
     format!("sha256:{}", text.split_whitespace().next().unwrap()).parse().unwrap()
 }
 
-/// Bytes that nothing can make smaller.
+/// Incompressible bytes.
 fn noise(bytes: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     std::iter::repeat_with(|| random.u8(..)).take(bytes).collect()
 }
 
-/// How many bytes of the disk a file takes.
+/// The bytes of a file on the disk.
 fn used_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata(path).unwrap().blocks() * 512

@@ -1,5 +1,5 @@
-//! The image cache as administrators meet it: `hostler cache` in several processes, killed, on full
-//! disks and on decaying ones.
+//! The image cache through `hostler cache`: in several processes, killed, on full disks and on
+//! decaying ones.
 
 mod site;
 
@@ -17,7 +17,7 @@ use rustix::{
 
 use self::site::{Site, answer, noise, says};
 
-/// As large as an image that takes long enough to be caught in the middle.
+/// Bytes of an image that is large enough to be caught in the middle.
 const LARGE_BYTES: usize = 48 << 20;
 
 /// Invariant (image): Many nodes share one fetch.
@@ -94,7 +94,7 @@ fn an_image_that_decayed_is_fetched_again_after_a_crash() {
     let (_, errors) = says(&mut site.fetch(&image));
     assert!(errors.contains("the image in the cache is damaged: it is fetched again"), "{errors}");
     assert_eq!(fs::read(&raw).unwrap(), image.raw);
-    // Once is enough.
+    // The error is reported once.
     let (_, errors) = says(&mut site.fetch(&image));
     assert_eq!(errors, "");
 }
@@ -127,7 +127,7 @@ fn a_disk_too_small_is_said_so_and_images_nobody_uses_make_space() {
     says(&mut site.fetch(&two));
     assert!(!site.cached(&one, "raw").exists() && site.cached(&two, "raw").exists());
 
-    // Somebody writes the second one to a disk.
+    // Another process writes the second image to a disk.
     let user = File::open(site.cached(&two, "lock")).unwrap();
     flock(&user, FlockOperation::LockShared).unwrap();
     let (code, _, errors) = answer(&mut site.fetch(&one));
@@ -206,7 +206,7 @@ fn images_are_fetched_by_node_by_file_and_by_source_and_listed_and_pruned() {
         assert_eq!(answer(&mut site.cache(usage)).0, 1, "{usage:?}");
     }
 
-    // The first one was asked for last.
+    // The first image was requested last.
     let (said, _) = says(&mut site.cache(&["prune", "--to", "1.5MiB"]));
     assert!(
         said.starts_with(&format!("removed {}\n1.0 MiB freed, 1.0 MiB left", two.digest)),

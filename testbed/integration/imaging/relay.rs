@@ -1,5 +1,5 @@
-//! A TCP relay between initiator and target that cuts lines, gives each a part of the path, or has
-//! writes to a place undone.
+//! A TCP relay between initiator and target that cuts connections, limits their rate, or undoes
+//! writes to a range.
 
 #![expect(
     clippy::indexing_slicing,
@@ -21,18 +21,18 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// The trouble that it makes for the connections.
+/// The faults of the relay's connections.
 #[derive(Clone, Debug)]
 pub(crate) enum Trouble {
     None,
-    /// Cuts each after so many bytes on their way to the target.
+    /// Cuts each connection after so many bytes to the target.
     CutAfter(u64),
-    /// Gives each so many bytes a second on their way to the target.
+    /// Limits each connection to so many bytes per second to the target.
     Narrow(u64),
-    /// The same, and cuts the second after so many bytes.
+    /// Limits the rate, and cuts the second connection after so many bytes.
     NarrowCutsSecond(u64, u64),
-    /// Puts this byte in place of everything that is written to a range of the disk: what was there
-    /// before, as if the write had been acknowledged and dropped. Blocks have 512 bytes.
+    /// Replaces all bytes written to a range of the disk by this one, its old content, as if the
+    /// target had acknowledged and dropped the write. Blocks have 512 bytes.
     Drops(Range<u64>, u8),
 }
 
@@ -43,9 +43,9 @@ pub(crate) struct Relay {
     carried: Arc<Mutex<Vec<u64>>>,
 }
 
-/// The limits of one connection, and its known state.
+/// The limits and the state of one connection.
 struct Limits {
-    /// Bytes until it is cut.
+    /// Bytes until the cut.
     left: u64,
     bytes_per_s: Option<u64>,
     number: usize,
@@ -66,7 +66,7 @@ impl Relay {
                 tokio::spawn(async move {
                     let server = TcpStream::connect(target).await.unwrap();
                     let (client, server) = (client.into_split(), server.into_split());
-                    // Whichever way ends first takes the other along.
+                    // The direction that ends first ends the other.
                     tokio::select! {
                         () = up(client.0, server.1, trouble, limits, counter) => {}
                         () = down(server.0, client.1) => {}
@@ -77,7 +77,7 @@ impl Relay {
         Self { address, sent, carried }
     }
 
-    /// Bytes that went to the target.
+    /// Bytes sent to the target.
     pub(crate) fn sent_bytes(&self) -> u64 {
         *self.sent.borrow()
     }
@@ -90,14 +90,14 @@ impl Relay {
         self.carried().len()
     }
 
-    /// Bytes that went to the target on each connection, in the order in which they were made.
+    /// Bytes sent to the target on each connection, in the order of the connections.
     pub(crate) fn carried(&self) -> Vec<u64> {
         self.carried.lock().unwrap().clone()
     }
 }
 
 impl Limits {
-    /// Those of a new connection.
+    /// The limits of a new connection.
     fn new(trouble: &Trouble, carried: &Arc<Mutex<Vec<u64>>>) -> Self {
         let number = {
             let mut carried = carried.lock().unwrap();
@@ -115,7 +115,7 @@ impl Limits {
         Self { left, bytes_per_s, number, carried: Arc::clone(carried) }
     }
 
-    /// Counts what has passed; false when that was the last.
+    /// Counts passed bytes; `false` if the connection must be cut.
     fn count(&mut self, bytes: u64) -> bool {
         self.carried.lock().unwrap()[self.number] += bytes;
         self.left = self.left.saturating_sub(bytes);
@@ -157,7 +157,7 @@ async fn up(
             return;
         }
         if let Some(rate) = limits.bytes_per_s {
-            // Unused time is lost, but for the part by which a sleep may be too long.
+            // Unused time is lost, except for the inaccuracy of a sleep.
             free_at = free_at.max(Instant::now() - Duration::from_millis(5));
             free_at += Duration::from_nanos(bytes * 1_000_000_000 / rate);
             sleep_until(free_at).await;
@@ -183,8 +183,8 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |all, byte| all << 8 | u64::from(*byte))
 }
 
-/// Changes what a write's PDU carries for the range. `writes` knows where each write under way
-/// begins on the disk.
+/// Replaces the data in a write's PDU for the range. `writes` holds the offsets of the writes in
+/// flight.
 fn undo(pdu: &mut [u8], writes: &mut HashMap<u64, u64>, range: &Range<u64>, old: u8) {
     let tag = number(&pdu[16..20]);
     let at = match pdu[0] & 0x3f {

@@ -22,7 +22,7 @@ const GET_PAYLOAD_INSTANCE: u8 = 0x4b;
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A machine's serial line: what is written here the BMC is to pass on.
+/// A machine's serial line, whose text the BMC passes on.
 struct Line {
     dir: TempDir,
 }
@@ -43,13 +43,13 @@ impl Line {
         file.write_all(text.as_bytes()).unwrap();
     }
 
-    /// pyghmi with this line.
+    /// Starts pyghmi with this line.
     fn simulator(&self, arguments: &[&str]) -> Simulator {
         pyghmi(&[arguments, &["--console", self.path().to_str().unwrap()]].concat())
     }
 }
 
-/// Somebody who listens; gone without a word when dropped.
+/// A console client; dropped, it ends without a message.
 struct Listener {
     received: Arc<Mutex<String>>,
     stop: Option<oneshot::Sender<()>>,
@@ -96,13 +96,13 @@ impl Listener {
             .await;
     }
 
-    /// Tells it to stop, and waits until it has.
+    /// Stops the client, and waits for its end.
     async fn stop(mut self) {
         self.stop.take().unwrap().send(()).unwrap();
         tokio::time::timeout(LIMIT, &mut self.task).await.unwrap().unwrap();
     }
 
-    /// Waits until it gives up by itself.
+    /// Waits until the client gives up by itself.
     async fn gives_up(mut self) -> String {
         tokio::time::timeout(LIMIT, &mut self.task).await.unwrap().unwrap();
         self.received()
@@ -121,7 +121,7 @@ fn lines(count: usize) -> String {
     "[    0.000000] a line of a kernel\r\n".repeat(count)
 }
 
-/// How often a console was opened.
+/// The number of opened consoles.
 fn consoles(simulator: &Simulator) -> usize {
     simulator.events("console").iter().filter(|event| event["open"] == true).count()
 }
@@ -137,7 +137,7 @@ async fn what_a_machine_prints_is_heard_and_the_session_closed_at_the_end_with_e
         line.print(&text);
         listener.until_received(&text).await;
         assert_eq!(listener.received(), format!("<begun>{text}"));
-        // Well beyond several signs of life.
+        // Longer than several signs of life.
         until(
             || simulator.application_commands(GET_PAYLOAD_INSTANCE) > 2,
             || "sign of life".into(),
@@ -246,7 +246,7 @@ async fn a_console_that_somebody_took_is_not_taken_back_but_asked_for_until_it_i
     line.print("again");
     robbed.until_received("again").await;
     assert!(robbed.received().starts_with("<begun><gap><no"), "{}", robbed.received());
-    // One to take it, one to leave it; none to take it back.
+    // One deactivation to take the console, one to close it; none to take it back.
     assert_eq!((taken, simulator.application_commands(DEACTIVATE_PAYLOAD)), (1, 2));
 }
 
@@ -255,7 +255,7 @@ async fn a_bmc_that_restarts_is_listened_to_again_and_a_spent_session_replaced()
     let line = Line::new();
     let simulator = line.simulator(&[]);
     let port = simulator.port;
-    // 62 signs of life are all that a session carries.
+    // A session carries at most 62 signs of life.
     let hasty = Timing { console_alive: Duration::from_millis(15), ..TIMING };
     let listener = Listener::new(Arc::new(IpmiClient::new(config(port), hasty)));
     listener.until_received("<begun><gap><begun>").await;
@@ -330,7 +330,7 @@ async fn a_silent_bmc_is_asked_again_and_left_when_nobody_listens_any_more() {
         received.lock().unwrap().iter().all(|event| event.contains("NoAnswer")),
         "{received:?}"
     );
-    // And the turn is free: nobody is told that it is not.
+    // The BMC's lock is free: no error says otherwise.
     let error = bmc.power_state(within(0.1)).await.unwrap_err();
     assert!(matches!(error.kind, IpmiErrorKind::NoAnswer { .. }), "{error}");
 }

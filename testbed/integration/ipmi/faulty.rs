@@ -1,4 +1,4 @@
-//! BMCs with the faults that real ones have.
+//! BMCs with known faults of real ones.
 
 use std::{
     collections::VecDeque,
@@ -24,7 +24,7 @@ fn last_boot(simulator: &Simulator) -> (Option<String>, bool) {
     (event["boot"].as_str().map(str::to_owned), event["efi"] == true)
 }
 
-/// Sets a device, switches on, and says what the machine boots.
+/// Sets a device and switches on; returns the device that the machine boots.
 async fn boots(
     simulator: &Simulator,
     device: BootDevice,
@@ -71,7 +71,7 @@ async fn a_bmc_that_forgets_boot_flags_soon_is_told_to_keep_them() {
 
 #[tokio::test]
 async fn a_bmc_that_knows_nothing_around_the_boot_flags_boots_what_it_is_told() {
-    // OpenBMC refuses parameter 3; others know neither 0 nor 4, nor show what is set.
+    // OpenBMC refuses parameter 3; others know neither 0 nor 4, nor show the set flags.
     let openbmc = ["--refuse", "000803=80"];
     let simple = ["--refuse", "000803=80", "--refuse", "000800=80", "--refuse", "000804=c9"];
     let blind = ["--refuse", "0009=c1"];
@@ -113,7 +113,7 @@ async fn a_machine_that_is_off_is_not_asked_to_shut_down() {
 #[tokio::test]
 async fn the_remembered_suite_is_forgotten_when_new_firmware_does_not_even_answer_it() {
     let simulator = pyghmi(&["--suite", "both"]);
-    // The authentication algorithm of the suite that is ignored: at first that of suite 17.
+    // The authentication algorithm of the ignored suite: at first that of suite 17.
     let deaf_to: &'static AtomicUsize = Box::leak(Box::new(AtomicUsize::new(3)));
     let network = Network::tampered(simulator.port, move |way, datagram| {
         let asks = way == Way::There && datagram[5] == OPEN_REQUEST;
@@ -143,7 +143,7 @@ async fn a_bmc_that_stays_silent_is_polled_with_few_datagrams_of_each_suite_and_
     let network = Network::tampered(simulator.port, move |way, datagram| {
         let is_lost = is_deaf.load(Ordering::Relaxed);
         if is_lost && way == Way::There {
-            // The authentication algorithm, which tells the suite.
+            // The authentication algorithm, which identifies the suite.
             requested.lock().unwrap().push(datagram[28]);
         }
         if is_lost { vec![] } else { vec![datagram.to_vec()] }
@@ -170,8 +170,8 @@ async fn a_bmc_without_a_free_session_is_asked_again_until_the_deadline() {
             let mut answer = datagram.to_vec();
             if way == Way::Back && datagram[5] == OPEN_RESPONSE && left.load(Ordering::Relaxed) > 0
             {
-                // Status: insufficient resources to create a session. What comes after it is not
-                // there then.
+                // Status: insufficient resources to create a session; the later fields are then
+                // missing.
                 left.fetch_sub(1, Ordering::Relaxed);
                 answer[17] = 0x01;
             }
@@ -201,8 +201,8 @@ async fn damaged_datagrams_never_make_another_state() {
             let bmc = IpmiClient::new(config(network.port), timing);
             match bmc.power_state(within(10.0)).await {
                 Ok(state) => assert_eq!(state, PowerState::On, "seed {seed}"),
-                // Before there are keys, a refusal is as believable as anything else: it may cost a
-                // call, and no more.
+                // Before there are keys, a forged refusal is indistinguishable: it may cost a call,
+                // and no more.
                 Err(error) => assert!(is_refusal(&error.kind), "seed {seed}: {error}"),
             }
         }
@@ -225,7 +225,7 @@ fn is_refusal(kind: &IpmiErrorKind) -> bool {
 async fn answers_of_another_time_are_not_believed() {
     let simulator = pyghmi(&[]);
     let received: Mutex<VecDeque<Vec<u8>>> = Mutex::default();
-    // Before each answer come all those that were ever given, the newest first.
+    // All earlier answers precede each answer, newest first.
     let network = Network::tampered(simulator.port, move |way, datagram| {
         if way == Way::There {
             return vec![datagram.to_vec()];
@@ -259,7 +259,7 @@ async fn a_bmc_that_answers_with_floods_of_anything_costs_the_deadline_and_no_mo
             let Some(client) = client else { continue };
             for length in [0, 1, 15, 16, 17, 60, 1024, 1025, 60_000] {
                 let garbage: Vec<u8> = (0..length).map(|_| noise.u8(..)).collect();
-                // As an answer of each kind, with lengths that lie.
+                // Disguised as an answer of each kind, with wrong lengths.
                 let mut dressed = echo.clone();
                 dressed.extend(&garbage);
                 dressed[5] = *[0xc0, 0x11, 0x13, 0x15].get(length % 4).unwrap();
@@ -286,8 +286,8 @@ async fn an_answer_that_was_turned_on_its_way_is_not_believed() {
     let network = Network::tampered(simulator.port, |way, datagram| {
         let mut arrive = Vec::new();
         if way == Way::Back && datagram[5] == IN_SESSION {
-            // A bit of the initialisation vector turns the same bit of the first sixteen bytes of
-            // text: here "on", and whatever its checksum then needs.
+            // A flipped bit of the initialisation vector flips the same bit of the first sixteen
+            // bytes of text: here "on", and then its checksum.
             for carry in 1..=8 {
                 let mut turned = datagram.to_vec();
                 turned[16 + 7] ^= 1;
@@ -304,7 +304,7 @@ async fn an_answer_that_was_turned_on_its_way_is_not_believed() {
 
 #[tokio::test]
 async fn handshakes_given_up_halfway_use_up_no_sessions() {
-    // ipmi_sim has 63, and gives none back by itself for a minute.
+    // ipmi_sim has 63 sessions, and frees none by itself for a minute.
     let simulator = ipmi_sim();
     for lost in [RAKP_2, RAKP_4] {
         let reached = std::sync::Arc::new(tokio::sync::Notify::new());

@@ -1,5 +1,5 @@
-//! A bad network between a client and a server: loses, repeats, reorders and damages datagrams, or
-//! does to them what a test says.
+//! A bad network between a client and a server, which loses, repeats, reorders and damages
+//! datagrams, or changes them as a test demands.
 
 use std::{
     collections::BTreeMap,
@@ -18,34 +18,34 @@ pub(super) const OPEN_REQUEST: u8 = 0x10;
 pub(super) const OPEN_RESPONSE: u8 = 0x11;
 pub(super) const RAKP_2: u8 = 0x13;
 pub(super) const RAKP_4: u8 = 0x15;
-/// An IPMI message, enciphered and authenticated.
+/// An IPMI message, encrypted and authenticated.
 pub(super) const IN_SESSION: u8 = 0xc0;
 
-/// How bad it is. Probabilities in percent.
+/// The faults of a network; probabilities in percent.
 #[derive(Clone, Copy)]
 pub(super) struct Badness {
     pub(super) loss: u64,
     pub(super) repeat: u64,
-    /// Each copy is late by a random time up to this, which reorders them.
+    /// Each copy is delayed by a random time up to this, which reorders them.
     pub(super) late: Duration,
-    /// One bit of a copy is another one.
+    /// One bit of a copy is flipped.
     pub(super) damage: u64,
 }
 
-/// Only looks.
+/// A network without faults.
 pub(super) const GOOD: Badness = Badness { loss: 0, repeat: 0, late: Duration::ZERO, damage: 0 };
 
-/// Which way a datagram goes.
+/// The direction of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     There,
     Back,
 }
 
-/// The thing that arrives instead of a datagram, and how late.
+/// The datagrams that arrive instead of one, with their delays.
 type Fate = dyn Fn(Way, &[u8]) -> Vec<(Duration, Vec<u8>)> + Send + Sync;
 
-/// The network; gone when dropped.
+/// A network; ends on drop.
 pub(super) struct Network {
     pub(super) port: u16,
     open_requests: Arc<AtomicUsize>,
@@ -59,14 +59,14 @@ impl Drop for Network {
 }
 
 impl Network {
-    /// A network to a port of 127.0.0.1.
+    /// Starts a network to a port of 127.0.0.1.
     pub(super) async fn before(server_port: u16, badness: Badness, seed: u64) -> Self {
         let dice = Mutex::new(seed);
         let fate = move |_, datagram: &[u8]| misfortune(&dice, badness, datagram);
         Self::with_fate(server_port, Arc::new(fate)).await
     }
 
-    /// One in which `tamper` says what arrives instead of each datagram.
+    /// Starts a network in which `tamper` replaces each datagram.
     pub(super) async fn tampered(
         server_port: u16,
         tamper: impl Fn(Way, &[u8]) -> Vec<Vec<u8>> + Send + Sync + 'static,
@@ -115,7 +115,7 @@ impl Network {
         Self { port, open_requests, task }
     }
 
-    /// Open session requests the clients have sent.
+    /// The number of open session requests so far.
     pub(super) fn open_requests(&self) -> usize {
         self.open_requests.load(Ordering::Relaxed)
     }
@@ -129,7 +129,7 @@ async fn carry_back(
 ) {
     let mut buffer = [0; 2048];
     loop {
-        // An error is the word that nothing listens there, as it is while the server starts anew.
+        // An error means that no server listens there, as during a restart.
         let Ok(length) = back.recv(&mut buffer).await else { continue };
         for (late, datagram) in fate(Way::Back, buffer.get(..length).unwrap()) {
             let front = Arc::clone(&front);
@@ -138,7 +138,7 @@ async fn carry_back(
     }
 }
 
-/// A datagram that is not late keeps its order.
+/// Sends a datagram after a delay; without one it keeps its order.
 async fn later(late: Duration, send: impl Future<Output = ()> + Send + 'static) {
     if late.is_zero() {
         send.await;
@@ -150,7 +150,7 @@ async fn later(late: Duration, send: impl Future<Output = ()> + Send + 'static) 
     });
 }
 
-/// When each copy of a datagram arrives, and what it looks like then.
+/// The copies of a datagram, with their delays and damage.
 fn misfortune(dice: &Mutex<u64>, badness: Badness, datagram: &[u8]) -> Vec<(Duration, Vec<u8>)> {
     let mut dice = dice.lock().unwrap();
     let mut copies = Vec::new();
@@ -169,7 +169,7 @@ fn misfortune(dice: &Mutex<u64>, badness: Badness, datagram: &[u8]) -> Vec<(Dura
     copies
 }
 
-/// splitmix64
+/// A random number by splitmix64.
 fn roll(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;

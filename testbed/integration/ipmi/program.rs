@@ -1,4 +1,4 @@
-//! `bmc.driver = "ipmitool"`: the real program under the rules that hold for our own client.
+//! `bmc.driver = "ipmitool"`: the real program under the rules of hostler's own client.
 
 use super::*;
 
@@ -6,12 +6,12 @@ fn by_program(port: u16) -> IpmiClient {
     by(BmcDriver::Ipmitool, config(port))
 }
 
-/// A run takes a twentieth of a second of a core that others want too.
+/// A deadline for several runs, each of which takes a twentieth of a second of a busy core.
 fn in_time() -> Instant {
     within(30.0)
 }
 
-/// The command lines of `ipmitool`s that speak to this port now.
+/// The command lines of running `ipmitool`s for this port.
 fn runs(port: u16) -> Vec<String> {
     let mut lines = Vec::new();
     for process in fs::read_dir("/proc").unwrap() {
@@ -135,7 +135,7 @@ async fn an_ipmitool_that_waits_shows_no_password_and_is_gone_with_the_deadline(
     assert!(line.contains(" -U admin ") && !line.contains(PASSWORD), "{line}");
     until_none_runs(port).await;
 
-    // The same for a call that is dropped in the middle.
+    // A dropped call also ends its program.
     let call = async { drop(bmc.power_state(in_time()).await) };
     let begun = async {
         while runs(port).is_empty() {

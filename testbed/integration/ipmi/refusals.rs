@@ -1,5 +1,4 @@
-//! Refusals that pass, refusals that stay, and how each is told, at pyghmi with the habits of real
-//! BMCs.
+//! Passing and final refusals, and their distinction, at pyghmi with the habits of real BMCs.
 
 use std::process::Command;
 
@@ -8,11 +7,11 @@ use hostler::bmc::BootChoice;
 use super::*;
 use crate::tftp::alone::alone_as;
 
-/// Both drivers.
+/// The two BMC drivers with the same refusals.
 const DRIVERS: [BmcDriver; 2] = [BmcDriver::Ipmi, BmcDriver::Ipmitool];
 const BMC_KEY: &str = "site-bmc-key";
 
-/// Long enough for the doubt to settle, and for a program's runs.
+/// Long enough for a refusal to become final, and for a program's runs.
 fn at_length() -> Instant {
     within(30.0)
 }
@@ -21,7 +20,8 @@ fn at_length() -> Instant {
 /// tries.
 #[tokio::test]
 async fn a_refusal_of_the_moment_after_a_power_change_is_asked_again() {
-    // Get Chassis Status and Set Session Privilege Level, with what BMCs answer while they start.
+    // Get Chassis Status and Set Session Privilege Level, with the answers of BMCs that are
+    // starting.
     let habits = [
         "0001=ff*2",
         "0001=ce*1",
@@ -81,7 +81,7 @@ async fn a_command_that_was_accepted_before_is_asked_again_whatever_the_refusal(
         set(BootDevice::Disk, BootPersistence::Persistent).await;
         assert_eq!(simulator.events("boot").last().unwrap()["flags"], "c008000000", "{habit}");
     }
-    // A command that it never did is not asked for twice.
+    // A command that the BMC never accepted is not repeated.
     let simulator = pyghmi(&["--refuse", "000805=c1"]);
     let bmc = bmc(simulator.port);
     assert_eq!(bmc.power_state(soon()).await.unwrap(), PowerState::Off);
@@ -116,7 +116,7 @@ async fn credentials_that_worked_are_refused_for_good_after_repeated_refusals_on
         assert_eq!(bmc.power_state(at_length()).await.unwrap(), PowerState::Off);
         bmc.chassis_control(ChassisControl::PowerUp, at_length()).await.unwrap();
         let before = network.open_requests();
-        // Cut off before the time is over, it is a refusal that may pass.
+        // A deadline before the end of that time is a fault that may pass.
         let error = bmc.power_state(within(1.0)).await.unwrap_err();
         let IpmiErrorKind::Doubted { refusal, .. } = &error.kind else { panic!("{error}") };
         assert_eq!(**refusal, IpmiErrorKind::WrongPassword);
@@ -126,7 +126,7 @@ async fn credentials_that_worked_are_refused_for_good_after_repeated_refusals_on
         assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
         let tries = network.open_requests() - before;
         assert!((3..=6).contains(&tries), "{tries}: BMCs lock users out");
-        // And from then on at once.
+        // Later calls fail at once.
         let error = bmc.power_state(at_length()).await.unwrap_err();
         assert_eq!(
             (error.kind, network.open_requests() - before),
@@ -191,7 +191,7 @@ async fn a_refusal_in_the_name_of_session_0_is_a_refusal_and_is_not_asked_for_at
     assert!(error.to_string().contains("illegal parameter"), "{error}");
     let refusals = simulator.events("refused").len();
     assert!((1..=3).contains(&refusals), "{refusals}: BMCs lock users out");
-    // An unknown user is one, whoever it is told to.
+    // An unknown user is one under any session id.
     let simulator = pyghmi(&["--session-0-status", "13"]);
     let error = bmc(simulator.port).power_state(within(6.0)).await.unwrap_err();
     assert_eq!(error.kind, IpmiErrorKind::WrongPassword);
@@ -246,7 +246,7 @@ async fn boot_flags_that_a_bmc_shows_late_are_waited_for_and_no_longer_than_a_wh
     while shown().await != known(BootDevice::Disk) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // It shows the disk for a while yet.
+    // The BMC shows the old device for a while.
     let wanted = BootDevice::Pxe;
     bmc.set_boot_device(wanted, always, Firmware::Uefi, soon()).await.unwrap();
     assert_eq!(shown().await, known(wanted));
@@ -261,7 +261,8 @@ async fn boot_flags_that_a_bmc_shows_late_are_waited_for_and_no_longer_than_a_wh
 /// apart.
 #[test]
 fn a_closed_port_a_missing_route_an_unreachable_host_and_silence_are_told_apart() {
-    let name = "ipmi::refusals::a_closed_port_a_missing_route_an_unreachable_host_and_silence_are_told_apart";
+    let name = "ipmi::refusals::\
+        a_closed_port_a_missing_route_an_unreachable_host_and_silence_are_told_apart";
     alone_as(name, &["unshare", "--net"], || {
         for command in [
             "link set lo up",
@@ -272,7 +273,7 @@ fn a_closed_port_a_missing_route_an_unreachable_host_and_silence_are_told_apart(
         ] {
             assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
         }
-        // The kernel gives up on a neighbor after three questions.
+        // The kernel gives up on a neighbor after three requests.
         fs::write("/proc/sys/net/ipv4/neigh/site/retrans_time_ms", "300").unwrap();
         tokio::runtime::Runtime::new().unwrap().block_on(each_is_told_apart());
     });

@@ -15,12 +15,11 @@ use tempfile::TempDir;
 
 use crate::ports;
 
-/// The user both simulators know, and the password (of which `ipmi_sim` takes 16 bytes and no
-/// space).
+/// The user and password of both simulators (`ipmi_sim` takes at most 16 bytes without spaces).
 pub(crate) const USER: &str = "admin";
 pub(crate) const PASSWORD: &str = "correct-horse";
 
-/// A simulator under way; killed when dropped.
+/// A running simulator; killed on drop.
 pub(crate) struct Simulator {
     process: Child,
     pub(crate) port: u16,
@@ -38,12 +37,12 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// pyghmi with more arguments for `bmc.py`.
+/// Starts pyghmi with more arguments for `bmc.py`.
 pub(crate) fn pyghmi(arguments: &[&str]) -> Simulator {
     pyghmi_at(ports::free().port(), arguments)
 }
 
-/// The same on a port of the caller's choice.
+/// Starts pyghmi on a given port.
 pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
     let dir = tempfile::tempdir().unwrap();
     let password = dir.path().join("password");
@@ -67,13 +66,14 @@ pub(super) fn pyghmi_at(port: u16, arguments: &[&str]) -> Simulator {
     Simulator { process, port, dir }
 }
 
-/// `ipmi_sim` for a machine in files: `power` holds 0 or 1, `boot` the device's name; `calls` is
-/// what it did to them. It speaks suite 3 only and keeps no boot flag bits but the device.
+/// Starts `ipmi_sim` for a machine in files: `power` holds 0 or 1, `boot` the device's name,
+/// `calls` the simulator's acts. It speaks suite 3 only, and keeps only the device of the boot
+/// flags.
 pub(super) fn ipmi_sim() -> Simulator {
     ipmi_sim_with("")
 }
 
-/// The same with more lines for its configuration.
+/// Starts `ipmi_sim` with more configuration.
 pub(super) fn ipmi_sim_with(more: &str) -> Simulator {
     let dir = tempfile::tempdir().unwrap();
     let (port, path) = (ports::free().port(), dir.path().display());
@@ -159,7 +159,7 @@ impl Simulator {
             .collect()
     }
 
-    /// The data of every chassis command `number` pyghmi was sent, in hex.
+    /// The data of every chassis command `number` that pyghmi received, in hex.
     pub(super) fn chassis_commands(&self, number: u8) -> Vec<String> {
         self.events("command")
             .iter()
@@ -168,13 +168,13 @@ impl Simulator {
             .collect()
     }
 
-    /// How often pyghmi was sent an application command `number`.
+    /// The number of application commands `number` that pyghmi received.
     pub(super) fn application_commands(&self, number: u8) -> usize {
         let sent = self.events("command");
         sent.iter().filter(|event| event["netfn"] == 6 && event["command"] == number).count()
     }
 
-    /// The output of pyghmi's machine that a client has acknowledged, in bytes.
+    /// The number of bytes of console output that clients have acknowledged.
     pub(crate) fn printed_bytes(&self) -> u64 {
         self.events("printed").iter().map(|event| event["bytes"].as_u64().unwrap()).sum()
     }
@@ -188,7 +188,7 @@ impl Simulator {
         }
     }
 
-    /// The console ports of sessions pyghmi has open.
+    /// The client ports of pyghmi's open sessions.
     pub(crate) fn open_sessions(&self) -> Vec<u64> {
         let mut open = Vec::new();
         for event in self.events("session") {
@@ -201,12 +201,12 @@ impl Simulator {
         open
     }
 
-    /// How many sessions pyghmi has seen.
+    /// The number of pyghmi's sessions so far.
     pub(crate) fn sessions(&self) -> usize {
         self.events("session").iter().filter(|event| event["open"] == true).count()
     }
 
-    /// Until the port is bound: the kernel says "refused" before that.
+    /// Waits until the port is bound: before that, the kernel reports "refused".
     fn wait_for_its_port(&self) {
         let ping = UdpSocket::bind("127.0.0.1:0").unwrap();
         ping.connect(("127.0.0.1", self.port)).unwrap();

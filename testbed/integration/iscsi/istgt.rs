@@ -1,5 +1,5 @@
-//! istgt, a second target nobody here wrote: another code base than tgtd's, threads instead of one
-//! loop, a queue that can be switched off, digests and CHAP by its configuration.
+//! istgt, a second independent target: threads instead of one loop, a queue that can be switched
+//! off, digests and CHAP by its configuration.
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -17,7 +17,7 @@ use crate::ports;
 
 const DISK_BYTES: usize = 64 << 20;
 
-/// How long istgt may take to start.
+/// Time limit of istgt's start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running istgt; killed on drop.
@@ -28,14 +28,15 @@ struct Istgt {
 }
 
 impl Istgt {
-    /// A target whose LUN 0 is a disk full of old contents; `unit` and `global` are further lines
+    /// Starts a target whose LUN 0 is a disk of old contents; `unit` and `global` are further lines
     /// of its configuration.
     fn start(global: &str, unit: &str) -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let (portal, control, path) = (ports::free(), ports::free(), dir.path().display());
         std::fs::write(dir.path().join("disk"), vec![0xaa; DISK_BYTES]).unwrap();
-        let secrets = "[AuthGroup1]\n  Auth \"node\" \"a-secret-of-twelve\" \"target\" \"another-secret-12\"\n";
+        let secrets = "[AuthGroup1]\n  \
+            Auth \"node\" \"a-secret-of-twelve\" \"target\" \"another-secret-12\"\n";
         let file = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -90,7 +91,7 @@ impl Drop for Istgt {
 
 const OPEN: &str = "AuthMethod None\n  AuthGroup None";
 
-/// Writes, zeroes over old contents and reads back; the file must hold just that.
+/// Writes, zeroes old contents and reads back, and compares the disk's file.
 async fn use_disk(istgt: &Istgt, options: &IscsiOptions, case: &str) {
     let lun = Lun::connect(&istgt.lun(), None, options).await.expect(case);
     assert_eq!((lun.block_bytes(), lun.capacity_bytes()), (512, DISK_BYTES as u64));

@@ -13,7 +13,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Changes no byte.
+/// The position for no change.
 const NONE: usize = usize::MAX;
 
 /// A running proxy; it ends with its runtime.
@@ -22,7 +22,7 @@ pub(crate) struct Proxy {
     spoil: Arc<AtomicUsize>,
 }
 
-/// Which way the byte that is changed travels.
+/// The direction of the changed byte.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     ToTarget,
@@ -47,7 +47,7 @@ impl Proxy {
         Self { address, spoil }
     }
 
-    /// From now on this byte of whatever passes at once is changed.
+    /// Changes this byte of each later chunk.
     pub(crate) fn spoil(&self, byte: usize) {
         self.spoil.store(byte, Ordering::SeqCst);
     }

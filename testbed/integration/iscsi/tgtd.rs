@@ -1,4 +1,4 @@
-//! A tgtd of one's own: its port, its control directory, one target with one disk of a plain file.
+//! A test's tgtd: its port, its control directory, one target with one disk in a plain file.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,7 @@ pub(crate) const DISK_BYTES: u64 = 64 << 20;
 /// The number of the control socket; the directory it lies in is each daemon's own.
 const CONTROL: &str = "1";
 
-/// How long tgtd may take to start.
+/// Time limit of tgtd's start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running tgtd; killed on drop.
@@ -34,17 +34,17 @@ pub(crate) struct Tgtd {
 }
 
 impl Tgtd {
-    /// A target whose LUN 1 is a disk of [`DISK_BYTES`], open to everybody.
+    /// Starts a target whose LUN 1 is a disk of [`DISK_BYTES`], open to every initiator.
     pub(crate) fn start() -> Self {
         Self::serve(IQN, DISK_BYTES)
     }
 
-    /// The same under another name, with a disk of another size.
+    /// Starts a target with a name and a disk size.
     pub(crate) fn serve(iqn: &str, disk_bytes: u64) -> Self {
         Self::serve_at(ports::free(), iqn, disk_bytes)
     }
 
-    /// The same at an address of the test's own.
+    /// Starts a target at a given address.
     pub(crate) fn serve_at(portal: SocketAddr, iqn: &str, disk_bytes: u64) -> Self {
         let dir = TempDir::new().unwrap();
         let tgtd = Self { child: spawn(portal, &dir), portal, disk_bytes, dir };
@@ -73,7 +73,7 @@ impl Tgtd {
         self.adm(&["--mode", "target", "--op", "bind", "--tid", "1", "--initiator-address", "ALL"]);
     }
 
-    /// Another unit over the same file.
+    /// Adds another unit with the same file.
     pub(crate) fn add_disk(&self, lun: u16, block_bytes: u32) {
         let (lun, file) = (lun.to_string(), self.disk_file());
         let (file, block) = (file.to_str().unwrap(), block_bytes.to_string());
@@ -81,20 +81,20 @@ impl Tgtd {
         self.adm(&[&unit[..], &["--backing-store", file, "--blocksize", &block]].concat());
     }
 
-    /// Another unit over the same file, whose blocks can be unmapped and then read as zeros.
+    /// Adds another unit with the same file, whose blocks can be unmapped and then read as zeros.
     pub(crate) fn add_thin_disk(&self, lun: u16) {
         self.add_disk(lun, 512);
         self.update_disk(lun, "thin_provisioning=1");
     }
 
-    /// Has a unit say something else of itself, as `tgtadm` names it.
+    /// Changes a property of a unit, by `tgtadm`'s name.
     pub(crate) fn update_disk(&self, lun: u16, parameter: &str) {
         let lun = lun.to_string();
         let unit = ["--mode", "logicalunit", "--op", "update", "--tid", "1", "--lun", &lun];
         self.adm(&[&unit[..], &["--params", parameter]].concat());
     }
 
-    /// Sets a parameter of the target, as negotiated from then on.
+    /// Sets a parameter of the target for later negotiations.
     pub(crate) fn set(&self, name: &str, value: &str) {
         let update = ["--mode", "target", "--op", "update", "--tid", "1"];
         self.adm(&[&update[..], &["--name", name, "--value", value]].concat());
@@ -105,7 +105,7 @@ impl Tgtd {
         self.account(user, password, &[]);
     }
 
-    /// Proves itself to initiators that ask.
+    /// Enables mutual CHAP.
     pub(crate) fn prove_by_chap(&self, user: &str, password: &str) {
         self.account(user, password, &["--outgoing"]);
     }
@@ -121,7 +121,7 @@ impl Tgtd {
         self.adm(&["--mode", "conn", "--op", "show", "--tid", "1"])
     }
 
-    /// Closes every connection there is.
+    /// Closes every connection.
     pub(crate) fn delete_connections(&self) {
         let shown = self.sessions();
         let number = |line: &str, key: &str| {
@@ -144,12 +144,12 @@ impl Tgtd {
         assert!(status.unwrap().success());
     }
 
-    /// The disk's file, as it is now.
+    /// The current content of the disk's file.
     pub(crate) fn disk(&self) -> Vec<u8> {
         std::fs::read(self.disk_file()).unwrap()
     }
 
-    /// Bytes that the daemon has written, to its disk and its sockets.
+    /// Count of bytes that the daemon has written, to its disk and its sockets.
     pub(crate) fn written_bytes(&self) -> u64 {
         let counts = std::fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
         let written = counts.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
@@ -165,12 +165,12 @@ impl Tgtd {
         }
     }
 
-    /// Where the disk's bytes lie.
+    /// The path of the disk's file.
     pub(crate) fn disk_file(&self) -> std::path::PathBuf {
         self.dir.path().join("disk")
     }
 
-    /// Asks the daemon for something; it must not refuse.
+    /// Runs `tgtadm`, which must succeed; returns its output.
     pub(crate) fn adm(&self, args: &[&str]) -> String {
         let output = self.try_adm(args);
         assert!(output.status.success(), "tgtadm {args:?}: {output:?}");

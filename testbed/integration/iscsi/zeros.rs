@@ -1,4 +1,4 @@
-//! Zeros over old contents, by each way there is, on a plain and on a thin unit.
+//! Zeroing of old contents by every method, on a plain and on a thin unit.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -9,13 +9,13 @@ use super::tgtd::{DISK_BYTES, Tgtd};
 /// The unit of the thin disk.
 const THIN: u16 = 3;
 
-/// Bytes the disk's file really has.
+/// The allocated bytes of the disk's file.
 fn allocated(tgtd: &Tgtd) -> u64 {
     std::fs::metadata(tgtd.disk_file()).unwrap().blocks() * 512
 }
 
-/// Zeroes most of a disk full of old contents; what is not zeroed must stay. How many bytes of the
-/// file are left.
+/// Zeroes most of a disk of old contents, and checks that the rest stays; returns the allocated
+/// bytes of the file.
 async fn zero(tgtd: &Tgtd, lun: u16, zeroing: Option<Zeroing>) -> u64 {
     let case = format!("LUN {lun}, {zeroing:?}");
     tgtd.fill_disk(0xaa);
@@ -51,8 +51,8 @@ async fn old_data_never_shows_through_zeros_whichever_way_they_are_made() {
     for lun in [1, THIN] {
         for zeroing in [None, Some(Zeroing::Unmap), Some(Zeroing::Same), Some(Zeroing::Write)] {
             let left = zero(&tgtd, lun, zeroing).await;
-            // The plain unit promises nothing about what is unmapped, so that nothing is, whoever
-            // insists.
+            // The plain unit promises nothing about unmapped blocks, so that the initiator unmaps
+            // none, even on demand.
             let unmapped = lun == THIN && matches!(zeroing, None | Some(Zeroing::Unmap));
             assert_eq!(left < DISK_BYTES / 2, unmapped, "LUN {lun}, {zeroing:?}: {left} left");
         }

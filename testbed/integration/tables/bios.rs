@@ -1,4 +1,4 @@
-//! QEMU's BIOS at a disk that hostler has laid out around a file system.
+//! QEMU's BIOS on a disk that hostler has laid out around a file system.
 
 use std::{
     fs::{self, File},
@@ -15,9 +15,9 @@ use hostler::{
 
 use super::disk::{Bench, MIB, geometry, guids, image};
 
-/// The line that the next device prints on the serial line.
+/// The line that the next boot device prints on the serial line.
 const NEXT_SAYS: &str = "here is the next boot device";
-/// QEMU without KVM, on a machine that has more to do.
+/// Time limit of a boot without KVM, on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(100);
 
 /// Invariant (netboot): A BIOS goes on from a disk without a boot loader to its next boot device.
@@ -87,7 +87,7 @@ impl Drop for Machine {
     }
 }
 
-/// Instructions that say one sentence on the serial line and halt.
+/// A boot sector that prints one line on the serial port and halts.
 fn boot_sector() -> Vec<u8> {
     let letters: Vec<u8> = NEXT_SAYS.bytes().flat_map(|byte| [0xb0, byte, 0xee]).collect();
     let mut sector = [&[0xba, 0xf8, 0x03][..], &letters, &[0xfa, 0xf4, 0xeb, 0xfd]].concat();

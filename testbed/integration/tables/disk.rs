@@ -1,4 +1,4 @@
-//! Images and disks as sparse files, and the tools that make and judge them.
+//! Images and disks as sparse files, and the tools that make and check them.
 
 use std::{
     fs::{self, File},
@@ -24,9 +24,9 @@ pub(super) struct Bench {
 /// A partition as a tool sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Partition {
-    /// Its bytes on the disk.
+    /// The partition's bytes on the disk.
     pub(super) bytes: Range<u64>,
-    /// Type, UUID, attributes and name: whatever the table says besides.
+    /// Type, UUID, attributes and name: the table's other fields.
     pub(super) rest: serde_json::Value,
 }
 
@@ -35,21 +35,21 @@ impl Bench {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    /// A new file of zeros.
+    /// Makes a file of zeros.
     pub(super) fn file(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.dir.path().join(name);
         File::create(&path).unwrap().set_len(bytes).unwrap();
         path
     }
 
-    /// A disk of zeros with the layout on it.
+    /// Makes a disk of zeros with the layout on it.
     pub(super) fn disk(&self, layout: &Layout, disk: Geometry) -> PathBuf {
         let path = self.file("disk", disk.bytes);
         apply(layout, &path);
         path
     }
 
-    /// A file of a file system, made by a tool like `mkfs.ext4 -L root`.
+    /// Makes a file system in a file, by a tool like `mkfs.ext4 -L root`.
     pub(super) fn filesystem(
         &self,
         name: &str,
@@ -62,7 +62,7 @@ impl Bench {
         path
     }
 
-    /// A FAT file system of so many bytes with a label, as a config drive is.
+    /// Makes a FAT file system of so many bytes with a label, like a config drive.
     pub(super) fn drive(&self, bytes: u64) -> Bytes {
         let path = self.filesystem("drive", bytes, "mkfs.vfat", &["-n", "config-2"]);
         fs::read(path).unwrap().into()
@@ -77,13 +77,13 @@ pub(super) fn image(path: &Path) -> ImageFile {
     ImageFile::new(Arc::new(File::open(path).unwrap()), path).unwrap()
 }
 
-/// Random bytes that are not.
+/// Deterministic GUIDs in place of random ones.
 pub(super) fn guids() -> impl FnMut() -> [u8; 16] {
     let mut random = fastrand::Rng::with_seed(7);
     move || std::array::from_fn(|_| random.u8(..))
 }
 
-/// Writes what the layout says, as the pipeline does: both ends are wiped first.
+/// Writes a layout as the pipeline does: both ends are wiped first.
 pub(super) fn apply(layout: &Layout, disk: &Path) {
     let disk = File::options().write(true).open(disk).unwrap();
     let bytes = disk.metadata().unwrap().len();
@@ -136,14 +136,14 @@ pub(super) fn partitions(disk: &Path) -> Vec<Partition> {
         .into_iter()
         .map(|mut rest| {
             let (start, size) = (number(&mut rest, "start"), number(&mut rest, "size"));
-            // The device's name is that of the file.
+            // The device's name is the file's, which differs.
             rest.as_object_mut().unwrap().remove("node");
             Partition { bytes: start..start + size, rest }
         })
         .collect()
 }
 
-/// sgdisk and sfdisk find nothing wrong with a GUID partition table for 512-byte blocks.
+/// Asserts that sgdisk and sfdisk accept a GUID partition table for 512-byte blocks.
 pub(super) fn assert_good_gpt(disk: &Path) {
     let verdict = run("sgdisk", &["--verify"], disk, "");
     assert!(verdict.contains("No problems found"), "{verdict}");
@@ -151,8 +151,8 @@ pub(super) fn assert_good_gpt(disk: &Path) {
     assert!(verdict.contains("No errors detected"), "{verdict}");
 }
 
-/// fdisk, which can be told of other blocks, finds nothing wrong with a GUID partition table, and
-/// sees these partitions.
+/// Asserts that fdisk, which supports other block sizes, accepts a GUID partition table; returns
+/// its list of partitions.
 pub(super) fn listed_by_fdisk(disk: &Path, block_bytes: &str) -> String {
     let verdict = run("fdisk", &["-b", block_bytes], disk, "v\nq\n");
     assert!(verdict.contains("No errors detected"), "{verdict}");
@@ -163,7 +163,7 @@ pub(super) fn listed_by_fdisk(disk: &Path, block_bytes: &str) -> String {
     rows.lines().map(str::trim).collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
-/// The findings of a probe in a part of a disk, one `KEY=value` a line.
+/// Runs blkid on a part of a disk; returns one `KEY=value` a line.
 pub(super) fn probe(disk: &Path, bytes: &Range<u64>) -> String {
     let (offset, size) = (bytes.start.to_string(), (bytes.end - bytes.start).to_string());
     let output = Command::new("blkid")
@@ -174,7 +174,7 @@ pub(super) fn probe(disk: &Path, bytes: &Range<u64>) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A part of a file.
+/// Reads a part of a file.
 pub(super) fn bytes_of(file: &Path, bytes: &Range<u64>) -> Vec<u8> {
     let mut buffer = vec![0; usize::try_from(bytes.end - bytes.start).unwrap()];
     File::open(file).unwrap().read_exact_at(&mut buffer, bytes.start).unwrap();

@@ -20,7 +20,7 @@ const ALL: Partitions = Partitions {
     root_bytes: None,
 };
 
-/// An ESP, swap space, an ephemeral file system, and a config drive.
+/// Makes an ESP, swap space, an ephemeral file system, and a config drive.
 fn parts(bench: &Bench) -> Parts {
     let esp = bench.filesystem("esp", 34 * MIB, "mkfs.vfat", &["-F32", "-n", "ESP"]);
     let swap = bench.filesystem("swap", 32 * MIB, "mkswap", &["-L", "swap"]);
@@ -33,8 +33,8 @@ fn parts(bench: &Bench) -> Parts {
     }
 }
 
-/// The content of old disks: an ext4 file system, the copies of a LUKS2 header, and a backup of a
-/// partition table.
+/// Writes the content of old disks: an ext4 file system, the copies of a LUKS2 header, and a backup
+/// of a partition table.
 fn spoil(disk: &Path, bytes: &std::ops::Range<u64>) {
     let file = File::options().write(true).open(disk).unwrap();
     let kib = ((bytes.end - bytes.start) / 1024).to_string();

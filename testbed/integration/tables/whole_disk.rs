@@ -11,14 +11,14 @@ use super::disk::{
     probe, run,
 };
 
-/// Made by sgdisk: an ESP and a root partition to the end.
+/// Makes an image with sgdisk: an ESP and a root partition to the end.
 fn gpt_image(bench: &Bench) -> std::path::PathBuf {
     let file = bench.file("image", 64 * MIB);
     run("sgdisk", &["-n1:2048:+8M", "-t1:ef00", "-n2:0:0", "-c2:root"], &file, "");
     file
 }
 
-/// The reason why there is no layout.
+/// Asserts that there is no layout; returns the reason.
 fn refusal(image: &ImageFile, disk: Geometry, drive: Option<bytes::Bytes>) -> String {
     whole_disk(image, disk, drive, &mut guids()).unwrap_err().to_string()
 }
@@ -150,7 +150,7 @@ fn the_smallest_disk_that_an_image_is_said_to_need_does_and_no_smaller_one() {
             assert!(is_short, "{} {with_drive}: {short}", file.display());
         }
     }
-    // Less than the image has, and more.
+    // Less than the image's size, and more.
     assert!(whole_disk_needs(&image(&gpt), false).unwrap() < 50 * MIB);
     assert_eq!(whole_disk_needs(&image(&longer), false).unwrap(), (2048 + 100_001) * 512);
     let hybrid_bytes = hybrid.metadata().unwrap().len();
@@ -172,7 +172,7 @@ fn nothing_of_the_old_disk_is_in_a_partition_that_reaches_past_the_image() {
     let table = "label: dos\nstart=2048,size=20480,type=83\nstart=22528,size=100000,type=83\n";
     run("sfdisk", &["--quiet"], &file, table);
     overwrite(&file, 12 * MIB, &[7; 4096]);
-    // Inside the second partition, and inside a block of 4096 bytes.
+    // The cut is inside the second partition, and inside a block of 4096 bytes.
     File::options().write(true).open(&file).unwrap().set_len(20 * MIB + 512).unwrap();
     let disk = geometry(100 * MIB);
     let layout = whole_disk(&image(&file), disk, None, &mut guids()).unwrap();
@@ -210,7 +210,7 @@ fn the_blocks_of_a_master_boot_record_are_told_by_what_it_points_to() {
         let lay = |image: &ImageFile, block_bytes| {
             whole_disk(image, disk(block_bytes), None, &mut guids()).map(|_| ())
         };
-        // In the first eighth, so that the image's size does not tell.
+        // In the first eighth, so that the image's size gives no hint.
         let small = made(512, 2048);
         lay(&small, 512).unwrap();
         let error = lay(&small, 4096).unwrap_err().to_string();
@@ -272,8 +272,8 @@ fn a_backup_that_is_used_leaves_a_loader_before_the_partitions_alone() {
     let bench = Bench::new();
     let disk = geometry(200 * MIB);
     let loader = b"LOADER".repeat(85);
-    // The entries far behind the header, as for boards that boot from the block between; one that
-    // leaves room and does not use it; and one that has the loader behind its entries.
+    // Three images: entries far after the header, as for boards that boot from the block between;
+    // free blocks after the header; and a loader after the entries.
     for (label, arguments, loader_at) in [
         ("moved", &["-a1", "-j", "2048", "-n1:4096:50000"][..], 2 * 512),
         ("behind", &["-n1:4096:50000", "-a1", "-j", "2"], 2040 * 512),
@@ -285,7 +285,7 @@ fn a_backup_that_is_used_leaves_a_loader_before_the_partitions_alone() {
         }
         overwrite(&file, loader_at, &loader);
         let good = partitions(&file);
-        // One byte of the header: of the disk's GUID, or of the place of its entries.
+        // A damaged byte of the header: of the disk's GUID, or of the place of its entries.
         for damaged in [56, 72, 0] {
             let sound = bytes_of(&file, &(512..1024));
             overwrite(&file, 512 + damaged, &[sound[usize::try_from(damaged).unwrap()] ^ 2]);
@@ -298,7 +298,7 @@ fn a_backup_that_is_used_leaves_a_loader_before_the_partitions_alone() {
             overwrite(&file, 512, &sound);
         }
     }
-    // Neither the same entries nor zeros anywhere.
+    // Neither the same entries nor zeros are anywhere.
     let file = bench.file("unclear", 64 * MIB);
     run("sfdisk", &["-q"], &file, "label: gpt\nfirst-lba: 2048\nstart=4096,size=40000\n");
     overwrite(&file, 512, &vec![7; 2047 * 512]);

@@ -1,4 +1,4 @@
-//! Tests that need a process of their own: to be measured, to be limited, or to have a network.
+//! Tests that need a separate process: for measurements, limits, or a network.
 
 use std::{
     fs::{self, Permissions},
@@ -6,23 +6,23 @@ use std::{
     process::Command,
 };
 
-/// Runs a test in a process of its own, under the given command. `name` is the test's with its
-/// module's. Gives what it wrote to standard error; in that process itself, nothing.
+/// Runs a test in a separate process, under the given command. `name` is the test's with its
+/// module's. Returns its standard error; nothing in that process itself.
 pub(super) fn alone(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
     alone_as(&format!("tftp::{name}"), wrapper, test)
 }
 
-/// The same for a test of another module, by its whole name.
+/// Runs a test of another module in a separate process, by its whole name.
 pub(crate) fn alone_as(name: &str, wrapper: &[&str], test: impl FnOnce()) -> String {
     if std::env::var_os("HOSTLER_TEST_ALONE").is_some() {
         test();
         return String::new();
     }
-    // The test binary may lie where another user cannot reach it.
+    // Another user may not be able to reach the test binary.
     let open_to_all = Permissions::from_mode(0o755);
     let dir = tempfile::Builder::new().permissions(open_to_all).tempdir().unwrap();
     let program = dir.path().join("adapters");
-    // Copied by another process: a test that starts a program meanwhile would inherit our
+    // Copied by another process: a test that starts a program at the same time would inherit this
     // descriptor, and a file that is open for writing cannot be run.
     let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program).status();
     assert!(copied.unwrap().success());
@@ -35,7 +35,7 @@ pub(crate) fn alone_as(name: &str, wrapper: &[&str], test: impl FnOnce()) -> Str
         .unwrap();
     let [out, err] = [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
     assert!(done.status.success() && out.contains("1 passed"), "{out}{err}");
-    // Whatever the library prints stands between these words.
+    // The library's output is between these words.
     assert!(out.contains(&format!("test {name} ... ok\n")), "{out}");
     err
 }
@@ -47,15 +47,15 @@ pub(super) fn memory_kib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// The server's threads: its loop, and one for each transfer, which take its name.
+/// The number of the server's threads: its loop, and one for each transfer, which inherit its name.
 pub(super) fn server_threads() -> usize {
     let names = fs::read_dir("/proc/self/task").unwrap().flatten();
-    // One that ends meanwhile has no name any more.
+    // A thread that has just ended has no name.
     let names = names.flat_map(|task| fs::read_to_string(task.path().join("comm")));
     names.filter(|name| name == "tftp\n").count()
 }
 
-/// The files and sockets it has open.
+/// The number of open files and sockets.
 pub(super) fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }

@@ -1,4 +1,4 @@
-//! Evidence: the fetches reported of a machine that boots.
+//! Evidence: the reported fetches of a booting machine.
 
 use std::{net::IpAddr, process::Command};
 
@@ -31,7 +31,7 @@ fn a_boot_is_told_stage_by_stage() {
     for name in ["pxelinux.0", menu, "deploy/vmlinuz", "/deploy/initramfs"] {
         fetch(&boot_server, 1, name);
     }
-    // Told in the order the transfers' threads end.
+    // Reported in the order in which the transfers' threads end.
     let mut reported: Vec<_> = (0..4).map(|_| boot_server.reported()).collect();
     reported.sort_by_key(|fetch| fetch.stage);
     for (fetch, expected) in reported.iter().zip([
@@ -68,7 +68,8 @@ fn a_transfer_that_was_cut_off_is_told_as_such() {
             client.ack(block);
         }
     }
-    drop(client); // The machine is switched off: its next packet is answered by ICMP, or by nothing.
+    // The machine is switched off: ICMP, or nothing, answers its next packet.
+    drop(client);
     boot_server.running.take().unwrap().stop();
     assert_eq!(
         facts(&boot_server.reported()),

@@ -1,5 +1,5 @@
-//! Many clients, honest and not: how much of the process they can take, and that a machine still
-//! boots meanwhile.
+//! Many clients, honest and hostile: their use of the process's resources, and a machine that still
+//! boots.
 
 use std::{
     fs::File,
@@ -19,10 +19,10 @@ use super::{
     raw::{Client, Reply, get, get_from},
 };
 
-/// The transfers a server carries by default, its loop, and some that have given up their slot and
-/// are about to end.
+/// The default number of transfers, the loop, and some threads that have freed their slot and are
+/// about to end.
 const THREADS_MAX: usize = TRANSFERS_MAX + 1 + 31;
-/// The clients' sockets are this process's too.
+/// The clients' sockets are in this process, too.
 const DESCRIPTORS: [&str; 2] = ["prlimit", "--nofile=8192"];
 
 #[test]
@@ -176,8 +176,8 @@ fn without_a_descriptor_no_file_is_said_to_be_missing_or_forbidden() {
         boot_server.table.set(&node("a"), &[mac(1)], Firmware::Bios, &own("vmlinuz")).unwrap();
         let mut client = Client::new(boot_server.address);
         let mut held: Vec<_> = iter::from_fn(|| File::open("/dev/null").ok()).collect();
-        // With one or two left it is the next one that is wanting: the file's in its directory, the
-        // socket's, the worker's.
+        // With one or two descriptors left, the next one is missing: the file's in its directory,
+        // the socket's, the worker's.
         for left in 0..3 {
             let menu = "pxelinux.cfg/01-52-54-00-00-00-01";
             for name in ["pxelinux.0", "deploy/vmlinuz", "node/a/kernel", menu] {
@@ -210,7 +210,7 @@ fn a_transfer_has_a_file_and_a_socket_open_and_no_more() {
 #[test]
 fn a_system_without_threads_is_answered_and_survived() {
     const NAME: &str = "crowds::a_system_without_threads_is_answered_and_survived";
-    // A user whom no other test has: the limit counts all of a user's threads, and does not bind
+    // A user of no other test: the limit counts all of a user's threads, and does not apply to
     // root.
     let nobody = ["setpriv", "--reuid=64124", "--regid=64124", "--clear-groups"];
     alone(NAME, &[&nobody[..], &["prlimit", "--nproc=8"]].concat(), || {
@@ -220,7 +220,7 @@ fn a_system_without_threads_is_answered_and_survived() {
     });
 }
 
-/// Some clients are served and the others told, and afterwards everybody is served.
+/// Asserts that some clients are served and the others refused, and that afterwards all are served.
 fn recovers(boot_server: &BootServer, clients: Vec<Client>) {
     let (mut served, mut refused) = (Vec::new(), 0);
     for mut client in clients {

@@ -1,4 +1,4 @@
-//! Floods: strangers send to a TFTP port everything they can, all of it at once.
+//! Floods: strangers send all kinds of packets to a TFTP port at once.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -12,29 +12,30 @@ use std::{
 
 use super::raw::request;
 
-/// The transfers a server carries by default.
+/// The default number of transfers.
 pub(crate) const TRANSFERS_MAX: usize = 256;
-/// The longest that one transfer may take.
+/// Most memory of one transfer, in KiB.
 pub(crate) const TRANSFER_KIB: u64 = 800;
-/// Between two datagrams of one sender.
+/// The pause between two datagrams of one sender.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// Requests in the name of machines that never answer, and nonsense. Until it is dropped.
+/// Requests with forged addresses, and nonsense, until it is dropped.
 pub(crate) struct Flood {
     stop: Arc<AtomicBool>,
     senders: Vec<JoinHandle<()>>,
 }
 
 impl Flood {
-    /// So many machines want this file in the largest windows of the largest blocks.
+    /// Starts a flood: so many machines request this file in the largest windows of the largest
+    /// blocks.
     pub(crate) fn of(server: SocketAddr, machines: u16, file: &'static str) -> Self {
-        // They exist, or the system would tell the server that nobody is there; but they never read
-        // nor answer.
+        // The sockets exist, because otherwise the system would report closed ports; but they never
+        // read nor answer.
         let spoofed: Vec<_> =
             (0..machines).map(|n| UdpSocket::bind((machine(4, n), 0)).unwrap()).collect();
         let mut round = 0_u64;
         let requests = move || {
-            // No two are the same, or they would be taken for repetitions.
+            // No two requests are the same, or they would count as repetitions.
             round += 1;
             let round = round.to_string();
             let options = [("blksize", "65464"), ("windowsize", "64"), ("x", &round)];
@@ -64,13 +65,13 @@ impl Drop for Flood {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for sender in self.senders.drain(..) {
-            // A panic has been printed, and this may be one's end already.
+            // A panic was printed already, and this may be its unwinding.
             drop(sender.join());
         }
     }
 }
 
-/// Repeats it in a thread of its own.
+/// Repeats a send on a separate thread.
 fn until(stop: &Arc<AtomicBool>, mut send: impl FnMut() + Send + 'static) -> JoinHandle<()> {
     let stop = Arc::clone(stop);
     thread::spawn(move || {
@@ -80,7 +81,7 @@ fn until(stop: &Arc<AtomicBool>, mut send: impl FnMut() + Send + 'static) -> Joi
     })
 }
 
-/// A machine's address, out of one of several networks.
+/// A machine's address in one of several networks.
 pub(super) fn machine(network: u8, number: u16) -> IpAddr {
     let [high, low] = number.to_be_bytes();
     [127, 100 + network, high, low].into()

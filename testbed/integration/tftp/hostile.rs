@@ -52,7 +52,7 @@ fn nothing_outside_the_root_can_be_read() {
         let refused = Err((1, "file not found".to_owned()));
         assert_eq!(get(boot_server.address, name, &[]), refused, "{name}");
     }
-    // A NUL ends the name: what follows is the mode.
+    // A NUL ends the name; the mode follows.
     assert_eq!(get(boot_server.address, "link\0octet\0x", &[]).unwrap_err().0, 2);
 }
 
@@ -253,7 +253,7 @@ fn a_transfer_speaks_from_the_address_that_was_asked_and_from_a_port_of_its_own(
     let transfer = client.transfer.unwrap();
     assert_eq!(transfer.ip(), boot_server.address.ip());
     assert_ne!(transfer.port(), boot_server.address.port());
-    // Nobody else can speak into it.
+    // No other client can send to the transfer.
     let stranger = UdpSocket::bind("127.0.9.3:0").unwrap();
     stranger.send_to(b"\0\x05\0\0no\0", transfer).unwrap();
     client.ack(1);
@@ -302,7 +302,7 @@ fn requests_that_must_wait_are_told_once_however_many_they_are() {
         for number in 0..50 {
             waiting.request(&number.to_string(), &[]);
         }
-        // Datagrams are taken in turn: when this one is answered, all of them have been.
+        // The server handles datagrams in order: the answer to this one follows all others.
         waiting.send_to_port(&request(2, "x", &[]));
         assert!(matches!(waiting.reply(), Reply::Error(2, _)));
         let text = log.text();
@@ -316,7 +316,7 @@ fn requests_that_must_wait_are_told_once_however_many_they_are() {
 pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// The log of this process, from now on.
+    /// Captures the log of this process from now on.
     pub(super) fn start() -> Self {
         let log = Self::default();
         let writer = log.clone();

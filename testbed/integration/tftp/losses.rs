@@ -1,4 +1,4 @@
-//! Networks that lose and repeat, machines that fall silent or start again, and a server that
+//! Networks that lose and repeat packets, machines that fall silent or restart, and a server that
 //! stops.
 
 use std::{
@@ -41,12 +41,13 @@ fn lost_blocks_of_a_window_are_sent_again_without_waiting() {
     let boot_server = BootServer::new();
     let content = noise(300_000);
     let options = [("timeout", "5"), ("blksize", "1024"), ("windowsize", "8")];
-    // The first block of every fifth window, then one within. (A lost last block costs a timeout:
-    // the client has nothing to say.)
+    // The first block of every fifth window, then one within. (A lost last block costs a timeout,
+    // because the client sends nothing.)
     for place in [1, 3] {
         let begun = Instant::now();
         let mut lost = BTreeSet::new();
-        let loses = |reply: &Reply| matches!(reply, Reply::Data(block, _) if block % 40 == place && lost.insert(*block));
+        let mut is_lost = |block| block % 40 == place && lost.insert(block);
+        let loses = |reply: &Reply| matches!(reply, Reply::Data(block, _) if is_lost(*block));
         let got =
             get_losing(&mut Client::new(boot_server.address), "deploy/vmlinuz", &options, loses);
         assert!(got.as_ref() == Ok(&content) && lost.len() == 8, "{}", lost.len());
@@ -78,12 +79,12 @@ fn a_repeated_request_is_one_transfer_and_a_new_one_replaces_the_old() {
     assert_eq!(client.reply_within(Duration::from_millis(300)), None, "answered twice");
     client.ack(0);
     assert!(matches!(client.reply(), Reply::Data(1, _)));
-    // The machine has been reset; its firmware uses the same port for something else.
+    // The machine was reset; its firmware uses the same port for another file.
     client.request("deploy/initramfs", &[]);
     assert!(matches!(client.reply(), Reply::Data(1, data) if data == noise(512)));
     client.ack(1);
     assert!(matches!(client.reply(), Reply::Data(2, _)));
-    // The old one's slot is free long before anything has run out of time.
+    // The old transfer's slot is free long before any timeout.
     let (mut other, begun) = (Client::new(boot_server.address), Instant::now());
     assert!(matches!(other.ask("pxelinux.0", &[]), Reply::Data(1, _)));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -118,7 +119,7 @@ fn a_silent_client_is_given_up_and_a_slow_one_too() {
     assert_eq!(silent.reply(), Reply::Error(0, "no progress".to_owned()));
 
     let mut slow = Client::new(boot_server.address);
-    // The slot is free only when the transfer has ended that said so.
+    // The slot is free only after the end of the transfer that sent this.
     let mut reply = slow.ask("pxelinux.0", &[]);
     let begun = Instant::now();
     while let Reply::Data(block, _) = reply {
@@ -190,7 +191,7 @@ fn stopping_ends_every_transfer_and_tells_its_client() {
 
 #[test]
 fn a_server_that_has_stopped_has_left_its_port() {
-    // A program that another test starts has all sockets until it runs.
+    // A program that another test starts holds all sockets until its exec.
     alone("losses::a_server_that_has_stopped_has_left_its_port", &[], || {
         for _ in 0..20 {
             let mut boot_server = BootServer::new();

@@ -11,6 +11,7 @@ use std::{
 };
 
 use hostler::{
+    boot_call::BootCalls,
     model::boot::{BootMenu, BootStage, Fetch, Firmware},
     netboot::{BootTable, Config, http},
 };
@@ -26,6 +27,8 @@ const GRUB_MENU: &str = "grub/grub.cfg-01-52-54-00-00-00-01";
 const KERNEL_SAYS: &str = "here is the deploy kernel";
 /// The line that the boot loader of the machine's own disk prints.
 const DISK_SAYS: &str = "here is the machine's own disk";
+/// The line that a hanging iPXE prints.
+const IPXE_SAYS: &str = "here is an iPXE that hangs";
 const KERNEL_BYTES: usize = 1_000_000;
 const RAMDISK_BYTES: usize = 2_000_001;
 /// QEMU without KVM, on a machine that has more to do.
@@ -171,7 +174,67 @@ fn boot_loaders_that_cannot_reach_the_http_server_go_back_to_tftp() {
     });
 }
 
-/// Which way kernel and ramdisk went.
+/// Invariant (netboot): A boot loader hands the deploy ramdisk over to iPXE where its program is
+/// among the loaders, and fetches it itself where that fails.
+#[test]
+fn pxelinux_and_grub_on_bios_hand_over_to_ipxe_which_fetches_the_rest_over_http() {
+    in_a_network(
+        "pxelinux_and_grub_on_bios_hand_over_to_ipxe_which_fetches_the_rest_over_http",
+        || {
+            let log = Log::start();
+            let mut site = Site::with_http(Firmware::Bios);
+            for loader in [
+                "/usr/lib/PXELINUX/pxelinux.0",
+                "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+                "/usr/lib/ipxe/ipxe.lkrn",
+            ] {
+                site.loader(Path::new(loader));
+            }
+            site.grub("i386-pc");
+            for boot_file in ["pxelinux.0", "grub/i386-pc/core.0"] {
+                site.power_on(boot_file, &[]);
+                site.boots();
+                site.power_off();
+            }
+            site.fetched(&[
+                (BootStage::Loader, "pxelinux.0"),
+                (BootStage::Menu, MENU),
+                (BootStage::Loader, "ipxe.lkrn"),
+                (BootStage::Menu, IPXE_MENU),
+                (BootStage::Loader, "grub/i386-pc/core.0"),
+                (BootStage::Menu, GRUB_MENU),
+            ]);
+            assert_over("HTTP", &log);
+        },
+    );
+}
+
+/// Invariant (netboot): A machine on which iPXE did not come up is installed without it.
+#[test]
+fn a_machine_on_which_ipxe_hangs_is_installed_by_pxelinux_when_it_comes_again() {
+    in_a_network(
+        "a_machine_on_which_ipxe_hangs_is_installed_by_pxelinux_when_it_comes_again",
+        || {
+            let log = Log::start();
+            let mut site = Site::with_http(Firmware::Bios);
+            for loader in
+                ["/usr/lib/PXELINUX/pxelinux.0", "/usr/lib/syslinux/modules/bios/ldlinux.c32"]
+            {
+                site.loader(Path::new(loader));
+            }
+            site.boot_server.file("ipxe.lkrn", &kernel_that_says(IPXE_SAYS));
+            site.power_on("pxelinux.0", &[]);
+            site.says(IPXE_SAYS);
+            site.power_off();
+            site.power_on("pxelinux.0", &[]);
+            site.boots();
+            site.fetched(&[(BootStage::Loader, "ipxe.lkrn"), (BootStage::Menu, MENU)]);
+            assert_over("TFTP", &log);
+        },
+    );
+}
+
+/// Requires that kernel and ramdisk were sent over this protocol.
 fn assert_over(way: &str, log: &Log) {
     let log = log.text();
     for file in ["deploy/vmlinuz", "deploy/initramfs"] {
@@ -279,7 +342,7 @@ impl Site {
         Self::with(BootTable::default(), firmware)
     }
 
-    /// With an HTTP server beside it.
+    /// A site with an HTTP server, too.
     fn with_http(firmware: Firmware) -> Self {
         let address = HTTP.parse().unwrap();
         let mut site = Self::with(BootTable::with_http(address), firmware);
@@ -291,7 +354,8 @@ impl Site {
         let bind = http::Server::bind(address, http::HttpLimits::default());
         let server = runtime.block_on(bind).unwrap();
         let catalog = site.boot_server.running.as_ref().unwrap().catalog();
-        runtime.spawn(server.serve(catalog, std::future::pending()));
+        let (calls, _nobody) = BootCalls::channel(1);
+        runtime.spawn(server.serve(catalog, calls, std::future::pending()));
         site.http = Some(runtime);
         site
     }
@@ -307,7 +371,7 @@ impl Site {
         }
         let listen = |config: &mut Config| config.listen = "192.0.2.1:69".parse().unwrap();
         let boot_server = BootServer::with_table(table, listen);
-        fs::write(boot_server.dir.path().join("vmlinuz"), kernel()).unwrap();
+        fs::write(boot_server.dir.path().join("vmlinuz"), kernel_that_says(KERNEL_SAYS)).unwrap();
         fs::write(boot_server.dir.path().join("initramfs"), noise(RAMDISK_BYTES)).unwrap();
         boot_server.table.set(&node("a"), &[mac(1)], firmware, &deploy("5ec2e7")).unwrap();
         Self { boot_server, reported: Vec::new(), running: Vec::new(), keyboard: None, http: None }
@@ -454,9 +518,9 @@ impl Drop for Site {
 /// A Linux kernel as far as boot loaders can tell (Linux, arch/x86/boot: version 2.12 of the
 /// protocol). It says one sentence on the serial line, whether entered in 16 or in 32 bits, and
 /// halts.
-fn kernel() -> Vec<u8> {
+fn kernel_that_says(sentence: &str) -> Vec<u8> {
     let mut kernel = noise(KERNEL_BYTES);
-    let real_mode = says(KERNEL_SAYS);
+    let real_mode = says(sentence);
     let protected_mode = [&[0x66][..], &real_mode].concat();
     let paragraphs = u32::try_from((KERNEL_BYTES - 0x400) / 16).unwrap();
     kernel[..0x400].fill(0);

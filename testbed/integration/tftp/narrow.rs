@@ -26,31 +26,31 @@ const BLOCKS: [u16; 3] = [1408, 1468, 4096];
 #[test]
 fn a_narrow_link_in_the_middle_of_the_path_loses_no_file() {
     let path = Path::new();
+    path.delivers(&path.boot_server(|_| {}));
+}
+
+/// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
+#[test]
+fn a_path_that_is_narrow_on_the_way_to_the_client_only_loses_no_file() {
+    let path = Path::new();
+    path.client.run(&["ip", "link", "set", "client", "mtu", "1500"]);
+    path.delivers(&path.boot_server(|_| {}));
+}
+
+/// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
+///
+/// A client whose network takes less than the router sends: no router can cut what is too large,
+/// and nobody says so.
+#[test]
+fn a_client_that_drops_what_is_too_large_is_served_in_blocks_of_the_configured_size() {
+    let path = Path::new();
+    path.router.run(&["ip", "link", "set", "far", "mtu", "1500"]);
+    path.lose_fragments();
     let boot_server = path.boot_server(|_| {});
-    let content = noise(42_000);
-    for block in BLOCKS {
-        let size = block.to_string();
-        let option = format!("blksize {size}");
-        for words in [
-            &["curl", "-sS", "--max-time", "20", "--tftp-blksize", &size, "-o", "OUT", "URL"][..],
-            &["busybox", "tftp", "-g", "-b", &size, "-r", "pxelinux.0", "-l", "OUT", SERVER],
-            &["atftp", "--option", &option, "-g", "-r", "pxelinux.0", "-l", "OUT", SERVER],
-            &["tftp", "-m", "binary", SERVER, "-c", "get", "pxelinux.0", "OUT"],
-        ] {
-            path.forget();
-            let got = path.fetch(words);
-            assert!(got.as_ref() == Ok(&content), "{block}, {}", words[0]);
-        }
-        for window in ["1", "16"] {
-            path.forget();
-            let options = [("blksize", size.as_str()), ("windowsize", window)];
-            let got = path.at_client(|| {
-                let mut client = Client::on(CLIENT.parse().unwrap(), boot_server.address);
-                get_losing(&mut client, "deploy/vmlinuz", &options, |_| false)
-            });
-            assert!(got == Ok(noise(300_000)), "{block}, window {window}");
-        }
-    }
+    let words = ["curl", "-sS", "--max-time", "2", "--tftp-blksize", "1468", "-o", "OUT", "URL"];
+    assert!(path.fetch(&words).is_err(), "nothing was too large");
+    drop(boot_server);
+    path.delivers(&path.boot_server(|config| config.block_bytes_max = NARROW_BLOCK));
 }
 
 /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
@@ -80,8 +80,7 @@ fn a_path_that_loses_fragments_is_served_in_blocks_of_the_largest_size_that_is_c
     let lost = path.fetch(&words);
     assert!(lost.is_err(), "no fragment was lost");
     drop(boot_server);
-    let _room = path.boot_server(|config| config.block_bytes_max = NARROW_BLOCK);
-    assert!(path.fetch(&words) == Ok(noise(42_000)));
+    path.delivers(&path.boot_server(|config| config.block_bytes_max = NARROW_BLOCK));
 }
 
 /// Invariant (netboot): TFTP delivers whatever the path's MTU, and keeps to `tftp.block_max`.
@@ -98,7 +97,7 @@ fn a_client_behind_a_narrow_link_of_the_server_itself_needs_no_fragments() {
 /// Three networks in a row; the link between router and client is the narrow one.
 struct Path {
     server: Namespace,
-    _router: Namespace,
+    router: Namespace,
     client: Namespace,
 }
 
@@ -131,7 +130,7 @@ impl Path {
         for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             router.run(&["sh", "-c", &format!("echo 1 >/proc/sys/net/{switch}")]);
         }
-        Self { server, _router: router, client }
+        Self { server, router, client }
     }
 
     /// A server at its end.
@@ -146,6 +145,35 @@ impl Path {
             });
             boot_server.join().unwrap()
         })
+    }
+
+    /// Every client gets its file, whatever block it asks for.
+    fn delivers(&self, boot_server: &BootServer) {
+        let content = noise(42_000);
+        for block in BLOCKS {
+            let size = block.to_string();
+            let option = format!("blksize {size}");
+            let curl = ["curl", "-sS", "--max-time", "20", "--tftp-blksize", &size, "-o", "OUT"];
+            for words in [
+                &[&curl[..], &["URL"]].concat()[..],
+                &["busybox", "tftp", "-g", "-b", &size, "-r", "pxelinux.0", "-l", "OUT", SERVER],
+                &["atftp", "--option", &option, "-g", "-r", "pxelinux.0", "-l", "OUT", SERVER],
+                &["tftp", "-m", "binary", SERVER, "-c", "get", "pxelinux.0", "OUT"],
+            ] {
+                self.forget();
+                let got = self.fetch(words);
+                assert!(got.as_ref() == Ok(&content), "{block}, {}", words[0]);
+            }
+            for window in ["1", "16"] {
+                self.forget();
+                let options = [("blksize", size.as_str()), ("windowsize", window)];
+                let got = self.at_client(|| {
+                    let mut client = Client::on(CLIENT.parse().unwrap(), boot_server.address);
+                    get_losing(&mut client, "deploy/vmlinuz", &options, |_| false)
+                });
+                assert!(got == Ok(noise(300_000)), "{block}, window {window}");
+            }
+        }
     }
 
     /// The client cannot put fragments together, as if a firewall had dropped them.

@@ -1,4 +1,4 @@
-//! A TFTP client of our own, for what the real ones cannot be made to do.
+//! A TFTP client for behaviour that real clients cannot be made to show.
 
 use std::{
     io::ErrorKind,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// How a client ends a transfer from its side.
+/// The ERROR by which a client ends a transfer.
 const NO_THANKS: &[u8] = b"\0\x05\0\0no thanks\0";
 
 /// A packet of a server.
@@ -21,7 +21,7 @@ pub(super) enum Reply {
 pub(super) struct Client {
     socket: UdpSocket,
     server: SocketAddr,
-    /// Where the transfer speaks from, once it has.
+    /// The transfer's own address, after its first packet.
     pub(super) transfer: Option<SocketAddr>,
 }
 
@@ -30,7 +30,7 @@ impl Client {
         Self::on(server.ip(), server)
     }
 
-    /// From an address of its own.
+    /// A client with its own address.
     pub(super) fn on(address: IpAddr, server: SocketAddr) -> Self {
         let socket = UdpSocket::bind((address, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(7))).unwrap();
@@ -61,7 +61,7 @@ impl Client {
         self.send(&[0, 4, high, low]);
     }
 
-    /// Ends the transfer from this side.
+    /// Ends the transfer by an ERROR.
     pub(super) fn give_up(&self) {
         self.send(NO_THANKS);
     }
@@ -80,7 +80,7 @@ impl Client {
         let mut buffer = vec![0; 70_000];
         let (length, from) = loop {
             match self.socket.recv_from(&mut buffer) {
-                // Another test's client still speaks to the transfer that had this port before.
+                // Another test's client still sends to an earlier transfer with this port.
                 Ok((length, _))
                     if buffer.starts_with(b"\0\x04") || buffer[..length] == *NO_THANKS => {}
                 Ok(received) => break received,
@@ -119,13 +119,13 @@ pub(super) fn get(
     get_losing(&mut Client::new(server), name, options, |_| false)
 }
 
-/// The same for a machine with an address of its own.
+/// Fetches a file from a machine's own address.
 pub(super) fn get_from(address: IpAddr, server: SocketAddr, name: &str) -> Vec<u8> {
     let options = [("blksize", "1428"), ("tsize", "0")];
     get_losing(&mut Client::on(address, server), name, &options, |_| false).unwrap()
 }
 
-/// The same through a network that loses what `loses` says.
+/// Fetches a file through a network that loses the packets of `loses`.
 pub(super) fn get_losing(
     client: &mut Client,
     name: &str,
@@ -134,7 +134,7 @@ pub(super) fn get_losing(
 ) -> Result<Vec<u8>, (u16, String)> {
     let mut first = Some(client.ask(name, options));
     let (mut block_size, mut window, mut content) = (512, 1, Vec::new());
-    // Blocks had in order, and how many of them since the last ACK.
+    // The last block received in order, and the number of blocks since the last ACK.
     let (mut last, mut unacknowledged) = (0_u16, 0);
     loop {
         let reply = first.take().unwrap_or_else(|| client.reply());
@@ -165,8 +165,7 @@ pub(super) fn get_losing(
                     return Ok(content);
                 }
             }
-            // A gap: ask for what follows the last block had. A block had already: its ACK was
-            // lost.
+            // After a gap, request the next block again. A repeated block means a lost ACK.
             Reply::Data(..) => {
                 client.ack(last);
                 unacknowledged = 0;

@@ -17,12 +17,12 @@ use super::{
     raw::{Client, Reply, get, request},
 };
 
-/// Runs a client program and gives what it fetched, or what it said.
+/// Runs a client program; returns the fetched file, or the error output.
 pub(super) fn run(command: &mut Command, output: &Path) -> Result<Vec<u8>, String> {
     let done = command.output().unwrap();
     let said =
         [done.stdout, done.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
-    // tftp-hpa answers 0 even when there is no such file.
+    // tftp-hpa exits with 0 even for a missing file.
     if done.status.success() && !said.contains("Error code") {
         Ok(fs::read(output).unwrap_or_default())
     } else {
@@ -65,7 +65,7 @@ fn real_clients_get_files_of_every_awkward_size() {
             let got = busybox(boot_server.address, "file", block);
             assert!(got.as_ref() == Ok(&content), "busybox {size}, {block}");
         }
-        // curl 7.88 cannot fetch an empty file from any server that tells its size.
+        // curl 7.88 cannot fetch an empty file from a server that reports the size.
         for block in ["512", "1428", "65464"].iter().filter(|_| size > 0) {
             let got = curl(boot_server.address, "file", &["--tftp-blksize", block]);
             assert!(got.as_ref() == Ok(&content), "curl {size}, {block}");
@@ -89,7 +89,7 @@ fn block_numbers_go_round_in_a_file_of_more_than_65535_blocks() {
     let got = curl(boot_server.address, "large", &["--tftp-blksize", "512"]).unwrap();
     assert!(got.len() as u64 == BYTES && got.iter().all(|b| *b == 0));
 
-    // More than three rounds, with bytes that tell every block from every other.
+    // More than three wraps of block numbers, with unique bytes for every block.
     let content = noise(200_000 * 8);
     boot_server.file("large", &content);
     let got = get(boot_server.address, "large", &[("blksize", "8"), ("windowsize", "64")]);
@@ -186,7 +186,7 @@ fn a_name_that_is_no_text_is_a_files_and_the_end_mark_that_old_nics_append_is_no
             client.give_up();
         }
     }
-    // It is evidence under the name that it has.
+    // The fetch is evidence under the file's own name.
     while let Ok(_refused) = boot_server.fetched.try_recv() {}
     get(boot_server.address, "pxelinux.cfg/01-52-54-00-00-00-01", &[]).unwrap();
     while boot_server.reported().path != "pxelinux.0" {}

@@ -1,5 +1,5 @@
-//! Consent, kept by the world: from what operators did and what machines showed, never from the
-//! core's own idea of it.
+//! Consent, as the simulated world knows it from operators' acts and machines' states, never from
+//! the core's own records of consent.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,12 +19,12 @@ use jiff::SignedDuration;
 use crate::{
     ledger::{Change, Known, Ledger, LetThrough, is_same, leave, shares},
     watch::Watch,
-    world::{Site, machine::Content, work::JobKey},
+    world::{JobKey, Site, machine::Content},
 };
 
-/// The core may take a repeated attempt for the one consented to for this long.
+/// Time for which the consent to an attempt covers its repetitions.
 const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
-/// Reinstalls that come up within this time are one change.
+/// Time within which several reinstalls count as one change.
 const ONE_CHANGE: SignedDuration = SignedDuration::from_mins(10);
 
 impl Site {
@@ -32,8 +32,8 @@ impl Site {
         self.shown.get(node).map(|status| status.phase)
     }
 
-    /// Whether it is shown that nobody knows what is on the machine. The core may know less than
-    /// the rules do, and then asks.
+    /// Whether the node's status says that its record is lost. The core may know less than the
+    /// rules do, and then asks.
     fn is_shown_lost(&self, node: &NodeName) -> bool {
         let lost = |shown: &Status| {
             let mut conditions = shown.conditions.iter();
@@ -43,7 +43,7 @@ impl Site {
     }
 
     pub(crate) fn note_approval(&mut self, node: &NodeName) {
-        // The status may still show an earlier approval, which the agent did not survive.
+        // The status may show an earlier approval that a crash of the agent lost.
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
         let on_record = record.is_some_and(|record| {
             record.phase == Phase::Held && matches!(record.state, State::Held { .. })
@@ -65,11 +65,11 @@ impl Site {
         ledger.turned = false;
     }
 
-    /// Two specs claim its machine: nothing that was said counts before that is settled, but for an
-    /// attempt that is under way.
+    /// Notes that two specs claim the node's machine: consent and power orders end, except the
+    /// consent to an attempt under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        // An attempt whose record waits to be written is shown already.
+        // The status shows an attempt before its record is written.
         let shown = self.shown_phase(node).is_some_and(Phase::is_busy);
         let under_way = shown || record.is_some_and(|record| !record.state.at_rest());
         let ledger = self.ledger(node);
@@ -77,20 +77,20 @@ impl Site {
         ledger.power_ordered = false;
     }
 
-    /// The core is reported a usable spec.
+    /// Notes a usable spec that the core receives.
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
         self.watch.outdated.remove(node);
         let held = self.shown_phase(node) == Some(Phase::Held);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
         let lost = self.is_shown_lost(node);
         let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        // Not as it was shown last: the agent may have died before it could show more.
+        // From the record and not the status: the agent may have died before it wrote the status.
         let held_back = record.is_some_and(|r| r.too_many_changes || r.phase == Phase::Held);
         let held_under = match record.map(|record| (&record.state, &record.spec)) {
             Some((State::Held { redeploy, .. }, _)) => Some(redeploy.clone()),
             Some((_, Some(_))) => None,
-            // A hold that is not on record, as long as that waits for the list of nodes, or because
-            // a pause hides it.
+            // The record has no hold yet: it waits for the list of nodes, or a pause hides the
+            // hold.
             Some((_, None)) | None => {
                 let ledger = self.ledger(node);
                 ledger.first_redeploy.clone().filter(|_| ledger.unknown)
@@ -110,7 +110,7 @@ impl Site {
         let reworded = new.redeploy.is_some() && new.redeploy != old.redeploy;
         let ordered = (old.goal, old.power) != (new.goal, new.power);
         ledger.power_ordered = (ledger.power_ordered || ordered) && !other_machine;
-        // Whatever was changed along with the machine is no consent.
+        // A change of the machine takes consent from all other changes of the edit.
         ledger.turned = other_machine || ledger.turned && !reworded && !ordered;
         ledger.unrestarted &= !other_machine;
         if other_machine || stands_still || old.digest() != new.digest() {
@@ -137,7 +137,7 @@ impl Site {
         }
     }
 
-    /// Specs that are gone or name another machine leave theirs as it is.
+    /// Keeps the ledgers of machines whose spec is gone or names another machine now.
     pub(crate) fn note_departures(&mut self, specs: &Specs) {
         for (name, ledger) in &self.watch.ledgers {
             let Some(old) = &ledger.spec else { continue };
@@ -152,8 +152,8 @@ impl Site {
         }
     }
 
-    /// A node nobody has heard of may be one that had another name. What a status file reported of
-    /// another machine is no help.
+    /// Notes the first spec of a node: its machine may have belonged to a node of another name. A
+    /// status file about another machine does not count.
     fn note_first_spec(&mut self, node: &NodeName, new: &NodeSpec) {
         let known = self.kept_of(new);
         let is_incomplete = self.watch.is_incomplete;
@@ -168,8 +168,8 @@ impl Site {
         }
     }
 
-    /// The spec names another machine, or the same with another address or other network
-    /// interfaces.
+    /// Notes a spec that names another machine, or the same machine with another BMC address or
+    /// other NICs.
     fn note_other_machine(&mut self, node: &NodeName, old: &NodeSpec, new: &NodeSpec) {
         let known = self.kept_of(new);
         let shared = shares(&Machine::named_by(old), new);
@@ -185,7 +185,7 @@ impl Site {
         }
     }
 
-    /// The knowledge of the machine from nodes that have it no more.
+    /// The knowledge of the spec's machine from nodes that no longer have it.
     fn kept_of(&self, new: &NodeSpec) -> Option<Known> {
         let unclaimed = &self.watch.unclaimed;
         let macs = |ledger: &Ledger| ledger.shares_mac(new);
@@ -200,7 +200,7 @@ impl Site {
         Some(Some(ledger).filter(|_| same_bmc).cloned())
     }
 
-    /// Notes what an operation found out or did, before the core receives it.
+    /// Notes the result of an operation, before the core receives it.
     pub(crate) fn note_end(
         &mut self,
         node: &NodeName,
@@ -208,7 +208,7 @@ impl Site {
         spec: &NodeSpec,
         outcome: &Result<Outcome, Fault>,
     ) {
-        // A restart that ends in a clean-up is undone by it.
+        // The clean-up undoes this restart.
         let cleaned_up = matches!(
             self.records.get(node).map(|record| &record.state),
             Some(State::CleaningUp { .. })
@@ -226,7 +226,7 @@ impl Site {
         }
     }
 
-    /// The core wants something done: may it?
+    /// Judges whether the core may start this operation.
     pub(crate) fn judge_consent(
         &mut self,
         node: &NodeName,
@@ -240,10 +240,10 @@ impl Site {
         match operation {
             Operation::Prepare => self.judge_beginning(node),
             Operation::Restart { .. } if is_booting => self.judge_boot_restart(node, spec),
-            // The restart of an installation that is over cuts the power of a machine that is on.
+            // After the end of an installation a restart cuts the power of a running machine.
             Operation::Restart { wanted } if by_order => self.judge_switching(node, *wanted, spec),
-            // Whether it may was judged when its record was written: one that goes on after a crash
-            // is no new one.
+            // These were judged when their record was written; one that continues after a crash is
+            // no new one.
             Operation::PowerOn
             | Operation::Image { .. }
             | Operation::Release(_)
@@ -277,7 +277,7 @@ impl Site {
         let one_change: Vec<Change> = one_change.collect();
         let most = one_change.iter().map(|other| other.deployed).max().unwrap_or(0);
         let count = one_change.len();
-        // Machines that are being written already were deployed a moment ago.
+        // Machines under installation were deployed a moment ago.
         if count > 1 && count * 4 > most + count - 1 {
             let what =
                 format!("{count} of {most} machines are reinstalled by one change: {together:?}");
@@ -285,8 +285,8 @@ impl Site {
         }
     }
 
-    /// The machine is switched on; or, without a BMC, whoever switches it on will have it
-    /// installed.
+    /// Judges a power-on. Without a BMC the attempt waits for an operator's power-on, which
+    /// installs the machine.
     fn judge_power_on(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
         let off = (PowerState::Off, spec.machine());
@@ -310,8 +310,8 @@ impl Site {
         }
     }
 
-    /// In the attempt: for what it was begun, of the machine it was begun with, and nobody has said
-    /// stop.
+    /// Judges an operation of an attempt: the spec and the machine must be those it began with, and
+    /// no operator may have stopped it.
     fn judge_attempt(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
         let same = ledger
@@ -342,14 +342,13 @@ impl Site {
         }
     }
 
-    /// The first byte goes to this disk.
+    /// Judges the first write to a disk.
     pub(crate) fn judge_write(&mut self, key: &JobKey, machine: usize, platter: usize) {
         let node = &key.0;
         let Some(job) = self.jobs.get(key) else { return };
         let spec = Arc::clone(&job.spec);
         let meant = self.machines.iter().find(|m| m.is_meant(&spec));
-        // A spec with one machine's BMC and another's NIC is a mistake that only its author can
-        // see.
+        // Only the spec's author can see that it names one machine's BMC and another machine's NIC.
         let sound = meant.is_some_and(|meant| spec.boot.macs.contains(&meant.mac));
         let begun = self.ledger(node).begun.clone().map(|(_, spec)| spec);
         let is_begun = begun.as_ref().is_some_and(|spec| self.machines[machine].is_meant(spec));
@@ -376,7 +375,7 @@ impl Site {
         }
     }
 
-    /// Notes what a record that becomes durable says of consent and of what is installed.
+    /// Notes the consent and the installation in a record that becomes durable.
     pub(crate) fn note_record(&mut self, node: &NodeName, record: &Record) {
         let before = self.records.get(node);
         let installed_at =
@@ -405,8 +404,8 @@ impl Site {
         if begins_to_write && let Some(spec) = &record.spec {
             self.note_writing(node, spec);
         }
-        // A new name finds what only another node left, whose own record could not be written any
-        // more.
+        // A node of a new name gets the installation of another node whose record could not be
+        // written.
         let machine = record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
         if is_new
             && let (Some(machine), Some(spec)) = (machine, &record.spec)
@@ -420,28 +419,36 @@ impl Site {
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
             let turned = !same;
-            // The disk is whole from then on, whatever becomes of the restart.
+            // A completed attempt leaves a whole disk, even if the restart fails.
             let completed = key_before.is_some_and(|key| self.has_completed(&key));
             self.ledger(node).restarted |= completed;
             self.judge_installed(node, record, installed, turned);
         }
         let ledger = self.ledger(node);
         match record.state {
-            // From here on the disk's old contents are gone.
+            // The first write destroys the disk's old contents.
             State::Imaging { granted: true, .. } => {
                 (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, false);
                 ledger.unrestarted = false;
             }
-            State::Failed => (ledger.approved, ledger.begun) = (false, None),
-            State::Held { .. } | State::CleaningUp { .. } => ledger.begun = None,
+            State::CleaningUp { .. } => {
+                if let Some((machine, _)) = ledger.begun.take() {
+                    ledger.abandoned = Some(machine);
+                }
+            }
+            State::Failed => {
+                (ledger.approved, ledger.begun, ledger.abandoned) = (false, None, None);
+            }
+            State::Held { .. } => (ledger.begun, ledger.abandoned) = (None, None),
+            State::Idle => ledger.abandoned = None,
             _ => {}
         }
         let ledger = ledger.clone();
         self.watch.durable.insert(node.clone(), ledger);
     }
 
-    /// Notes what could not be written down, which counts while the agent lives. Once the disk may
-    /// be written, consent to that stands, and what was installed there is taken for gone.
+    /// Notes a record that could not be written, which counts while the agent lives. Once the
+    /// attempt may write the disk, its consent stands and the earlier installation is gone.
     pub(crate) fn note_unsaved(&mut self, node: &NodeName, record: &Record) {
         if matches!(record.state, State::Imaging { granted: true, .. }) {
             let ledger = self.ledger(node);
@@ -450,8 +457,8 @@ impl Site {
         self.watch.unsaved.insert(node.clone(), record.clone());
     }
 
-    /// Nobody finds the machine any more as it was left, nor as a status file tells of it whose
-    /// record is lost.
+    /// Marks the machine unknown in kept ledgers, and in those of nodes without a record whose
+    /// status file reports it.
     fn note_writing(&mut self, node: &NodeName, spec: &NodeSpec) {
         let Watch { unclaimed, unclaimed_kept, .. } = &mut self.watch;
         for (id, kept) in unclaimed.iter_mut().chain(unclaimed_kept) {
@@ -473,7 +480,7 @@ impl Site {
         self.watch.outdated.extend(outdated);
     }
 
-    /// The core says that a machine is installed.
+    /// Judges the core's claim that a machine is installed.
     fn judge_installed(
         &mut self,
         node: &NodeName,
@@ -481,8 +488,8 @@ impl Site {
         installed: &Installed,
         turned: bool,
     ) {
-        // Or it was another node's, and is as that left it: also where that node's record could not
-        // be written any more, and only what it left was.
+        // The installation may be another node's, unchanged, even if that node's record could not
+        // be written.
         let known = self.ledger(node).under.is_some();
         let unclaimed_unsaved = turned
             && !known
@@ -493,8 +500,8 @@ impl Site {
             ledger.under = Some(spec.redeploy.clone());
             ledger.installed_as.clone_from(&installed.machine);
         }
-        // The installation is known when the ramdisk has let go of the disk, whatever becomes of
-        // the restart.
+        // The installation counts once the ramdisk has released the disk, even if the restart
+        // fails.
         let is_let_go = matches!(record.state, State::Restarting { .. });
         let is_done = std::mem::take(&mut ledger.restarted) || found || is_let_go;
         ledger.approved = false;
@@ -505,17 +512,16 @@ impl Site {
         }
         let spec = record.spec.as_ref();
         let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
-        // The spec may have come to name another BMC before that could be written.
+        // The spec may name another BMC before the record is written.
         let bmc = installed.machine.as_ref().and_then(|machine| machine.bmc.as_ref());
         let elsewhere = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
         let is_moved = bmc.is_some() && spec.is_some_and(|spec| spec.bmc_address() != bmc);
         let machine = spec.filter(|_| !is_moved).and_then(|spec| is_meant(spec));
         let machine = machine.or(elsewhere.filter(|_| is_moved));
         let content = machine.map(|machine| machine.platters[0].content.clone());
-        // A spec with one machine's BMC and another's interface is a mistake that only its author
-        // can see.
+        // Only the spec's author can see that it names one machine's BMC and another machine's NIC.
         let mixed = machine.zip(spec).is_some_and(|(m, spec)| !spec.boot.macs.contains(&m.mac));
-        // A mistyped address has no disk that could be anything else.
+        // A mistyped address has no disk to judge.
         let installed_as = self.ledger(node).installed_as.clone();
         let carried = found
             && installed_as
@@ -543,7 +549,8 @@ impl Site {
         self.forget_watch(node);
     }
 
-    /// The agent starts from these records, and from what status files say where there is none.
+    /// Notes the start of an agent from these records and, for nodes without one, from status
+    /// files.
     pub(crate) fn judge_start_of_agent(
         &mut self,
         records: &BTreeMap<NodeName, Record>,
@@ -557,7 +564,7 @@ impl Site {
         for (name, record) in records {
             let durable = self.watch.durable.get(name).cloned();
             let ledger = self.ledger(name);
-            // Words that were not written down are forgotten, like those that were taken back.
+            // The agent forgets orders that were not written, and also withdrawn ones.
             *ledger = durable.unwrap_or_default();
             ledger.spec.clone_from(&record.spec);
             if record.record_lost && record.spec.is_none() {

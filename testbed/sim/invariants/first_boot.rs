@@ -1,5 +1,5 @@
-//! The first boot: a machine is deployed only once its system was up, and nothing but one restart
-//! is done to it for that.
+//! The first boot's invariants: a node is deployed only after its installed system was up, and the
+//! agent restarts its machine at most once for that.
 
 use hostler::{
     lifecycle::{FirstBoot, Record, State},
@@ -13,7 +13,7 @@ use hostler::{
 use crate::world::{Site, machine::Content};
 
 impl Site {
-    /// Judges a record against the one before it.
+    /// Judges a node's new record by its record before.
     pub(crate) fn judge_first_boot(&mut self, node: &NodeName, record: &Record) {
         let before = self.records.get(node);
         let state_before = before.map(|before| before.state.clone());
@@ -42,8 +42,7 @@ impl Site {
         }
     }
 
-    /// The system of the machine whose ramdisk had this address was up, and is the one that was
-    /// installed.
+    /// Requires that the machine at the installation's address was up, with the installed image.
     fn judge_up(&mut self, node: &NodeName, installed: &Installed) {
         let machine = self.machines.iter().find(|machine| Some(machine.ip) == installed.address);
         let is_true = machine.is_some_and(|machine| {
@@ -56,8 +55,8 @@ impl Site {
         }
     }
 
-    /// The restart of a first boot: of the machine that was installed, and of none that its spec
-    /// wants left alone.
+    /// Requires that a first boot's restart is of the installed machine, and that the spec is not
+    /// paused.
     pub(crate) fn judge_boot_restart(&mut self, node: &NodeName, spec: &NodeSpec) {
         let ledger = self.ledger(node);
         let is_installed = ledger.under.is_some();

@@ -1,9 +1,10 @@
-//! The rules: what must hold at every moment of every run. Each rule has a name; a run that breaks
-//! one says so and goes on.
+//! The invariants: they hold at every moment of every run. Each has a name; a run that breaks one
+//! reports it and continues.
 //!
-//! The rules read what the core does to the world, and what operators did; where they read the
-//! core's own records they say so.
+//! They are judged by the core's operations and the operators' acts; an invariant that reads the
+//! core's records says so.
 
+mod attempt;
 mod consent;
 mod first_boot;
 mod order;
@@ -30,8 +31,8 @@ use crate::{
 
 pub(crate) use self::settling::settling;
 
-/// Every rule, as it is named in violations.
-pub(crate) const RULES: [&str; 23] = [
+/// All invariants, by their names in violations.
+pub(crate) const RULES: [&str; 26] = [
     "consent_is_for_one_machine",
     "never_writes_without_consent",
     "never_two_writers",
@@ -49,9 +50,12 @@ pub(crate) const RULES: [&str; 23] = [
     "every_call_is_answered_once",
     "one_operation_at_a_time",
     "status_matches_record",
+    "secrets_stay_inside",
+    "strangers_are_refused",
     "stale_result_changes_nothing",
     "record_before_action",
     "deadlines_absolute",
+    "never_woken_in_vain",
     "fair",
     "a_failing_node_never_delays_another",
     "same_seed_same_run",
@@ -83,7 +87,7 @@ impl Site {
         }
     }
 
-    /// The core has heard the update of this node.
+    /// Notes that the core has received the node's update.
     pub(crate) fn deliver_update(&mut self, node: &NodeName) {
         let update = self.watch.updates.remove(node);
         if update.is_some() {
@@ -96,7 +100,7 @@ impl Site {
         }
     }
 
-    /// Everything that only the agent's process knew is gone.
+    /// Forgets all that only the agent's process knew.
     pub(crate) fn judge_crash(&mut self) {
         self.watch.updates.clear();
         self.watch.informed.clear();
@@ -113,22 +117,33 @@ impl Site {
         self.watch.touched.insert(node.clone());
     }
 
-    /// If the event is the end of an operation that does not run: the record as it is, which must
-    /// stay so.
-    pub(crate) fn stale_check(
+    /// The node's record, which must stay as it is by this invariant, if the event is a stranger's
+    /// call, a call with another token than the installation's, or the end of an operation that
+    /// does not run.
+    pub(crate) fn unchanged_by(
         &self,
         executor: &Executor,
         name: &NodeName,
         event: &Event,
-    ) -> Option<Record> {
-        let Event::Done { op, .. } = event else { return None };
+    ) -> Option<(&'static str, Record)> {
         let node = executor.fleet().node(name)?;
-        let stale = self.watch.running.get(name) != Some(op);
+        let rule = match event {
+            Event::Done { op, .. } if self.watch.running.get(name) != Some(op) => {
+                "stale_result_changes_nothing"
+            }
+            Event::Callback { request, .. } if self.open_requests.get(request) == Some(&None) => {
+                "strangers_are_refused"
+            }
+            Event::BootCalled { token, .. } if node.record().boot_token.as_ref() != Some(token) => {
+                "strangers_are_refused"
+            }
+            _ => return None,
+        };
         let quiet = node.next_wake().is_none_or(|(at, _)| at > self.now());
-        (stale && quiet).then(|| node.record().clone())
+        quiet.then(|| (rule, node.record().clone()))
     }
 
-    /// Notes what operators tell the core, before it receives that.
+    /// Notes an operator's order, before the core receives it.
     pub(crate) fn judge_event(&mut self, node: &NodeName, event: &Event) {
         match event {
             Event::Approve => self.note_approval(node),
@@ -154,7 +169,7 @@ impl Site {
         }
     }
 
-    /// The clock was set: who came first can no longer be told from it.
+    /// Notes that the clock was set: the queue's order can no longer be judged by time.
     pub(crate) fn judge_clock(&mut self) {
         for place in self.watch.queue.values_mut() {
             place.since = Timestamp::MIN;

@@ -1,8 +1,8 @@
-//! The order of things: the record before the menu before the action, and deadlines that nothing
+//! The order of effects: the record before the menu before the action, and deadlines that nothing
 //! moves.
 
 use hostler::{
-    lifecycle::{FirstBoot, Menu, Node, Operation, Record, State},
+    lifecycle::{Executor, FirstBoot, Menu, Node, Operation, Record, State},
     model::{ids::NodeName, spec::NodeSpec},
 };
 use jiff::SignedDuration;
@@ -13,19 +13,21 @@ use crate::{
     world::Site,
 };
 
-/// The longest wait there is with the specs used here.
+/// The longest wait with the simulation's specs.
 const WAIT_MAX: SignedDuration = SignedDuration::from_hours(4);
 
 impl Site {
-    /// A record becomes durable.
+    /// Judges a record that becomes durable.
     pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
         self.deliver_update(node);
+        self.judge_comparison(node, record);
         self.judge_first_boot(node, record);
         self.note_record(node, record);
+        self.judge_saved_secrets(node, record);
         self.touch(node);
     }
 
-    /// Judges a boot menu as it comes to be served.
+    /// Judges a node's boot menu.
     pub(crate) fn judge_node(&mut self, node: &Node) {
         self.deliver_update(node.name());
         let (name, record) = (node.name(), node.record());
@@ -68,7 +70,7 @@ impl Site {
             self.broken("deadlines_absolute", Some(name), what);
         }
         let before = self.watch.waits.insert(name.clone(), wait.clone());
-        // Each try to clean up has a time of its own.
+        // Each try to clean up has its own deadline.
         if let Some(before) = before.filter(|_| wait.state != "cleaning-up") {
             let same = Wait { deadline: None, ..before.clone() }
                 == Wait { deadline: None, ..wait.clone() };
@@ -80,14 +82,31 @@ impl Site {
         }
     }
 
-    /// A record could not be written: what was known of the wait is no longer what the next start
-    /// finds.
+    /// Requires that no woken node asks for another wake-up at the same time.
+    pub(crate) fn judge_wake_ups(&mut self, executor: &Executor, due: &[NodeName]) {
+        if self.dead {
+            return;
+        }
+        for name in due {
+            let wake = executor.fleet().node(name).and_then(Node::next_wake);
+            if let Some((at, reason)) = wake
+                && at <= self.now()
+                && self.is_informed(name)
+                && !self.unsaved.contains(name)
+            {
+                let what = format!("it waits for {reason}, until {at}");
+                self.broken("never_woken_in_vain", Some(name), what);
+            }
+        }
+    }
+
+    /// Judges a record that could not be written: the next start does not find its deadline.
     pub(crate) fn judge_unsaved(&mut self, node: &NodeName) {
         self.deliver_update(node);
         self.watch.waits.remove(node);
     }
 
-    /// An operation is started.
+    /// Judges the start of an operation.
     pub(crate) fn judge_start(&mut self, node: &NodeName, operation: &Operation, spec: &NodeSpec) {
         let record = self.records.get(node);
         let announced = match (operation, record.map(|record| &record.state)) {
@@ -129,6 +148,7 @@ impl Site {
             self.broken("never_asks_a_bmc_that_is_not_there", Some(node), what);
         }
         self.judge_consent(node, operation, spec);
+        self.judge_means(node, operation, spec);
     }
 
     pub(crate) fn forget_watch(&mut self, node: &NodeName) {

@@ -1,4 +1,4 @@
-//! Concurrency limits: never more at once than allowed, and first come, first served.
+//! Concurrency limits: never more at once than allowed, first come, first served.
 
 use hostler::{
     lifecycle::{Record, State},
@@ -51,7 +51,7 @@ impl Site {
         }
     }
 
-    /// Notes which nodes say that they wait for a permit.
+    /// Records the nodes whose status says that they wait for a permit.
     pub(crate) fn note_queue(&mut self, status: &Status) {
         // A full disk hides it: who came first meanwhile can no longer be is_known.
         if status.message.ends_with("until it can be written") {
@@ -70,12 +70,12 @@ impl Site {
         }
     }
 
-    /// A node's turn has come, for this attempt.
+    /// Judges a node's permit for this attempt.
     pub(crate) fn judge_permit(&mut self, node: &NodeName, attempt: u32) {
         let latest = QueuePlace { attempt: attempt.saturating_sub(1), since: self.now() };
         let own = self.watch.queue.get(node).copied().unwrap_or(latest);
         let overtaken = self.watch.queue.iter().find(|(name, place)| {
-            // A node that is just being polled cannot go.
+            // A node in a poll cannot start.
             let ready = *name != node && !self.runs(name) && !self.unsaved.contains(*name);
             let is_known = place.since != Timestamp::MIN;
             ready && is_known && place.attempt <= own.attempt && place.since < own.since

@@ -1,7 +1,7 @@
-//! The status that is shown is true.
+//! The shown status is true.
 
 use hostler::{
-    lifecycle::Fleet,
+    lifecycle::{Fleet, Record, State},
     model::{
         ids::NodeName,
         status::{Booted, Phase, Status},
@@ -10,7 +10,7 @@ use hostler::{
 
 use crate::world::Site;
 
-/// Looking at all that is shown costs more than all the rest: now and then is enough.
+/// The check of all statuses costs more than all others, and runs only after some steps.
 const EVERY: u64 = 8;
 
 impl Site {
@@ -21,6 +21,7 @@ impl Site {
             self.judge_unsaved(&status.node);
         }
         self.note_queue(status);
+        self.judge_shown_secrets(status);
         let ready = !status.ready || matches!(status.phase, Phase::Deployed | Phase::Available);
         let booted = status.installed.as_ref().and_then(|installed| installed.booted);
         let unproven = matches!(booted, Some(Booted::Waiting | Booted::Missed));
@@ -36,7 +37,39 @@ impl Site {
         }
     }
 
-    /// After a step: what was shown last is the status, and what is durable says the same.
+    fn judge_shown_secrets(&mut self, status: &Status) {
+        if self.steps.is_multiple_of(EVERY) {
+            let (keys, passwords) = self.secrets_of(&status.node);
+            let shown = serde_json::to_string(status).unwrap();
+            if keys.iter().chain(&passwords).any(|secret| shown.contains(secret)) {
+                self.broken("secrets_stay_inside", Some(&status.node), shown);
+            }
+        }
+    }
+
+    /// A record has its attempt's secrets only for as long as they are needed, and can be read
+    /// back.
+    pub(crate) fn judge_saved_secrets(&mut self, node: &NodeName, record: &Record) {
+        if !self.steps.is_multiple_of(EVERY) {
+            return;
+        }
+        let saved = serde_json::to_string(record).unwrap();
+        let (keys, passwords) = self.secrets_of(node);
+        let over =
+            record.state.attempt().is_none() && !matches!(record.state, State::Preparing { .. });
+        let written = !matches!(record.state, State::Imaging { .. });
+        if over && keys.iter().any(|key| saved.contains(key))
+            || written && passwords.iter().any(|password| saved.contains(password))
+        {
+            self.broken("secrets_stay_inside", Some(node), saved.clone());
+        }
+        if serde_json::from_str::<Record>(&saved).ok().as_ref() != Some(record) {
+            self.broken("record_before_action", Some(node), "it cannot be read back".to_owned());
+        }
+    }
+
+    /// Checks after a step that the last shown status is the node's, and agrees with the durable
+    /// record.
     pub(crate) fn check_shown(&mut self, fleet: &Fleet, name: &NodeName) {
         let quiet = self.steps.is_multiple_of(EVERY)
             && !self.unsaved.contains(name)

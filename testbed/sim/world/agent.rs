@@ -1,5 +1,5 @@
-//! The agent's process: it reads the directory, it dies at any point, and it comes back to what is
-//! durable.
+//! The agent's process: it reads the directory, is killed at any point, and starts again from the
+//! durable state.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,16 @@ use hostler::{
     spec_dir::clashes,
 };
 
-use super::{Happening, Site, World};
+use super::{
+    World,
+    site::{Directory, Happening, Site},
+};
 
-/// From one reading of the directory to the next, in seconds, if nothing changes.
+/// The time between two scans without a change, in seconds.
 const RESCAN_S: u64 = 900;
 
-/// The spec directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Directory {
-    There,
-    Lost,
-    Empty,
-}
-
 impl World {
-    /// The directory is read, as the agent's driver does it.
+    /// Scans the directory, as the agent's driver does.
     pub(crate) fn scan(&mut self) {
         let Some(executor) = &mut self.executor else { return };
         let site = &mut self.site;
@@ -52,7 +47,7 @@ impl World {
         self.site.watch_directory();
     }
 
-    /// The agent is started: what is durable is read back.
+    /// Starts the agent from the durable state.
     pub(crate) fn start(&mut self) {
         if self.executor.is_some() {
             return;
@@ -64,7 +59,7 @@ impl World {
         site.note(None, || "the agent starts".to_owned());
         let records = site.read_back();
         let recovered = site.installs_on_status(&records);
-        // A state directory that is new, and finds that an agent was here.
+        // A new state directory with traces of an earlier agent.
         let is_lost = site.unclaimed.is_none() && !site.statuses.is_empty();
         site.judge_start_of_agent(&records, &recovered, is_lost);
         let lost =
@@ -84,7 +79,7 @@ impl World {
         self.site.after_ms(50, 2000, Happening::Scan);
     }
 
-    /// If the agent died in what it just did, it is gone, and so is all that only it knew.
+    /// Removes an agent that was killed in this step, with its volatile knowledge.
     pub(crate) fn bury(&mut self) {
         if !self.site.dead || self.executor.is_none() {
             return;
@@ -109,8 +104,8 @@ impl Site {
         self.after_s(RESCAN_S / 2, RESCAN_S, Happening::Scan);
     }
 
-    /// Damages files as a crash may do. A record is replaced in one step, so that only a failing
-    /// disk garbles one.
+    /// Damages files as a crash may do. A record is replaced atomically, so that only a failing
+    /// disk damages one.
     fn damage(&mut self) {
         if self.calm || !self.dice.permille(100) {
             return;
@@ -148,7 +143,7 @@ impl Site {
         }
     }
 
-    /// Records as they come back from their files.
+    /// Reads the records from their files.
     fn read_back(&mut self) -> BTreeMap<NodeName, Record> {
         let now = self.now();
         let garbled = std::mem::take(&mut self.watch.garbled);
@@ -168,7 +163,7 @@ impl Site {
         records
     }
 
-    /// The installations that the status files report, where no good record does.
+    /// The installations in status files without a good record.
     fn installs_on_status(
         &self,
         records: &BTreeMap<NodeName, Record>,

@@ -1,5 +1,5 @@
-//! The site as the core acts upon it. The agent may die before any of these calls: from then on
-//! nothing of what it does arrives.
+//! The site's implementation of the core's effects. The agent may be killed before each of these
+//! calls: later calls then have no effect.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use hostler::{
     },
 };
 
-use super::{Happening, Site};
+use super::site::{Happening, Site};
 use crate::names::{operation_name, state_name};
 
 impl Site {
-    /// Whether the agent is still there to make this call.
+    /// Whether the agent lives to make this call.
     fn lives_to_call(&mut self) -> bool {
         if let Some(fuse) = &mut self.fuse {
             if *fuse == 0 {
@@ -50,7 +50,7 @@ impl Effects for Site {
         Ok(())
     }
 
-    fn keep(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
+    fn save_site(&mut self, unclaimed: &UnclaimedInstalls) -> Result<(), String> {
         if !self.lives_to_call() {
             return Ok(());
         }
@@ -95,14 +95,21 @@ impl Effects for Site {
         }
         self.note(None, || format!("  reply to {request}: {reply:?}"));
         match self.open_requests.remove(&request) {
+            Some(None) if reply != Reply::Refused => {
+                let what = format!("a stranger is told {reply:?}");
+                self.broken("strangers_are_refused", None, what);
+            }
             None => {
                 let what = format!("request {request} is answered again");
                 self.broken("every_call_is_answered_once", None, what);
             }
-            Some(Some(id)) if !self.mishap(40) => {
-                self.after_ms(10, 800, Happening::Answer { id, reply });
+            Some(Some(id)) => {
+                self.judge_reply(id, &reply);
+                if !self.mishap(40) {
+                    self.after_ms(10, 800, Happening::Answer { id, reply });
+                }
             }
-            Some(_) => {}
+            Some(None) => {}
         }
     }
 

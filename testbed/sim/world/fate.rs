@@ -1,11 +1,15 @@
-//! Whims of fate: faults that come and go, crashes, clocks that are set, hands on power buttons.
+//! Random faults: outages, crashes, clock changes, pressed power buttons.
 
-use super::{Happening, Site, World, machine::Quirk};
+use super::{
+    World,
+    machine::Quirk,
+    site::{Happening, Site},
+};
 
 type Whim = fn(&mut World);
 
 impl World {
-    /// Has one whim, and arranges the next.
+    /// Causes one fault, and schedules the next.
     pub(crate) fn whim(&mut self) {
         let plan = self.site.plan.clone();
         if self.site.calm || plan.operator == 0 {
@@ -34,7 +38,7 @@ impl World {
 }
 
 impl Site {
-    /// The agent will be killed after so many more of its doings: often in the middle of one step.
+    /// Kills the agent after so many more of its calls: often in the middle of one step.
     fn light_fuse(&mut self) {
         let calls = self.dice.roll(40);
         self.note(None, || format!("the agent will be killed in {calls} calls"));
@@ -88,7 +92,7 @@ impl Site {
     fn set_clock(&mut self) {
         let by = [-86_400, -7200, -3600, -60, 60, 3600, 7200, 86_400];
         let by_s: i64 = *self.dice.pick(&by);
-        // The run began at noon on a day long after the first, and never gets before it.
+        // The run starts at noon on a day long after the clock's first, and never gets before that.
         self.skew_ms += by_s * 1000;
         self.note(None, || format!("the clock is set by {by_s} s"));
         self.judge_clock();
@@ -102,7 +106,7 @@ impl Site {
         self.switch(m, on);
     }
 
-    /// All trouble ends, and what it left behind is mended.
+    /// Ends all faults, and repairs their damage.
     pub(crate) fn come_to_rest(&mut self) {
         self.calm = true;
         self.fuse = None;

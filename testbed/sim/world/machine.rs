@@ -1,10 +1,11 @@
 //! A machine: its power, its firmware, its disks, and the faults of its BMC.
 //!
-//! Its acts are true, whatever the core assumes. The world asks it; it never asks the core.
+//! Its acts are real, whatever the core assumes. The world asks it; it never asks the core.
 
 use hostler::model::{
     disk::Disk,
-    ids::MacAddr,
+    ids::{MacAddr, NodeName},
+    secret::BootToken,
     spec::{BmcAddress, NodeSpec},
 };
 use std::net::IpAddr;
@@ -12,22 +13,24 @@ use std::net::IpAddr;
 /// The content of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Somebody's system, which boots.
+    /// A foreign system, which boots.
     Foreign,
     /// No system at all.
     Wiped,
-    /// A write was begun and not ended.
+    /// A part of an image.
     Half,
-    /// This image, whole.
+    /// The whole image of this name.
     Whole(String),
 }
 
-/// A disk, and who writes it at this moment.
+/// A disk, and its current writer.
 #[derive(Clone, Debug)]
 pub(crate) struct Platter {
     pub(crate) disk: Disk,
     pub(crate) content: Content,
     pub(crate) writers: Vec<u64>,
+    /// The token with which the disk's system calls, and its node.
+    pub(crate) token: Option<(NodeName, BootToken)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +39,7 @@ pub(crate) enum Device {
     Disk,
 }
 
-/// The faults of a BMC, each until a moment in time.
+/// The faults of a BMC, each with the time of its end.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_field_names, reason = "each says until when")]
 pub(crate) struct BmcFaults {
@@ -52,34 +55,35 @@ pub(crate) struct BmcFaults {
 pub(crate) enum Quirk {
     #[default]
     None,
-    /// Its firmware does not netboot.
+    /// The firmware does not netboot.
     NeverNetboots,
-    /// Its ramdisk gives up with an error.
+    /// The ramdisk gives up with an error.
     RamdiskError,
-    /// Its ramdisk finds other disks than the spec wants.
+    /// The ramdisk finds other disks than the spec wants.
     WrongDisks,
-    /// Its ramdisk boots and never calls.
+    /// The ramdisk boots and never calls the agent.
     Mute,
-    /// Its target stops in the middle of the write, and answers nothing.
+    /// The iSCSI target stops in the middle of the write, and answers nothing.
     StalledWrite,
-    /// Its target dies in the middle of the write.
+    /// The iSCSI target dies in the middle of the write.
     TargetDies,
-    /// It says completed so late that nobody waits any more.
+    /// The ramdisk reports completion too late.
     LateCompleted,
-    /// Its firmware comes up again and again, and never as far as the network.
+    /// The firmware restarts again and again, and never reaches the network.
     BootLoops,
-    /// Its own system never comes up.
+    /// The installed system never comes up.
     NeverUp,
-    /// Its own system comes up when nobody waits any more.
+    /// The installed system comes up after the first boot's time limit.
     LateUp,
-    /// Its own system restarts the machine once before it is up.
+    /// The installed system restarts the machine once before it comes up.
     RebootsFirst,
 }
 
 /// The target a ramdisk exports.
 #[derive(Clone, Debug)]
 pub(crate) struct Export {
-    pub(crate) secret: String,
+    /// `None` for a target without a secret, as Ironic's.
+    pub(crate) secret: Option<String>,
     pub(crate) platter: usize,
 }
 
@@ -91,7 +95,7 @@ pub(crate) struct Machine {
     pub(crate) mac: MacAddr,
     pub(crate) ip: IpAddr,
     pub(crate) on: bool,
-    /// Counts power on and off: what was set going before is over.
+    /// Counts power changes: events of an earlier session are void.
     pub(crate) session: u64,
     pub(crate) once: Option<Device>,
     pub(crate) always: Device,
@@ -99,17 +103,17 @@ pub(crate) struct Machine {
     pub(crate) faults: BmcFaults,
     pub(crate) quirk: Quirk,
     pub(crate) export: Option<Export>,
-    /// Whether the last power on was hostler's order to boot what it installed.
+    /// Whether the last power on was hostler's order to boot its installation.
     pub(crate) ordered: bool,
-    /// The session in which its own system is up.
+    /// The session in which the installed system came up.
     pub(crate) up: Option<u64>,
-    /// How often the system that is on its disk now came up.
+    /// Count of starts of the installed system.
     pub(crate) ups: u32,
 }
 
 impl Machine {
-    /// The n-th machine of a site, with somebody's system on its disk. One without a BMC asks the
-    /// network first at each boot.
+    /// The n-th machine of a site, with a foreign system on its disk. A machine without a BMC tries
+    /// the network first at each boot.
     pub(crate) fn new(n: usize, has_bmc: bool, on: bool) -> Self {
         let octet = u8::try_from(n % 250).unwrap() + 1;
         let disk = |name: &str, size| Disk {
@@ -118,7 +122,8 @@ impl Machine {
             serial: Some(format!("{name}-{n}")),
             ..Disk::default()
         };
-        let platter = |disk| Platter { disk, content: Content::Foreign, writers: Vec::new() };
+        let platter =
+            |disk| Platter { disk, content: Content::Foreign, writers: Vec::new(), token: None };
         Self {
             bmc: BmcAddress::at(format!("192.0.2.{octet}"), 623),
             has_bmc,
@@ -138,7 +143,7 @@ impl Machine {
         }
     }
 
-    /// Whether it is the one that a spec speaks of.
+    /// Whether a spec names this machine.
     pub(crate) fn is_meant(&self, spec: &NodeSpec) -> bool {
         match spec.bmc_address() {
             Some(bmc) => self.has_bmc && self.bmc == *bmc,
@@ -146,7 +151,7 @@ impl Machine {
         }
     }
 
-    /// Switches it. True: it came on, and its firmware starts.
+    /// Switches the machine; returns `true` if it came on, and its firmware starts.
     pub(crate) fn switch(&mut self, on: bool) -> bool {
         if self.on == on {
             return false;
@@ -157,12 +162,12 @@ impl Machine {
         on
     }
 
-    /// Whether its own system answers.
+    /// Whether the installed system answers.
     pub(crate) fn is_up(&self) -> bool {
         self.on && self.up == Some(self.session)
     }
 
-    /// The device that the firmware boots, which uses up a choice for one boot.
+    /// The device that the firmware boots; clears a choice for one boot.
     pub(crate) fn boot_device(&mut self) -> Device {
         self.once.take().unwrap_or(self.always)
     }

@@ -1,11 +1,13 @@
-//! Somebody who goes through the rack and presses buttons: those that status files ask for, and now
-//! and then others.
+//! An operator who presses power buttons: those that status files ask for, and sometimes others.
 
 use hostler::model::ids::NodeName;
 
-use super::{Happening, Site, machine::Device};
+use super::{
+    machine::Device,
+    site::{Happening, Site},
+};
 
-/// From one round to the next, in seconds.
+/// The time between two rounds, in seconds.
 const ROUND_S: (u64, u64) = (30, 900);
 
 impl Site {
@@ -35,7 +37,7 @@ impl Site {
                 self.note(None, || format!("somebody switches machine {any} off"));
                 self.switch(any, false);
             }
-            // The wrong one, which may even have a BMC.
+            // The wrong machine, which may even have a BMC.
             3 if !waiting.is_empty() => {
                 let wrong = self.dice.index(self.machines.len());
                 self.restart_manually(wrong, true);
@@ -48,7 +50,7 @@ impl Site {
         }
     }
 
-    /// The machine that the spec is meant for boots from the network.
+    /// Boots the spec's machine from the network.
     fn do_as_shown(&mut self, node: &NodeName) {
         if let Some(home) = self.files.get(node).map(|file| file.home) {
             self.restart_manually(home, true);

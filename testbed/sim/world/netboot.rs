@@ -1,19 +1,21 @@
-//! A machine that comes on: its firmware boots the network or the disk, and the network is what the
-//! agent serves at that moment.
+//! A machine that comes on: its firmware boots the network, which the agent serves, or the disk.
+
+use std::net::IpAddr;
 
 use hostler::{
     lifecycle::{Event, Menu},
     model::{
         boot::{BootStage, Fetch},
+        boot_report::BootReport,
         ids::{Digest, NodeName},
         netboot::{BootFile, Netboot, NetbootFiles},
-        secret::AttemptKey,
+        secret::{AttemptKey, BootToken},
     },
 };
 
 use super::{
-    Happening, Site,
     machine::{Content, Device, Quirk},
+    site::{Happening, Site},
     work::root_of,
 };
 
@@ -34,7 +36,7 @@ impl Site {
         }
     }
 
-    /// The firmware is up and looks for something to boot.
+    /// The firmware is up and chooses a boot device.
     pub(crate) fn firmware(&mut self, m: usize, session: u64) {
         if !self.lives_on(m, session) {
             return;
@@ -47,7 +49,7 @@ impl Site {
         if device == Device::Disk || !netboots {
             return self.boot_disk(m);
         }
-        // A dead agent serves nothing, and an unknown NIC neither.
+        // A dead agent serves nothing, and an unknown NIC gets nothing.
         let mac = self.machines[m].mac;
         let menu = self.menus.iter().find(|(_, (_, nics))| nics.contains(&mac));
         match menu.map(|(name, (menu, _))| (name.clone(), menu.clone())) {
@@ -84,7 +86,7 @@ impl Site {
             return None;
         };
         if self.mishap(10) {
-            // It hangs there.
+            // The machine hangs there.
             return None;
         }
         let next =
@@ -102,7 +104,7 @@ impl Site {
         }))
     }
 
-    /// The system's own kernel, and what is on the disk.
+    /// Boots the system's own kernel with the disk's content.
     fn boot_own_kernel(&mut self, m: usize, files: &[BootFile; 2], command_line: &str) {
         self.note(None, || format!("machine {m} boots {files:?} with {command_line}"));
         let unverified = files.iter().any(|file| match file {
@@ -147,7 +149,7 @@ impl Site {
         }
     }
 
-    /// Its own system is up, unless it restarts its machine before.
+    /// The machine's installed system comes up, unless it restarts the machine first.
     pub(crate) fn system_up(&mut self, m: usize, session: u64) {
         if !self.lives_on(m, session) {
             return;
@@ -161,5 +163,43 @@ impl Site {
         self.note(None, || format!("the system of machine {m} is up"));
         self.machines[m].up = Some(session);
         self.machines[m].ups += 1;
+        if let Some((node, token)) = self.machines[m].platters[0].token.clone() {
+            // The system repeats its call whether the agent received it or not.
+            for call in 0..4 {
+                let peer = self.machines[m].ip;
+                let (node, token) = (node.clone(), token.clone());
+                let happening = Happening::BootCall { node, token, peer };
+                self.after_s(call * 60, call * 60 + 40, happening);
+            }
+        }
+    }
+
+    /// Calls as an installed system, real or imitated.
+    pub(crate) fn boot_call(
+        &mut self,
+        node: NodeName,
+        token: BootToken,
+        peer: IpAddr,
+    ) -> Option<(NodeName, Event)> {
+        if self.mishap(60) {
+            return None;
+        }
+        self.requests += 1;
+        let request = self.requests;
+        self.open_requests.insert(request, None);
+        let report = BootReport { hostname: Some(node.to_string()), ..BootReport::default() };
+        Some((node, Event::BootCalled { request, peer, token, report }))
+    }
+
+    /// A stranger calls with a token that no attempt has, or with an old one.
+    pub(crate) fn stranger_boots(&mut self) {
+        let Some(n) = self.tokens.len().checked_sub(1) else { return };
+        let (node, old) = self.tokens[n.saturating_sub(self.dice.index(8))].clone();
+        let is_current =
+            self.records.get(&node).and_then(|record| record.boot_token.as_ref()) == Some(&old);
+        let guess = BootToken::from_bytes(&[9; 32]);
+        let token = if is_current { guess } else { old };
+        let peer = IpAddr::from([203, 0, 113, 66]);
+        self.after_ms(10, 500, Happening::BootCall { node, token, peer });
     }
 }

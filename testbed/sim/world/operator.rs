@@ -11,21 +11,10 @@ use hostler::{
 };
 
 use super::{
-    Happening, Site, World,
-    agent::Directory,
+    World,
+    site::{Directory, Happening, LaterEdit, Site},
     specs::{bmc_at, image, set_bmc},
 };
-
-/// Something planned for later.
-#[derive(Clone, Debug)]
-pub(crate) enum LaterEdit {
-    /// The next file of a playbook.
-    Redeploy { node: NodeName, value: String },
-    /// Files and directory as they should be.
-    Mend,
-    /// Everything that waits for an operator is let go on.
-    LetGoOn,
-}
 
 impl World {
     pub(crate) fn operate(&mut self) {
@@ -131,13 +120,14 @@ impl Site {
 
     fn edit_timeouts(&mut self, node: &NodeName) {
         let minutes = std::time::Duration::from_secs(60 * self.dice.between(5, 40));
-        // And another kernel, without a roll of the dice of its own: histories stay comparable.
+        // Also another kernel, without another random number, so that histories stay comparable.
         let kernel = format!("vmlinuz-{}", minutes.as_secs() / 60 % 3);
         self.change(node, |spec| {
             spec.timeouts.ramdisk = minutes;
             match minutes.as_secs() / 60 % 5 {
                 0 => spec.boot_check = BootCheck::None,
                 1 => spec.boot_check = BootCheck::Tcp { port: 443, address: None },
+                2 => spec.boot_check = BootCheck::Call,
                 _ => spec.timeouts.first_boot = minutes,
             }
             if let Some(netboot) = &mut spec.image.netboot {
@@ -146,7 +136,7 @@ impl Site {
         });
     }
 
-    /// In one `git push`, or one by one by a playbook.
+    /// Changes `redeploy` of many specs, in one `git push` or one by one by a playbook.
     fn redeploy_many(&mut self, names: &[NodeName], playbook: bool) {
         let value = format!("all-{}", self.dice.roll(1000));
         let mut at_s = 0;
@@ -165,7 +155,7 @@ impl Site {
     fn mistype(&mut self, node: &NodeName) {
         let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
         if self.plan.manual_power && self.dice.permille(300) {
-            // Its BMC is forgotten, or one is made up.
+            // The BMC is removed, or an invalid one added.
             let made_up = BmcAddress::at("192.0.2.253", 623);
             self.change(node, |spec| set_bmc(spec, (!has_bmc).then(|| Box::new(bmc_at(&made_up)))));
         } else if self.dice.permille(500) && has_bmc {
@@ -178,8 +168,7 @@ impl Site {
         }
     }
 
-    /// The machine is replaced by one that no spec is meant for, and often more is changed in the
-    /// same edit.
+    /// Replaces a machine by a spare one, often with more changes in the same edit.
     fn replace_machine(&mut self, node: &NodeName) {
         let Some(home) = self.spare() else { return };
         let (bmc, mac) = (self.bmc_of(home), self.machines[home].mac);
@@ -208,8 +197,7 @@ impl Site {
         }
     }
 
-    /// A network interface or a BMC's address is replaced, and everything else of the machine
-    /// stays.
+    /// Replaces a network interface or a BMC's address, and nothing else of the machine.
     fn replace_part(&mut self, node: &NodeName) {
         let has_bmc = self.files.get(node).is_some_and(|file| file.spec.bmc.is_some());
         if has_bmc && self.dice.permille(500) {
@@ -262,7 +250,7 @@ impl Site {
         self.files.insert(name, file);
     }
 
-    /// A machine without a spec gets one.
+    /// Writes a spec for a machine without one.
     fn bring_back(&mut self) {
         if let Some(home) = self.spare() {
             self.write_new_spec(home);
@@ -276,7 +264,7 @@ impl Site {
         self.after_s(10, 1800, Happening::LaterEdit(LaterEdit::Mend));
     }
 
-    /// Directory and files are put in order.
+    /// Repairs the directory and its files.
     pub(crate) fn mend(&mut self) {
         self.directory = Directory::There;
         let truth: Vec<(Option<Box<Bmc>>, MacAddr)> =
@@ -289,7 +277,7 @@ impl Site {
         }
     }
 
-    /// The operators' last word: nothing is paused, and everything is in order.
+    /// The operators' final edits: no node is paused, and every file is correct.
     pub(crate) fn last_word(&mut self) {
         self.mend();
         for file in self.files.values_mut() {

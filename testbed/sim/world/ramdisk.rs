@@ -1,5 +1,5 @@
-//! The deploy ramdisk: what it calls, and what it makes of the answers. Calls get lost, come twice,
-//! or come so late that the machine is long off.
+//! The deploy ramdisk: its calls, and its reactions to the answers. Calls get lost, come twice, or
+//! arrive long after the machine is off.
 
 use std::net::IpAddr;
 
@@ -12,77 +12,40 @@ use hostler::{
         ids::NodeName,
         machine::Machine,
         secret::{AttemptKey, Secret},
+        spec::DeployRamdisk,
     },
 };
 
 use super::{
-    Happening, Site,
     machine::{Export, Quirk},
+    site::{Happening, Message, Ramdisk, Site, Stage},
 };
 
-/// A boot of the ramdisk.
-#[derive(Clone, Debug)]
-pub(crate) struct Ramdisk {
-    pub(crate) machine: usize,
-    session: u64,
-    pub(crate) node: NodeName,
-    key: AttemptKey,
-    stage: Stage,
-    /// Counts changes of the stage, so that an old repetition is not acted upon.
-    stamp: u64,
-    iqn: String,
-    secret: String,
-    /// Whether it knows what its disk must hold.
-    compares: bool,
-    /// The way in which it is to leave its machine.
-    then: Then,
-    /// Whether it has said completed, and that all is well.
-    said_completed: bool,
-    /// Calls that were refused without another answer since.
-    refused: u32,
-}
-
-/// After so many refusals it believes that nobody knows its attempt.
+/// Refusals in a row after which it treats its attempt as unknown.
 const REFUSALS_MAX: u32 = 40;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Lookup,
-    Export,
-    Pass,
-    Poll,
-    Completed,
-    Over,
-}
-
-/// A call on its way to the agent.
-#[derive(Clone, Debug)]
-pub(crate) struct Message {
-    pub(crate) ramdisk: Option<usize>,
-    pub(crate) node: NodeName,
-    pub(crate) peer: IpAddr,
-    pub(crate) key: AttemptKey,
-    pub(crate) call: Call,
-}
-
 impl Site {
-    /// A machine has booted the ramdisk with the boot menu it was just served.
+    /// Starts a ramdisk on a machine, with the boot menu it got.
     pub(crate) fn ramdisk_boots(&mut self, machine: usize, node: NodeName, key: AttemptKey) {
         if self.machines[machine].quirk == Quirk::Mute {
             return;
         }
         let session = self.machines[machine].session;
         let id = self.ramdisks.len();
+        let spec = self.records.get(&node).and_then(|record| record.spec.as_ref());
+        let is_ironics = spec.is_some_and(|spec| spec.boot.ramdisk == DeployRamdisk::Ironic);
         self.ramdisks.push(Ramdisk {
             machine,
             session,
-            node,
             key,
             stage: Stage::Lookup,
             stamp: 0,
-            iqn: String::new(),
-            secret: format!("secret-{id}"),
+            iqn: if is_ironics { format!("iqn.2026-11.hostler:{node}") } else { String::new() },
+            secret: format!("chap-secret-{id}"),
+            is_ironics,
+            said_compared: false,
             compares: false,
+            node,
             then: Then::Wait,
             said_completed: false,
             refused: 0,
@@ -90,19 +53,36 @@ impl Site {
         self.after_s(5, 30, Happening::Ramdisk { id, stamp: 0 });
     }
 
-    /// Whether what now runs on the machine is a ramdisk that was booted with this key.
+    /// Whether the machine runs a ramdisk with this key.
     pub(crate) fn was_booted_with(&self, machine: usize, key: &AttemptKey) -> bool {
         let session = self.machines[machine].session;
         let mut booted = self.ramdisks.iter().rev();
         booted.any(|r| r.machine == machine && r.session == session && r.key == *key)
     }
 
-    /// Whether the ramdisk with this key has said completed.
+    /// Whether the ramdisk with this key has reported completed.
     pub(crate) fn has_completed(&self, key: &AttemptKey) -> bool {
         self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_completed)
     }
 
-    /// Whether a ramdisk of this machine has ever said completed.
+    /// Whether the ramdisk with this key has reported that its disk is verified.
+    pub(crate) fn has_compared(&self, key: &AttemptKey) -> bool {
+        self.ramdisks.iter().rev().any(|ramdisk| ramdisk.key == *key && ramdisk.said_compared)
+    }
+
+    /// The machine whose boot menu had this key.
+    pub(crate) fn booted_with(&self, key: &AttemptKey) -> Option<&super::machine::Machine> {
+        let ramdisk = self.ramdisks.iter().rev().find(|ramdisk| ramdisk.key == *key)?;
+        self.machines.get(ramdisk.machine)
+    }
+
+    /// The secrets of a node's last attempts: the keys, and the passwords of their targets.
+    pub(crate) fn secrets_of(&self, node: &NodeName) -> (Vec<String>, Vec<String>) {
+        let ramdisks = self.ramdisks.iter().rev().filter(|ramdisk| ramdisk.node == *node);
+        ramdisks.take(2).map(|r| (r.key.expose().to_owned(), r.secret.clone())).unzip()
+    }
+
+    /// Whether a ramdisk of this machine has ever reported completed.
     pub(crate) fn was_completed(&self, named: &Machine) -> bool {
         let is_named = |ramdisk: &Ramdisk| {
             let machine = &self.machines[ramdisk.machine];
@@ -117,7 +97,7 @@ impl Site {
         machine.on && machine.session == ramdisk.session && ramdisk.stage != Stage::Over
     }
 
-    /// Acts as its stage wants.
+    /// Makes the next step of a ramdisk's stage.
     pub(crate) fn ramdisk_acts(&mut self, id: usize, stamp: u64) {
         if !self.lives(id) || self.ramdisks[id].stamp != stamp {
             return;
@@ -126,6 +106,13 @@ impl Site {
         let Ramdisk { machine, stage, .. } = self.ramdisks[id];
         let quirk = self.machines[machine].quirk;
         let call = match stage {
+            Stage::Lookup if self.ramdisks[id].is_ironics => {
+                let error = mishap || matches!(quirk, Quirk::RamdiskError | Quirk::WrongDisks);
+                self.machines[machine].export =
+                    (!error).then_some(Export { secret: None, platter: 0 });
+                self.deploy_info(id, if error { "could not find disk to use" } else { "" })
+            }
+            Stage::Poll if self.ramdisks[id].is_ironics => return,
             Stage::Lookup => self.lookup(machine, quirk),
             Stage::Export => {
                 let error = mishap || quirk == Quirk::RamdiskError;
@@ -134,18 +121,20 @@ impl Site {
             Stage::Pass => self.deploy_info(id, ""),
             Stage::Poll => Call::DeployState,
             Stage::Completed => {
-                // It repeats what it has said.
+                // The ramdisk repeats its report.
                 let fails = mishap && !self.ramdisks[id].said_completed;
                 let error = if fails { "the disk is not as it should be" } else { "" };
-                // Having compared it, or not, as it was told.
-                let verified = self.ramdisks[id].compares;
-                self.ramdisks[id].said_completed = error.is_empty();
+                // With or without a comparison, as the agent asked.
+                let compares = self.ramdisks[id].compares;
+                let verified = compares && !(self.plan.other_ramdisks && id % 16 == 15);
+                self.ramdisks[id].said_compared |= verified && error.is_empty();
+                self.ramdisks[id].said_completed = verified == compares && error.is_empty();
                 Call::Completed(Completed { error: error.to_owned(), verified, verify_ms: 1000 })
             }
             Stage::Over => return,
         };
         self.send(id, call);
-        // Without an answer it calls again.
+        // Without an answer the ramdisk repeats its call.
         self.after_s(8, 20, Happening::Ramdisk { id, stamp });
     }
 
@@ -175,24 +164,26 @@ impl Site {
             self.after_s(8, 20, Happening::Ramdisk { id, stamp });
             return;
         }
-        self.machines[machine].export = Some(Export { secret, platter: 0 });
+        self.machines[machine].export = Some(Export { secret: Some(secret), platter: 0 });
         self.enter(id, Stage::Pass, 1);
     }
 
     fn deploy_info(&self, id: usize, error: &str) -> Call {
         let ramdisk = &self.ramdisks[id];
-        Call::PassDeployInfo(DeployInfo {
+        let secret = (!ramdisk.is_ironics).then(|| Secret::new(ramdisk.secret.clone()));
+        let info = DeployInfo {
             address: Some(self.machines[ramdisk.machine].ip),
             port: 3260,
             lun: 0,
             iqn: ramdisk.iqn.clone(),
-            chap_username: "user".to_owned(),
-            chap_password: Some(Secret::new(ramdisk.secret.clone())),
+            chap_username: secret.iter().map(|_| "user").collect(),
+            chap_password: secret,
             error: error.to_owned(),
-        })
+        };
+        if ramdisk.is_ironics { Call::IronicDeployInfo(info) } else { Call::PassDeployInfo(info) }
     }
 
-    /// The network takes it, for better or worse.
+    /// Sends a call over the network, which may lose, delay or repeat it.
     fn send(&mut self, id: usize, call: Call) {
         let ramdisk = &self.ramdisks[id];
         let (node, key) = (ramdisk.node.clone(), ramdisk.key.clone());
@@ -200,7 +191,7 @@ impl Site {
         let message = Message { ramdisk: Some(id), node, peer, key, call };
         let bad = self.t < self.bad_network_until;
         if self.mishap(10) || bad && self.dice.permille(300) {
-            // The call wanders about, and comes when nobody thinks of it any more.
+            // The call arrives again much later.
             self.after_s(30, 3600, Happening::Arrival(Box::new(message.clone())));
         }
         if !(self.mishap(30) || bad && self.dice.permille(400)) {
@@ -236,7 +227,7 @@ impl Site {
                 self.enter(id, Stage::Export, 3);
             }
             (Stage::Lookup, Reply::LookupAgain(_)) => self.enter(id, Stage::Lookup, 3),
-            (Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
+            (Stage::Lookup | Stage::Pass, Reply::Accepted) => self.enter(id, Stage::Poll, 4),
             (Stage::Poll, Reply::State(DeployStateReply { state: DeployState::Imaging, .. })) => {
                 self.enter(id, Stage::Poll, 10);
             }
@@ -259,7 +250,7 @@ impl Site {
                 self.ramdisks[id].then = *then;
                 self.leave(id);
             }
-            // The ramdisk has yet to learn how to leave the machine.
+            // The ramdisk still needs to know how to end the machine.
             (_, Reply::Failed(_)) => {
                 self.stop_target(id);
                 self.enter(id, Stage::Poll, 1);
@@ -279,7 +270,19 @@ impl Site {
         }
     }
 
-    /// The ramdisk is through, and leaves its machine as it was told.
+    /// The agent calls Ironic's ramdisk after the write.
+    pub(crate) fn ironics_is_called(&mut self, peer: IpAddr) {
+        let Self { machines, ramdisks, .. } = self;
+        let lives = |ramdisk: &&mut Ramdisk| {
+            let machine = &machines[ramdisk.machine];
+            machine.on && machine.ip == peer && machine.session == ramdisk.session
+        };
+        let Some(ramdisk) = ramdisks.iter_mut().rev().find(lives) else { return };
+        (ramdisk.said_completed, ramdisk.stage) = (true, Stage::Over);
+        machines[ramdisk.machine].export = None;
+    }
+
+    /// Ends the ramdisk, and its machine as the agent decided.
     fn leave(&mut self, id: usize) {
         let (machine, then) = (self.ramdisks[id].machine, self.ramdisks[id].then);
         self.ramdisks[id].stage = Stage::Over;
@@ -308,8 +311,11 @@ impl Site {
         self.after_s(wait_s, wait_s + wait_s / 2, Happening::Ramdisk { id, stamp });
     }
 
-    /// Somebody on the deploy network tries it, too.
+    /// A stranger on the deploy network makes a call.
     pub(crate) fn stranger_calls(&mut self) {
+        if self.dice.permille(300) {
+            return self.stranger_boots();
+        }
         let Some(n) = self.ramdisks.len().checked_sub(1) else { return };
         let newest = n.saturating_sub(self.dice.index(8));
         let Ramdisk { node, key, machine, .. } = self.ramdisks[newest].clone();

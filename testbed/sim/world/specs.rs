@@ -5,24 +5,13 @@ use std::{sync::Arc, time::Duration};
 use hostler::model::{
     ids::NodeName,
     netboot::Netboot,
-    spec::{Bmc, BmcAddress, BootCheck, Checksum, NodeSpec, Verify},
+    spec::{Bmc, BmcAddress, BootCheck, Checksum, DeployRamdisk, NodeSpec, Verify},
 };
 
-use super::Site;
-
-/// A spec file.
-#[derive(Clone, Debug)]
-pub(crate) struct File {
-    /// As it is when it can be read.
-    pub(crate) spec: NodeSpec,
-    /// Whether it cannot.
-    pub(crate) broken: bool,
-    /// The machine it is meant for.
-    pub(crate) home: usize,
-}
+use super::site::{File, Site};
 
 impl Site {
-    /// One spec for each machine, and some machines to spare.
+    /// Writes one spec for each machine, except for some spare machines.
     pub(crate) fn write_first_specs(&mut self) {
         for home in 0..self.machines.len() - self.plan.spares {
             self.write_new_spec(home);
@@ -54,15 +43,22 @@ impl Site {
             kernel_args: Vec::new(),
         };
         spec.image.netboot = (home % 4 == 1).then(|| Box::new(netboot()));
-        // Two of five have to show that their system is up.
-        if home % 5 < 2 {
-            spec.boot_check = BootCheck::Tcp { port: 80, address: None };
-        }
+        // Two of three specs have a boot check.
+        spec.boot_check = match home % 3 {
+            0 => BootCheck::Tcp { port: 80, address: None },
+            1 => BootCheck::Call,
+            _ => BootCheck::None,
+        };
         spec.timeouts.power = power_limit(machine.has_bmc);
+        if self.plan.other_ramdisks && home % 5 == 4 && machine.has_bmc {
+            spec.boot.ramdisk = DeployRamdisk::Ironic;
+            spec.boot.require_chap = false;
+            spec.image.verify = Verify::Full;
+        }
         spec
     }
 
-    /// The files as one reading of the directory finds them.
+    /// The files in one scan of the directory.
     pub(crate) fn read_specs(&self) -> hostler::lifecycle::Specs {
         self.files
             .iter()
@@ -77,14 +73,18 @@ impl Site {
     }
 }
 
-/// An operator takes longer than a BMC.
+/// The power limit: an operator takes longer than a BMC.
 fn power_limit(has_bmc: bool) -> Duration {
     Duration::from_secs(60 * if has_bmc { 2 } else { 180 })
 }
 
-/// Another BMC, or none.
+/// Changes or removes the BMC of a spec.
 pub(crate) fn set_bmc(spec: &mut NodeSpec, bmc: Option<Box<Bmc>>) {
     spec.timeouts.power = power_limit(bmc.is_some());
+    if bmc.is_none() {
+        // Ironic's ramdisk needs one.
+        spec.boot.ramdisk = DeployRamdisk::Hostler;
+    }
     spec.bmc = bmc;
 }
 

@@ -1,63 +1,29 @@
-//! Operations that run: calls to BMCs, looks at the image, and writes. Each reports exactly once;
-//! one that is told to stop reports when it has stopped. When the agent dies they die with it, but
-//! a command that was sent may still take effect.
+//! Running operations: calls to BMCs, preparation of images, and writes. Each reports exactly once;
+//! a cancelled one reports when it has stopped. They end with the agent's process, but a command in
+//! flight may still take effect.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use hostler::{
     lifecycle::{Event, NO_ANSWER, Operation, Outcome, PreparedImage, Target},
     model::{
         callback::DiskRange,
         fault::{Fault, Step},
-        ids::{NodeName, OpId},
+        ids::NodeName,
         power::PowerState,
-        secret::{AttemptKey, Secret},
-        spec::{Checksum, NodeSpec, Verify},
+        secret::{AttemptKey, BootToken, Secret},
+        spec::{BootCheck, Checksum, NodeSpec, Verify},
         status::{ImagingStage, Progress},
     },
 };
 
 use super::{
-    Happening, Site,
     machine::{Content, Device, Machine, Quirk},
+    site::{Happening, Job, JobKey, Move, Site},
 };
 
 /// The size of every image.
 pub(crate) const IMAGE_BYTES: u64 = 64 << 20;
-
-#[derive(Debug)]
-pub(crate) struct Job {
-    operation: Operation,
-    pub(crate) spec: Arc<NodeSpec>,
-    machine: Option<usize>,
-    moves: VecDeque<Move>,
-    pub(crate) cancelled: bool,
-    /// A failure that is not known to it before its next move.
-    failure: Option<Fault>,
-    writing: Option<(usize, usize)>,
-    pub(crate) id: u64,
-    /// Counts what was arranged for it: only the last counts.
-    stamp: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
-    Poll,
-    Off,
-    On,
-    /// The network, for one boot.
-    Netboot,
-    /// This, for good.
-    Boot(Device),
-    Hash,
-    Login,
-    Write,
-    Verify,
-    /// One round of asking a system's port.
-    Probe,
-}
-
-pub(crate) type JobKey = (NodeName, OpId);
 
 impl Site {
     pub(crate) fn begin_job(&mut self, key: &JobKey, operation: Operation, spec: Arc<NodeSpec>) {
@@ -108,7 +74,7 @@ impl Site {
         self.arrange(key, 0, if slow { 90_000 } else { 1500 });
     }
 
-    /// The operation's next move, and its end if there is none.
+    /// Makes the operation's next step; returns its end, if it has ended.
     pub(crate) fn work(&mut self, key: &JobKey, id: u64, stamp: u64) -> Option<(NodeName, Event)> {
         let job = self.jobs.get_mut(key).filter(|job| job.id == id && job.stamp == stamp)?;
         if let Some(fault) = job.failure.take() {
@@ -130,7 +96,7 @@ impl Site {
         }
     }
 
-    /// A command that was on its way when its operation was given up.
+    /// Executes the last command of a cancelled operation, which was in flight.
     fn last_command(&mut self, key: &JobKey) {
         let Some(job) = self.jobs.get(key) else { return };
         let (machine, next) = (job.machine, job.moves.front().copied());
@@ -190,10 +156,8 @@ impl Site {
         match next {
             Move::Off => self.switch(m, false),
             Move::On => {
-                // A machine that operators put in another's place is as it is, and may be switched
-                // on as the spec says.
-                // Nor can anybody tell that a spec names one machine's BMC and another one's
-                // network interfaces.
+                // A machine that operators put in another's place keeps its disk, and may be
+                // switched on as the spec says.
                 let is_one = spec.boot.macs.contains(&self.machines[m].mac);
                 let restart = matches!(self.jobs[key].operation, Operation::Restart { .. });
                 self.machines[m].ordered = restart && is_one;
@@ -234,14 +198,13 @@ impl Site {
         }
     }
 
-    /// The login finds the machine that answers at the target's address now, if it exports with the
-    /// secret.
+    /// Logs in to the machine that answers at the target's address, if it exports with the secret.
     fn log_in(&mut self, key: &JobKey) {
         let Some(target) = self.target_of(key) else { return };
         let found = self.machines.iter().position(|machine| {
             let export = machine.export.as_ref();
             let secret = target.chap_password.as_ref().map(Secret::expose);
-            let fits = export.is_some_and(|export| Some(export.secret.as_str()) == secret);
+            let fits = export.is_some_and(|export| export.secret.as_deref() == secret);
             machine.on && machine.ip == target.address && fits
         });
         let Some(m) = found.filter(|_| !self.mishap(20)) else {
@@ -278,6 +241,11 @@ impl Site {
             return None;
         }
         if next == Move::Verify {
+            let token = match &self.jobs[key].operation {
+                Operation::Image { boot_token, .. } => boot_token.clone(),
+                _ => None,
+            };
+            self.machines[m].platters[platter].token = token.map(|token| (key.0.clone(), token));
             self.machines[m].platters[platter].content = Content::Whole(image);
             self.arrange(key, 500, 3000);
             return None;
@@ -294,11 +262,23 @@ impl Site {
         Some((key.0.clone(), Event::Progress { op, progress }))
     }
 
-    /// Half a minute of asking whether the machine at that address has its own system up.
+    /// Makes the attempt's token, if the spec has a boot check by a call.
+    fn boot_token(&mut self, key: &JobKey) -> Option<BootToken> {
+        let job = &self.jobs[key];
+        let calls = job.spec.boot_check == BootCheck::Call;
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&job.id.to_be_bytes());
+        bytes[8] = 0xbb;
+        let token = calls.then(|| BootToken::from_bytes(&bytes))?;
+        self.tokens.push((key.0.clone(), token.clone()));
+        Some(token)
+    }
+
+    /// Probes for half a minute whether the installed system at the operation's address answers.
     fn probe(&mut self, key: &JobKey) {
         let Operation::ProbePort { address, .. } = &self.jobs[key].operation else { return };
-        let asked = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
-        if asked.is_some_and(Machine::is_up) && !self.mishap(20) {
+        let probed = self.machines.iter().find(|machine| machine.ip.to_string() == *address);
+        if probed.is_some_and(Machine::is_up) && !self.mishap(20) {
             return self.arrange(key, 10, 500);
         }
         let fault = Fault::passing(Step::FirstBoot, NO_ANSWER, "nobody answers", "");
@@ -328,6 +308,7 @@ impl Site {
                     root_uuid,
                     root_partuuid: None,
                     netboot,
+                    boot_token: self.boot_token(key),
                 };
                 let key = AttemptKey::from_bytes(&bytes);
                 Outcome::Prepared { image, key, system_guid: None, stages: Vec::new() }
@@ -354,7 +335,11 @@ impl Site {
                 Outcome::NetbootFiles(wanted.map(|wanted| self.verify(&wanted)).or(served))
             }
             Operation::CleanUp => Outcome::CleanedUp,
-            Operation::Release(_) => Outcome::Released,
+            Operation::Release(peer) => {
+                let peer = *peer;
+                self.ironics_is_called(peer);
+                Outcome::Released
+            }
         }
     }
 
@@ -364,7 +349,7 @@ impl Site {
             if let Some((m, platter)) = job.writing {
                 self.leave_disk(job.id, m, platter, outcome.is_ok());
             }
-            // The state that it found when it polled.
+            // The state that the poll found.
             if let (Ok(Outcome::Power(_)), Some(m)) = (&outcome, job.machine) {
                 let on = self.machines[m].on;
                 outcome = Ok(Outcome::Power(if on { PowerState::On } else { PowerState::Off }));
@@ -374,8 +359,7 @@ impl Site {
         (key.0.clone(), Event::Done { op: key.1, outcome })
     }
 
-    /// The writer lets go. A disk that was not written to its end is wiped, if its target still
-    /// answers.
+    /// Ends a write. An incomplete disk is wiped, if its target still answers.
     fn leave_disk(&mut self, id: u64, m: usize, platter: usize, whole: bool) {
         let reachable = self.machines[m].export.is_some() && !self.mishap(50);
         let disk = &mut self.machines[m].platters[platter];
@@ -385,7 +369,7 @@ impl Site {
         }
     }
 
-    /// The agent's process is gone: its operations stop where they are.
+    /// Stops all operations of a killed agent.
     pub(crate) fn kill_jobs(&mut self) {
         let keys: Vec<JobKey> = self.jobs.keys().cloned().collect();
         for key in keys {
@@ -398,7 +382,7 @@ impl Site {
         }
     }
 
-    /// Switches a machine; if it comes on, its firmware starts.
+    /// Switches a machine, and starts the firmware of one that comes on.
     pub(crate) fn switch(&mut self, m: usize, on: bool) {
         if self.machines[m].switch(on) {
             let session = self.machines[m].session;

@@ -1,9 +1,9 @@
-//! State directories and status files as each version wrote them, in `testbed/corpus`: each opens
-//! in this version and means the same.
+//! Tests of the state directories and status files of each version, in `testbed/corpus`: this
+//! version reads each with the same meaning.
 //!
-//! `state-2` is what this version makes of `state-1`. Until its release it follows a change of the
-//! format by `UPDATE_EXPECT=1 cargo test --lib corpus`; from then on it stays, and the next version
-//! gets a directory of its own.
+//! `state-2` is this version's upgrade of `state-1`. Until the release, `UPDATE_EXPECT=1 cargo test
+//! --lib corpus` renews it after a change of the format; later it stays, and the next version gets
+//! a directory of its own.
 
 use std::{collections::BTreeMap, env, fs, path::Path};
 
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A copy of what this version's predecessor or it itself wrote.
+/// Copies the files of the last or of this version.
 fn copy(version: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for part in ["state", "nodes"] {
@@ -28,8 +28,7 @@ fn corpus(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testbed/corpus").join(version)
 }
 
-/// The specs that were in force, and one more: the machine of `edge-006` comes back under another
-/// name.
+/// The effective specs and one more: the machine of `edge-006` comes back under another name.
 fn specs(agent: &Agent) -> Vec<NodeSpec> {
     let fleet = agent.executor.fleet();
     let specs = fleet.names().into_iter().filter_map(|name| fleet.node(&name)?.spec().cloned());
@@ -42,7 +41,7 @@ fn specs(agent: &Agent) -> Vec<NodeSpec> {
     specs
 }
 
-/// Where each node stands once the directory was read, with what is special about it.
+/// Each node's phase after the first scan, with its peculiarities.
 fn stands(agent: &mut Agent, specs: &[NodeSpec]) -> BTreeMap<String, String> {
     let found = specs.iter().map(|spec| (spec.name.clone(), Ok(Arc::new(spec.clone()))));
     for (name, event) in agent.executor.compare(now(), found.collect(), &BTreeMap::new()) {
@@ -97,7 +96,7 @@ fn what_each_version_wrote_opens_in_this_one_and_means_the_same() {
         let upgrade = "the state directory was of format 1; it has a checksum in every file now";
         assert_eq!(agent.losses, if version == "state-1" { upgrade } else { "" });
         agent.stop();
-        // Once: from now on all of it is of this version.
+        // Only the first start upgrades.
         let mut agent = Agent::start(dir.path());
         assert_eq!(stands(&mut agent, &specs), wanted(), "{version}, again");
         assert_eq!(agent.losses, "");
@@ -165,7 +164,7 @@ fn a_file_of_format_1_is_not_accepted_once_the_directory_is_of_this_one() {
     );
 }
 
-/// This version's corpus is what it makes of the one before.
+/// Checks that this version's corpus is its upgrade of the last one.
 fn update() {
     let dir = copy("state-1");
     let mut agent = Agent::start(dir.path());

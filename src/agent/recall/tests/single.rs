@@ -1,10 +1,9 @@
-//! One file at a time, in ways that are rarer than a flipped bit: a lost state directory with a
-//! status file that cannot be read, an old copy that was put back, a record that contradicts
-//! itself.
+//! Tests of rare kinds of damage to single files: an unreadable status file beside a lost state
+//! directory, a restored old copy, a record that contradicts itself.
 
 use super::*;
 
-/// The text of a status file, spoilt.
+/// Damages the text of a status file.
 type Spoil = fn(&Path, String);
 
 #[test]
@@ -41,6 +40,33 @@ fn a_status_file_that_cannot_be_read_holds_its_node_when_the_state_is_lost() {
     }
 }
 
+/// A record that is gone, and one that is damaged.
+#[test]
+fn only_a_node_that_is_held_for_its_lost_record_is_called_held() {
+    for damaged in [false, true] {
+        for status_file_is_there in [true, false] {
+            let site = Site::new();
+            let record = site.dir.path().join("state/a.json");
+            if damaged {
+                fs::write(&record, "{").unwrap();
+            } else {
+                fs::remove_file(&record).unwrap();
+            }
+            if !status_file_is_there {
+                fs::remove_file(site.dir.path().join("nodes/a.status.toml")).unwrap();
+            }
+            let mut agent = Agent::start(site.dir.path());
+            let loss = agent.losses.lines().find(|line| line.contains("a.json")).unwrap();
+            assert_eq!(loss.contains("is held until somebody"), !status_file_is_there, "{loss}");
+            assert_eq!(loss.contains("is still known"), status_file_is_there, "{loss}");
+            agent.scan(&site.specs);
+            let held = (!status_file_is_there).then_some(Hold::RecordLost);
+            assert_eq!(agent.held_for("a"), held, "{damaged}");
+            assert!(!agent.touched.contains("a"));
+        }
+    }
+}
+
 #[test]
 fn a_hold_for_a_lost_record_outlives_the_loss_of_the_state() {
     let site = Site::new();
@@ -60,7 +86,7 @@ fn an_old_copy_of_the_state_does_not_know_better_than_a_later_status_file() {
         let before = now().checked_sub(SignedDuration::from_hours(1)).unwrap();
         (old.since, old.history[0].at) = (before, before);
         match &mut old.installed {
-            // Under another `redeploy`: what is there would be taken for a reason to wipe.
+            // Under another `redeploy`, which would look like consent to WIPE.
             Some(installed) if installed_then => {
                 (installed.at, installed.redeploy) = (before, Some("zeroth".into()));
             }
@@ -111,7 +137,7 @@ fn a_state_directory_that_is_new_is_not_one_that_was_lost() {
         fs::remove_file(dir.path().join("state/new.json")).unwrap();
         fs::remove_dir_all(dir.path().join("state")).unwrap();
     }
-    // From the first start on its file is there, and missed when it is gone.
+    // From the first start on, the file exists, and its loss is noticed.
     Agent::start(dir.path()).stop();
     fs::remove_file(dir.path().join("state/_site.json")).unwrap();
     let mut agent = Agent::start(dir.path());

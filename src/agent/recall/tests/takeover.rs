@@ -1,9 +1,10 @@
-//! An agent that takes over from another one, and a state directory that is new where an agent was
-//! before: neither knows all that was known, and both know that.
+//! Tests of takeovers and of new state directories beside status files: such an agent knows that
+//! its knowledge is incomplete.
 
 use super::*;
 
-/// Nothing of the site was touched, what status files tell is deployed, and the rest is held.
+/// Checks that no machine was touched, that nodes with an installation in their status file are
+/// deployed, and that the others are held.
 fn assert_held(agent: &Agent, held: &[&str]) {
     assert_eq!(agent.touched, BTreeSet::new(), "{}", agent.losses);
     for node in held {
@@ -11,8 +12,7 @@ fn assert_held(agent: &Agent, held: &[&str]) {
     }
 }
 
-/// The files of an agent of another state directory, with a status file that is gone: what it alone
-/// knew is not known here.
+/// The files of an agent with another state directory, without one status file.
 fn site_of_another() -> Site {
     let site = Site::new();
     fs::remove_file(site.dir.path().join("nodes/a.status.toml")).unwrap();
@@ -24,7 +24,7 @@ fn site_of_another() -> Site {
 fn after_a_takeover_every_node_is_held_of_which_no_status_file_says_what_is_installed() {
     let site = site_of_another();
     for overtaken in [true, false] {
-        // The second time nothing but its own files tells it.
+        // The second time, only the agent's own files tell.
         let mut agent = Agent::start_after(site.dir.path(), overtaken);
         assert!(!agent.effects.store.another_agent().has_acted());
         assert!(agent.losses.contains("a spec names for the first time"), "{}", agent.losses);
@@ -40,7 +40,7 @@ fn after_a_takeover_every_node_is_held_of_which_no_status_file_says_what_is_inst
 /// Invariant (agents): After a takeover only what a status file names is installed.
 #[test]
 fn an_operators_word_about_machines_to_come_ends_no_doubt_about_those_that_were_there() {
-    // Whether it comes under its name or another one.
+    // Under its own name and under another one.
     for node in ["a", "z"] {
         let site = site_of_another();
         let mut agent = Agent::start_after(site.dir.path(), true);
@@ -59,7 +59,7 @@ fn a_takeover_that_was_killed_before_anything_was_written_is_one_at_the_next_sta
     let store = Store::open(site.dir.path().join("state")).unwrap();
     let another = store.another_agent();
     another.note().unwrap();
-    // Killed when the records were aside and nothing was written down.
+    // Killed after the records were put aside and before anything was written.
     store.set_records_aside().unwrap();
     drop(store);
     let mut agent = Agent::start_after(site.dir.path(), another.has_acted());
@@ -79,7 +79,7 @@ fn a_new_state_directory_that_finds_status_files_takes_no_machine_for_one_never_
                 agent.losses.contains("the state directory is new, and status files are");
             assert_eq!(reported, start == 0, "{}", agent.losses);
             agent.scan(&site.specs);
-            // `f` has the machine of `e`, which had no spec any more.
+            // `f` has the machine of `e`, whose spec is gone.
             assert_held(&agent, &["a", "c", "f", "new"]);
             agent.stop();
         }
@@ -121,7 +121,7 @@ fn that_nobody_knows_what_is_installed_stands_in_the_status_file_in_every_phase(
             let mut agent = Agent::start_after(site.dir.path(), overtaken);
             let says = "record c is lost, and its status file says that nobody knows";
             assert!(agent.losses.contains(says), "{}", agent.losses);
-            // Not because everything is held that is named for the first time.
+            // The reason is not that every new machine is held.
             assert_eq!(agent.executor.approve_new_machines(&mut agent.effects), Ok(true));
             agent.scan(&edited);
             agent.scan(&site.specs);

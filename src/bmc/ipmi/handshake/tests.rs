@@ -4,12 +4,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::bmc::ipmi::transport::CommandAnswer;
+use crate::bmc::ipmi::exchange::CommandAnswer;
 
-/// One session as it went over the wire, RMCP header left out.
+/// One recorded session, without RMCP headers.
 struct Capture {
     suite: CipherSuite,
-    /// Handshake: what we sent, what the BMC answered.
+    /// The requests and responses of the handshake.
     handshake: [(&'static str, &'static str); 3],
     /// Set Session Privilege Level to administrator, and its answer.
     privilege: (&'static str, &'static str),
@@ -73,7 +73,7 @@ impl Capture {
         datagram(self.handshake[step].1)
     }
 
-    /// The same handshake, begun again with the same chance.
+    /// Starts the recorded handshake again, with the same random values.
     fn start(&self, password: &str) -> Handshake {
         let open = datagram(self.handshake[0].0);
         let rakp1 = datagram(self.handshake[1].0);
@@ -91,7 +91,7 @@ impl Capture {
         Handshake::start(credentials, self.suite, nonces)
     }
 
-    /// Begun again, and gone on until this many answers were received.
+    /// Starts the recorded handshake, and feeds it this many responses.
     fn after(&self, answers: usize) -> Handshake {
         let mut handshake = self.start("correct-horse");
         for step in 0..answers {
@@ -271,7 +271,7 @@ proptest! {
     fn receiving_never_panics_on_any_bytes(bytes: Vec<u8>, step in 0_usize..3) {
         let mut handshake = PYGHMI.after(step);
         let _ignored = handshake.receive(&bytes);
-        // As deep as bytes can get: tag, status and session id are right.
+        // The tag, status and session id are right, so that the bytes reach the decoder.
         let kind = [PayloadType::OpenResponse, PayloadType::Rakp2, PayloadType::Rakp4][step];
         let mut payload = PYGHMI.received(step)[16..24].to_vec();
         payload.extend(bytes);

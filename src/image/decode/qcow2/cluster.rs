@@ -1,6 +1,6 @@
-//! A compressed cluster.
+//! Unpacks compressed clusters.
 //!
-//! Called by one worker, cluster by cluster. It must never take part of a cluster for the whole.
+//! A worker uses it, cluster by cluster. It must never return a part of a cluster as a whole one.
 
 use std::{fs::File, os::unix::fs::FileExt as _};
 
@@ -10,11 +10,11 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer
 use super::header::{Compression, Header};
 use crate::image::decode::DecodeError;
 
-/// QEMU lets zstd choose, which is nothing over the largest cluster's 2 MiB. This is what every
-/// decoder should take (RFC 8878, 3.1.1.1.2).
+/// The window that every decoder should support (RFC 8878, 3.1.1.1.2). QEMU's clusters have at most
+/// 2 MiB, and need no larger one.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// One cluster's memory, and what unpacks to it.
+/// A cluster's buffer, and the decoder that fills it.
 pub(super) struct Cluster {
     unpacker: Unpacker,
     packed: Vec<u8>,
@@ -40,8 +40,8 @@ impl Cluster {
         Ok(Self { unpacker, packed: Vec::new(), unpacked: vec![0; bytes] })
     }
 
-    /// Unpacks the cluster that begins here in the file and ends within these bytes: at most twice
-    /// a cluster, which the entry has bits for.
+    /// Unpacks the cluster at `at`, which ends within `bytes`: at most twice a cluster, by the bits
+    /// of its entry.
     pub(super) fn read(&mut self, image: &File, at: u64, bytes: u64) -> Result<&[u8], DecodeError> {
         self.packed.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
         image.read_exact_at(&mut self.packed, at)?;
@@ -69,8 +69,7 @@ impl Cluster {
     }
 }
 
-/// Unpacks until there is a cluster: what follows in the last sector belongs to others. Returns how
-/// many bytes there are.
+/// Unpacks one cluster, and returns its length; other clusters may follow in the last sector.
 fn unzstd(decoder: &mut Decoder<'_>, packed: &[u8], unpacked: &mut [u8]) -> Result<usize, String> {
     decoder.reinit().map_err(|error| error.to_string())?;
     let bytes = unpacked.len();

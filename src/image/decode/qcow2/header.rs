@@ -1,19 +1,19 @@
-//! The header: what must be known before anything else is read ("Header").
+//! The header of a qcow2 file, which comes before all other structures ("Header").
 //!
-//! Called with the first bytes of a file. It must never let an image through that needs what is not
-//! read here.
+//! The decoder passes a file's first bytes. It must refuse an image that needs a feature which
+//! hostler does not read.
 
 use std::fmt::Write as _;
 
 use crate::image::decode::DecodeError;
 
-/// The first level of tables is held in memory. QEMU has the same limit.
+/// Largest table of the first level, which is kept in memory. QEMU has the same limit.
 const L1_BYTES_MAX: u64 = 32 << 20;
 
-/// Characters of a name that are shown.
+/// Most characters of a name in a message.
 const NAME_CHARS_MAX: usize = 200;
 
-/// Header bytes of version 2, and fewest of version 3.
+/// Header bytes of version 2, and the least of version 3.
 const V2_BYTES: usize = 72;
 const V3_BYTES: u64 = 104;
 
@@ -27,13 +27,13 @@ const EXTENDED_L2: u64 = 1 << 4;
 /// Compression of clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compression {
-    /// Deflate without a header, which QEMU calls zlib.
+    /// Deflate without a header; QEMU's name is zlib.
     Deflate,
-    /// RFC 8878.
+    /// Zstandard (RFC 8878).
     Zstd,
 }
 
-/// The header of an image that can be read.
+/// The header of a supported image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::image::decode) struct Header {
     /// The size of the disk in bytes.
@@ -41,17 +41,17 @@ pub(in crate::image::decode) struct Header {
     pub(super) cluster_bits: u32,
     /// Offset of the first level of tables.
     pub(super) l1_at: u64,
-    /// Entries of it that are needed; there may be more.
+    /// The number of needed entries; the table may have more.
     pub(super) l1_entries: u64,
     pub(super) compression: Compression,
-    /// Whether entries say which 32nds of a cluster are there ("Extended L2 Entries").
+    /// Whether entries map 32nds of a cluster ("Extended L2 Entries").
     pub(super) has_subclusters: bool,
-    /// Whether bit 0 of an entry means zeros: from version 3 on.
+    /// Whether bit 0 of an entry means zeros, as from version 3 on.
     pub(super) has_zero_bit: bool,
 }
 
 impl Header {
-    /// From the first bytes of the file, of which there may be more than a header.
+    /// Parses the first bytes of a file, which may be more than the header.
     pub(in crate::image::decode) fn parse(head: &[u8]) -> Result<Self, DecodeError> {
         parse(head).map_err(|why| DecodeError::Unusable(format!("qcow2: {why}")))
     }
@@ -87,7 +87,7 @@ fn parse(head: &[u8]) -> Result<Header, String> {
     let compression = compression(head, incompatible)?;
 
     let cluster_bits = u32_at(head, 20);
-    // A 32nd of a cluster must still be a sector.
+    // A 32nd of a cluster is at least a sector.
     let least = if has_subclusters { 14 } else { 9 };
     if !(least..=21).contains(&cluster_bits) {
         return Err(format!("cluster_bits is {cluster_bits}, must be {least} to 21"));
@@ -122,7 +122,7 @@ fn parse(head: &[u8]) -> Result<Header, String> {
     Ok(header)
 }
 
-/// Whether the file has all there is to the disk, in the clear and undamaged.
+/// Checks that the file holds the whole disk, unencrypted and undamaged.
 fn check_usable(head: &[u8], incompatible: u64) -> Result<(), String> {
     if u64_at(head, 8) != 0 {
         let name = backing_file(head).map(|name| format!(", `{name}`")).unwrap_or_default();
@@ -146,8 +146,8 @@ fn check_usable(head: &[u8], incompatible: u64) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    // Marked dirty, only its reference counts may be wrong ("Incompatible features", bit 0), and
-    // those are not read.
+    // In a dirty image, only the reference counts may be wrong ("Incompatible features", bit 0),
+    // and hostler does not read them.
     let unknown = incompatible & !(DIRTY | COMPRESSION_TYPE | EXTENDED_L2);
     if unknown != 0 {
         let mut bits = String::new();
@@ -172,7 +172,7 @@ fn compression(head: &[u8], incompatible: u64) -> Result<Compression, String> {
     }
 }
 
-/// The name, as far as it can be shown.
+/// The backing file's name, shortened for a message.
 fn backing_file(head: &[u8]) -> Option<String> {
     let at = usize::try_from(u64_at(head, 8)).ok()?;
     let bytes = usize::try_from(u32_at(head, 16)).ok()?;
@@ -181,7 +181,7 @@ fn backing_file(head: &[u8]) -> Option<String> {
     Some(name.chars().take(NAME_CHARS_MAX).flat_map(char::escape_debug).collect())
 }
 
-/// Numbers are big-endian. Past the end they are 0, which the length is checked for.
+/// Reads a big-endian number; 0 past the end, which a check of the length excludes.
 fn u32_at(head: &[u8], at: usize) -> u32 {
     let bytes = head.get(at..).and_then(<[u8]>::first_chunk);
     bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))

@@ -1,8 +1,8 @@
-//! QEMU's disk format, read.
+//! Decodes QEMU's disk format qcow2.
 //!
-//! Called with a file whose first bytes say that it is qcow2. It must never follow a reference to
-//! another file, take what lies past the file's end for zeros, or hold more of the tables than the
-//! first level. The format is QEMU's docs/interop/qcow2.txt, which the section names here are from.
+//! The decoder uses it for a file with qcow2's signature. It must never follow a reference to
+//! another file, read zeros past the file's end, or keep more tables in memory than the first
+//! level. Section names are those of QEMU's docs/interop/qcow2.txt.
 
 mod cluster;
 mod header;
@@ -22,17 +22,17 @@ use std::{
 pub(super) use self::header::Header;
 use self::{
     cluster::Cluster,
-    tables::{Extent, Tables, Where},
+    tables::{Extent, ExtentSource, Tables},
 };
 use super::{DecodeError, kind::HEAD_BYTES, sparse, too_large};
 
-/// More do not help: the disk is the limit then.
+/// Most worker threads: with more, the disk is the limit.
 const WORKERS_MAX: usize = 4;
 
-/// Units that the workers may be ahead of the reported progress.
+/// Most units between the workers and the reported progress.
 const REPORTED_MAX: usize = 64;
 
-/// Writes the disk's bytes to `into`, an empty file. Tells how many are done, and of how many.
+/// Writes the disk's bytes to the empty file `into`. Reports the done bytes and the total.
 pub(super) fn decode(
     image: &File,
     into: &File,
@@ -52,7 +52,7 @@ pub(super) fn decode(
         for _ in 0..workers {
             let (work, reporter) = (&work, reporter.clone());
             thread::Builder::new().name("qcow2".to_owned()).spawn_scoped(scope, move || {
-                // Nobody listens once another worker failed or the work was cancelled.
+                // The receiver is gone after another worker's failure or a cancellation.
                 work.run(&reporter).or_else(|error| reporter.send(Err(error))).unwrap_or_default();
             })?;
         }
@@ -71,12 +71,12 @@ struct Work<'a> {
     tables: Tables<'a>,
     image: &'a File,
     into: &'a File,
-    /// Begin of the next unit that no worker has taken.
+    /// Offset of the next free unit.
     next: AtomicU64,
 }
 
 impl Work<'_> {
-    /// Takes one unit of the disk after the other until none is left.
+    /// Copies one unit of the disk after the other until none is left.
     fn run(&self, reporter: &SyncSender<Result<u64, DecodeError>>) -> Result<(), DecodeError> {
         let mut cluster = Cluster::new(self.tables.header())?;
         let (unit, disk) = (self.tables.unit_bytes(), self.tables.header().bytes);
@@ -108,13 +108,13 @@ impl Work<'_> {
     ) -> Result<(), DecodeError> {
         let bytes = usize::try_from(extent.bytes).unwrap_or(usize::MAX);
         let bytes = match extent.at {
-            Where::Nowhere => return Ok(()),
-            Where::Plain { at } => {
+            ExtentSource::Zeros => return Ok(()),
+            ExtentSource::Plain { at } => {
                 let buffer = buffer.get_mut(..bytes).unwrap_or_default();
                 self.image.read_exact_at(buffer, at)?;
                 buffer
             }
-            Where::Packed { at, bytes: packed } => {
+            ExtentSource::Packed { at, bytes: packed } => {
                 cluster.read(self.image, at, packed)?.get(..bytes).unwrap_or_default()
             }
         };

@@ -1,19 +1,19 @@
-//! The two levels of tables: where each part of the disk is in the file ("Cluster mapping").
+//! The two levels of tables, which map the disk to the file ("Cluster mapping").
 //!
-//! Called for one unit of the disk at a time, by several threads. It must never give out a place
-//! that is not in the file.
+//! Several threads use it, one unit of the disk at a time. It must never return an offset outside
+//! of the file.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use super::header::Header;
 use crate::image::decode::DecodeError;
 
-/// One cluster of the largest size, so that a unit is whole clusters.
+/// Bytes of a unit: the largest cluster, so that a unit is whole clusters.
 const UNIT_BYTES_MAX: u64 = 2 << 20;
 
 /// Bits 9 to 55 of an entry of either level.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Whether the reference count is 1, in an entry of either level. Not looked at.
+/// Flag of an entry of either level: the reference count is 1. Ignored.
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
@@ -22,22 +22,22 @@ const ZERO: u64 = 1;
 const SUBCLUSTERS: u32 = 32;
 const SECTOR_BYTES: u64 = 512;
 
-/// A part of the disk that lies in one piece.
+/// A contiguous part of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     /// Bytes of the disk.
     pub(super) bytes: u64,
-    pub(super) at: Where,
+    pub(super) at: ExtentSource,
 }
 
-/// The place of the bytes.
+/// The source of an extent's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Where {
+pub(super) enum ExtentSource {
     /// All zeros.
-    Nowhere,
-    /// As they are, from here in the file on.
+    Zeros,
+    /// Unpacked bytes at an offset of the file.
     Plain { at: u64 },
-    /// A whole cluster, whose packed bytes end somewhere within these.
+    /// A whole cluster, whose packed bytes end within these bytes of the file.
     Packed { at: u64, bytes: u64 },
 }
 
@@ -64,13 +64,14 @@ impl<'a> Tables<'a> {
         self.header
     }
 
-    /// Extents looked up at once: whole clusters, within one table of the second level.
+    /// Bytes of the disk that one lookup maps: whole clusters, within one table of the second
+    /// level.
     pub(super) fn unit_bytes(&self) -> u64 {
         UNIT_BYTES_MAX.min(self.header.l2_covers())
     }
 
-    /// Where the unit is that begins here on the disk. The extents follow each other; a hole may be
-    /// larger than the unit.
+    /// Maps the unit at an offset of the disk. The extents are contiguous; a hole may be larger
+    /// than the unit.
     pub(super) fn extents(&self, disk_at: u64) -> Result<Vec<Extent>, DecodeError> {
         let covers = self.header.l2_covers();
         let l1_index = usize::try_from(disk_at / covers).ok();
@@ -81,7 +82,7 @@ impl<'a> Tables<'a> {
         }
         if table_at == 0 {
             let end = (disk_at / covers + 1).saturating_mul(covers).min(self.header.bytes);
-            return Ok(vec![Extent { bytes: end - disk_at, at: Where::Nowhere }]);
+            return Ok(vec![Extent { bytes: end - disk_at, at: ExtentSource::Zeros }]);
         }
         self.check("L2 table", table_at, self.header.cluster_bytes())?;
         let (bits, entry_bits) = (self.header.cluster_bits, self.header.entry_bits());
@@ -92,7 +93,7 @@ impl<'a> Tables<'a> {
         self.map(&slice, bytes)
     }
 
-    /// The entries of that many bytes of the disk.
+    /// Maps so many bytes of the disk by the table's entries.
     fn map(&self, slice: &[u8], mut left: u64) -> Result<Vec<Extent>, DecodeError> {
         let mut extents = Vec::new();
         let mut numbers = numbers(slice);
@@ -114,7 +115,7 @@ impl<'a> Tables<'a> {
         Ok(extents)
     }
 
-    /// "Standard Cluster Descriptor".
+    /// Adds the extent of a "Standard Cluster Descriptor".
     fn push_cluster(
         &self,
         extents: &mut Vec<Extent>,
@@ -124,16 +125,16 @@ impl<'a> Tables<'a> {
         let flags = if self.header.has_zero_bit { COPIED | ZERO } else { COPIED };
         let at = offset(entry, flags)?;
         if entry & ZERO != 0 || at == 0 {
-            push(extents, Extent { bytes, at: Where::Nowhere });
+            push(extents, Extent { bytes, at: ExtentSource::Zeros });
             return Ok(());
         }
         self.check("cluster", at, bytes)?;
-        push(extents, Extent { bytes, at: Where::Plain { at } });
+        push(extents, Extent { bytes, at: ExtentSource::Plain { at } });
         Ok(())
     }
 
-    /// "Extended L2 Entries": bit n of the bitmap says that subcluster n is there, bit 32 + n that
-    /// it is zeros.
+    /// Adds the extents of a cluster with "Extended L2 Entries": bit n of the bitmap means that
+    /// subcluster n is allocated, bit 32 + n that it is zeros.
     fn push_subclusters(
         &self,
         extents: &mut Vec<Extent>,
@@ -155,33 +156,33 @@ impl<'a> Tables<'a> {
             let at = if is_there {
                 let at = cluster_at + u64::from(index) * subcluster;
                 self.within("subcluster", at, bytes)?;
-                Where::Plain { at }
+                ExtentSource::Plain { at }
             } else {
-                Where::Nowhere
+                ExtentSource::Zeros
             };
             push(extents, Extent { bytes, at });
         }
         Ok(())
     }
 
-    /// "Compressed Cluster Descriptor": below bit x an offset, above it the sectors that follow the
-    /// first.
-    fn packed(&self, entry: u64) -> Result<Where, DecodeError> {
+    /// Decodes a "Compressed Cluster Descriptor": the offset below bit x, and above it the number
+    /// of further sectors.
+    fn packed(&self, entry: u64) -> Result<ExtentSource, DecodeError> {
         let x = 62 - (self.header.cluster_bits - 8);
         let descriptor = entry & (COMPRESSED - 1);
         let at = descriptor & ((1 << x) - 1);
         let sectors = (descriptor >> x) + 1;
         let bytes = sectors * SECTOR_BYTES - at % SECTOR_BYTES;
-        // Nothing fills up the last sector of a file.
+        // The last sector of a file may be cut short.
         let image_end = self.image_bytes.next_multiple_of(SECTOR_BYTES);
         if at < self.image_bytes && at + bytes <= image_end {
             let bytes = bytes.min(self.image_bytes - at);
-            return Ok(Where::Packed { at, bytes });
+            return Ok(ExtentSource::Packed { at, bytes });
         }
         Err(self.past_end("compressed cluster", at, bytes))
     }
 
-    /// Fails if this is not a place for a cluster.
+    /// Fails if the bytes are no cluster of the file.
     fn check(&self, what: &str, at: u64, bytes: u64) -> Result<(), DecodeError> {
         if !at.is_multiple_of(self.header.cluster_bytes()) {
             return Err(unusable(&format!("the {what} at {at} does not begin with a cluster")));
@@ -189,7 +190,7 @@ impl<'a> Tables<'a> {
         self.within(what, at, bytes)
     }
 
-    /// Fails if this is not in the file. QEMU would read zeros, and hide that the file was cut
+    /// Fails if the bytes exceed the file. QEMU would read zeros, and hide that the file was cut
     /// short.
     fn within(&self, what: &str, at: u64, bytes: u64) -> Result<(), DecodeError> {
         match at.checked_add(bytes) {
@@ -206,7 +207,7 @@ impl<'a> Tables<'a> {
         ))
     }
 
-    /// The offset was checked to be within the file.
+    /// Reads bytes at a checked offset.
     fn read(&self, at: u64, bytes: u64) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
         self.image.read_exact_at(&mut buffer, at)?;
@@ -214,12 +215,14 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// Adds to the last extent if this one goes on there.
+/// Adds an extent, or extends the last one if they are contiguous.
 fn push(extents: &mut Vec<Extent>, extent: Extent) {
     if let Some(last) = extents.last_mut() {
         let goes_on = match (last.at, extent.at) {
-            (Where::Nowhere, Where::Nowhere) => true,
-            (Where::Plain { at: begin }, Where::Plain { at }) => begin + last.bytes == at,
+            (ExtentSource::Zeros, ExtentSource::Zeros) => true,
+            (ExtentSource::Plain { at: begin }, ExtentSource::Plain { at }) => {
+                begin + last.bytes == at
+            }
             _ => false,
         };
         if goes_on {
@@ -230,7 +233,7 @@ fn push(extents: &mut Vec<Extent>, extent: Extent) {
     extents.push(extent);
 }
 
-/// The offset in an entry without other flags than these.
+/// The offset in an entry, which may have only these flags.
 fn offset(entry: u64, flags: u64) -> Result<u64, DecodeError> {
     if entry & !(OFFSET | flags) == 0 {
         return Ok(entry & OFFSET);

@@ -1,4 +1,4 @@
-//! Every shape of list, and what is said of those without an answer.
+//! Every shape of list, and the errors of lists without an answer.
 
 use std::{fs, process::Command};
 
@@ -199,7 +199,7 @@ fn lists_written_by_the_tools_themselves_are_read() {
         fs::write(dir.path().join(name), name).unwrap();
         for tool in ["sha256sum", "sha256sum -b", "sha256sum --tag", "openssl dgst -sha256"] {
             if tool.starts_with("openssl") && name.contains('\n') {
-                continue; // it does not escape
+                continue; // openssl does not escape names
             }
             let command = format!("{tool} -- * 2>/dev/null || {tool} *");
             let shell = Command::new("sh").args(["-c", &command]).current_dir(dir.path()).output();
@@ -213,7 +213,10 @@ fn lists_written_by_the_tools_themselves_are_read() {
 
 proptest! {
     #[test]
-    fn never_panics_on_any_bytes(text in proptest::collection::vec(any::<u8>(), 0..300), name: Vec<u8>) {
+    fn never_panics_on_any_bytes(
+        text in proptest::collection::vec(any::<u8>(), 0..300),
+        name: Vec<u8>,
+    ) {
         drop(find(&text, &name, b"list"));
         drop(find(&text, b"a/b", &name));
     }

@@ -1,4 +1,4 @@
-//! Reading a directory again: nothing that is unchanged is parsed, and no change is missed.
+//! Tests of repeated scans: no unchanged file is parsed, and no change is missed.
 
 use std::{
     fs::{self, File},
@@ -53,7 +53,7 @@ impl Place {
         self.node().redeploy.clone().unwrap()
     }
 
-    /// Reads until a reading takes what it finds from the one before: the files are old enough.
+    /// Scans until the files are old enough for the next scan to know them.
     fn settle(&mut self) -> Arc<NodeSpec> {
         for _ in 0..2000 {
             let (one, other) = (self.node(), self.node());
@@ -82,7 +82,7 @@ fn a_spec_that_is_in_memory_is_not_there_twice_and_one_that_differs_is_read() {
     let recorded = Arc::new(place.node().as_ref().clone());
     place.reader = Reader::with_specs([Arc::clone(&recorded)]);
     assert!(Arc::ptr_eq(&place.node(), &recorded));
-    // Defaults that change nothing have everything parsed again.
+    // Changed defaults have everything parsed again, even without an effect.
     place.write("_defaults.toml", "timeouts.ramdisk = \"20m\"\n");
     assert!(Arc::ptr_eq(&place.node(), &recorded));
     place.write("a.toml", &spec("two"));
@@ -101,11 +101,11 @@ fn a_change_that_keeps_size_time_and_name_is_seen() {
     let put_back = |path: &Path| {
         File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
     };
-    // In place.
+    // Changed in place.
     place.write("a.toml", &spec("two"));
     put_back(&place.path("a.toml"));
     assert_eq!(place.redeploy(), "two");
-    // By another file.
+    // Replaced by another file.
     place.write("next", &spec("six"));
     put_back(&place.path("next"));
     fs::rename(place.path("next"), place.path("a.toml")).unwrap();

@@ -17,8 +17,7 @@ use crate::agent::{
     site::{Site, answer, hostler},
 };
 
-/// Runs `examples/ansible/site.yml`, which succeeds; answers with the number of tasks that changed
-/// something.
+/// Runs `examples/ansible/site.yml`, which must succeed; returns the number of tasks with changes.
 fn play(site: &Site, inventory: &Path, arguments: &[&str]) -> usize {
     let (success, text) = play_to_its_end(site, inventory, arguments);
     assert!(success, "{text}\n{}", site.log());
@@ -26,7 +25,7 @@ fn play(site: &Site, inventory: &Path, arguments: &[&str]) -> usize {
     changed.unwrap().0.parse().unwrap()
 }
 
-/// The same, however it ends: whether it succeeded, and what it said.
+/// Runs the playbook; returns whether it succeeded, and its output.
 fn play_to_its_end(site: &Site, inventory: &Path, arguments: &[&str]) -> (bool, String) {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let bin = repository.join("target/testbed/ansible/bin");
@@ -55,7 +54,7 @@ fn play_to_its_end(site: &Site, inventory: &Path, arguments: &[&str]) -> (bool, 
     (output.status.success(), format!("{text}\n{errors}"))
 }
 
-/// An inventory with this machine, and a node that is to be forgotten.
+/// Writes an inventory with this machine, and nodes to be removed.
 fn inventory(site: &Site, machine: &Machine, redeploy: &str, forgotten: &[&str]) -> PathBuf {
     let machine = json!({
         "name": machine.node,
@@ -78,7 +77,7 @@ fn inventory_of(site: &Site, machines: &serde_json::Value, forgotten: &[&str]) -
         "machines": machines,
         "forgotten": forgotten,
     });
-    // JSON is YAML.
+    // JSON is valid YAML.
     let path = site.path("inventory.yml");
     fs::write(&path, json!({"hostler": {"hosts": {"here": vars}}}).to_string()).unwrap();
     path
@@ -106,7 +105,7 @@ fn ansible_installs_a_machine_waits_for_it_and_changes_nothing_the_second_time()
     ends_deployed(&site, &machine);
     assert_eq!(machine.story(), DEPLOYED);
 
-    // The status file says `ready` when the play begins to wait, but not for this.
+    // The status file says `ready` at the play's beginning, but for another digest.
     let words = r#"[INC-4711] "disk" a\b (v1+x) $HOME 'y' 🚀"#;
     let second = inventory(&site, &machine, words, &["z"]);
     thread::scope(|scope| {
@@ -137,7 +136,7 @@ fn ansible_tells_the_first_machine_that_fails_with_what_helps_and_waits_for_no_o
     });
     let (success, said) = play_to_its_end(&site, &inventory_of(&site, &json!(machines), &[]), &[]);
     assert!(!success, "{said}");
-    // The other one waits for its ramdisk, for twenty minutes.
+    // The other machine waits for its ramdisk for twenty minutes.
     for word in ["edge-08 failed", "wrong user name or password", "hint: correct bmc.username"] {
         assert!(said.contains(word), "{word}: {said}");
     }
@@ -165,7 +164,7 @@ fn ansible_has_no_half_of_its_files_acted_on_and_none_that_is_wrong() {
     play(&site, &named(0), &specs);
     let macs = |node: &str| site.status(node).map(|status| status.machine.unwrap().macs);
     site.await_that("read", || nodes.iter().all(|node| macs(node).is_some()));
-    // Every machine gets the next one's addresses: any half of the files would be a clash.
+    // Every machine gets the next one's addresses, so that any part of the files is a clash.
     play(&site, &named(1), &specs);
     site.await_that("read again", || {
         let changed = |(node, n): (&&str, u8)| {
@@ -177,7 +176,7 @@ fn ansible_has_no_half_of_its_files_acted_on_and_none_that_is_wrong() {
         let status = site.status(node).unwrap();
         assert!(status.history.iter().all(|entry| entry.phase != Phase::Invalid), "{status:?}");
     }
-    // A spec that is wrong keeps all of them back.
+    // One wrong spec stops all files.
     let wrong = inventory_of(&site, &json!([nobody("a", 9), nobody("b", 9)]), &[]);
     let (success, said) = play_to_its_end(&site, &wrong, &specs);
     assert!(!success && said.contains("52:54:01:00:00:09"), "{said}");
@@ -196,13 +195,13 @@ fn ansible_puts_nothing_back_of_a_machine_that_it_does_not_name_any_more() {
     let (a, b, c) = (nobody("a", 1), nobody("b", 2), nobody("c", 3));
     let specs = ["--tags", "specs"];
     play(&site, &inventory_of(&site, &json!([a, b, c]), &[]), &specs);
-    // From now on somebody else says what `b` is to be, and nobody what `c` is.
-    let by_hand = site.path("nodes/b.toml");
-    let text = fs::read_to_string(&by_hand).unwrap().replace("old", "new");
-    fs::write(&by_hand, &text).unwrap();
+    // From now on a file outside of the inventory is the spec of `b`, and `c` has none.
+    let foreign_spec = site.path("nodes/b.toml");
+    let text = fs::read_to_string(&foreign_spec).unwrap().replace("old", "new");
+    fs::write(&foreign_spec, &text).unwrap();
     fs::remove_file(site.path("nodes/c.toml")).unwrap();
     play(&site, &inventory_of(&site, &json!([a]), &[]), &specs);
-    assert_eq!(fs::read_to_string(&by_hand).unwrap(), text);
+    assert_eq!(fs::read_to_string(&foreign_spec).unwrap(), text);
     assert!(site.path("nodes/a.toml").exists() && !site.path("nodes/c.toml").exists());
 }
 

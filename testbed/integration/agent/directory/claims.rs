@@ -20,7 +20,7 @@ fn a_second_claim_on_an_installed_machines_bmc_blocks_both_and_touches_nothing_u
     ends_deployed(&site, &machine);
 
     let sessions = machine.bmc.sessions();
-    // Copied, and not everything in it was changed.
+    // A copy with an unchanged BMC address.
     let copy = other.spec(&site).with("bmc.address", &format!("127.0.0.1:{}", machine.bmc.port));
     site.write("edge-08", &copy.clone().with("redeploy", "now"));
     for (node, named) in [(NODE, "edge-08.toml"), ("edge-08", "edge-07.toml")] {
@@ -31,7 +31,7 @@ fn a_second_claim_on_an_installed_machines_bmc_blocks_both_and_touches_nothing_u
             assert!(status.message.contains(named), "{}", status.message);
         }
     }
-    // Another edition of the same mistake, and consent of the first.
+    // Another edition of the same mistake, with consent for the first.
     site.write("edge-08", &copy.with("redeploy", "now!"));
     site.write(NODE, &machine.spec(&site).with("redeploy", "now"));
     site.write("z", &observed(1, ""));
@@ -70,7 +70,7 @@ fn a_deleted_spec_forgets_the_node_and_a_spec_that_comes_back_does_not_reinstall
 
     fs::rename(&kept, site.path("nodes/edge-07.toml")).unwrap();
     ends_deployed(&site, &machine);
-    // Under another name it is the same machine.
+    // The spec has another name, and the machine is the same.
     fs::rename(site.path("nodes/edge-07.toml"), site.path("nodes/renamed.toml")).unwrap();
     forgotten(&site, NODE);
     site.until("renamed", "ready", |status| status.ready);

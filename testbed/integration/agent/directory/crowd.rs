@@ -1,4 +1,4 @@
-//! Far more specs at once than a site has.
+//! Far more specs than a site has.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use super::{NO_RESCAN, is_effective, observed, reported, shell, status_elsewhere
 use crate::agent::site::Site;
 
 const CROWD: u16 = 2000;
-/// How long a caller may have to wait meanwhile, on a machine that runs many tests at once.
+/// Longest wait of a caller, on a machine that runs many tests at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(4);
 
-/// Specs of so many observed nodes in a directory of their own.
+/// Writes specs of many unmanaged nodes into a separate directory.
 fn gather(site: &Site, label: &str) {
     fs::create_dir(site.path("crowd")).unwrap();
     for number in 0..CROWD {
@@ -23,7 +23,7 @@ fn gather(site: &Site, label: &str) {
     }
 }
 
-/// How long a callback takes that only the driver can refuse.
+/// The duration of a callback that only the driver can refuse.
 fn call(site: &Site) -> Duration {
     let begun = Instant::now();
     let answer = Command::new("curl")
@@ -43,7 +43,7 @@ fn call(site: &Site) -> Duration {
 fn two_thousand_specs_at_once_keep_no_caller_waiting() {
     let site = Site::new();
     site.configure(&(status_elsewhere(&site) + NO_RESCAN));
-    // The agent polls the power of each; none answers.
+    // The agent polls the power of each; no BMC answers.
     fs::write(site.path("secrets/nobody.bmc"), "x").unwrap();
     gather(&site, "");
     let _agent = site.start();
@@ -59,7 +59,7 @@ fn two_thousand_specs_at_once_keep_no_caller_waiting() {
 #[expect(clippy::print_stdout, reason = "a measurement for people")]
 fn two_thousand_specs_that_come_and_change_at_once_are_all_in_force() {
     let site = Site::new();
-    // In memory: so many writes to a disk would be what this test waits for.
+    // In memory, because a disk would limit so many writes.
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     for part in ["state", "status"] {
         fs::remove_dir(site.path(part)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Files that people and their editors write, whole and by halves.
+//! Edits of spec files by editors, in one write or in parts.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,7 @@ fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() 
     for litter in [".y.toml.swp", "y.toml~", "4913", "#y.toml#", "y.toml.bak", ".y.toml.123"] {
         fs::write(path(litter), &other).unwrap();
     }
-    // Emacs locks a file with a link to nothing.
+    // Emacs locks a file with a dangling link.
     symlink("somebody@host.1:2", path(".#x.toml")).unwrap();
 
     let edition = |label: &str| observed(1, label);
@@ -37,23 +37,24 @@ fn every_way_of_saving_a_file_is_noticed_and_no_litter_of_an_editor_is_a_spec() 
     is_effective(&site, "x", &edition("in place"));
     super::shell(&site, "sed -i 's/in place/by sed/' nodes/x.toml");
     is_effective(&site, "x", &edition("by sed"));
-    // Vim: can files be made here? Then the old one becomes the backup, and a new one is written.
+    // Vim first tests whether it can make files, then renames the old file to the backup and writes
+    // a new one.
     fs::write(path("4913"), "").unwrap();
     fs::remove_file(path("4913")).unwrap();
     fs::rename(path("x.toml"), path("x.toml~")).unwrap();
     fs::write(path("x.toml"), edition("by vim").to_toml()).unwrap();
     fs::remove_file(path("x.toml~")).unwrap();
     is_effective(&site, "x", &edition("by vim"));
-    // A file that is moved in from elsewhere, as `mv` and `git checkout` do.
+    // A file that is moved into the directory, as `mv` and `git checkout` do.
     fs::write(site.path("elsewhere"), edition("moved in").to_toml()).unwrap();
     fs::rename(site.path("elsewhere"), path("x.toml")).unwrap();
     is_effective(&site, "x", &edition("moved in"));
-    // A link that points at another file now.
+    // A link to another file.
     fs::write(site.path("linked"), edition("linked").to_toml()).unwrap();
     fs::remove_file(path("x.toml")).unwrap();
     symlink(site.path("linked"), path("x.toml")).unwrap();
     is_effective(&site, "x", &edition("linked"));
-    // And an edit of the file that it points at.
+    // An edit of the link's target.
     fs::write(site.path("linked"), edition("behind the link").to_toml()).unwrap();
     is_effective(&site, "x", &edition("behind the link"));
 
@@ -98,7 +99,7 @@ fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and
     }
     assert!(said.contains("did you mean _defaults.toml?"), "{said}");
     assert!(said.ends_with(": 1 good, 2 problems\n"), "{said}");
-    // A rescan later they have not been told again.
+    // A rescan does not report them again.
     site.write("y", &observed(3, ""));
     is_effective(&site, "y", &observed(3, ""));
     let lines = |words: &str| site.log().lines().filter(|line| line.contains(words)).count();
@@ -146,7 +147,7 @@ fn a_half_written_spec_consents_to_nothing_until_it_is_whole() {
     site.write("z", &observed(1, "before"));
     let before = site.until_phase(NODE, Phase::Held);
 
-    // The consent is in the first half; the second is slow to come.
+    // The consent is in the first half; the second half follows late.
     let consent = spec.with("redeploy", "now").to_toml();
     let torn = consent.find("retry.backoff").unwrap() + 6;
     let mut file = File::create(site.path("nodes/edge-07.toml")).unwrap();
@@ -158,9 +159,9 @@ fn a_half_written_spec_consents_to_nothing_until_it_is_whole() {
     assert_eq!((status.phase, status.spec_digest), (Phase::Held, before.spec_digest));
     let line = consent[..torn].lines().count();
     assert!(status.message.contains(&format!("edge-07.toml:{line}:")), "{}", status.message);
-    assert!(status.message.contains("last good spec stays in force"), "{}", status.message);
+    assert!(status.message.contains("last good spec stays effective"), "{}", status.message);
     site.until_phase("edge-08", Phase::Invalid);
-    // The directory was read again after that, and nothing came of it.
+    // A later scan has no effect.
     site.write("z", &observed(1, "after"));
     is_effective(&site, "z", &observed(1, "after"));
     assert!(machine.story().is_empty());
@@ -223,7 +224,7 @@ fn a_change_of_defaults_reaches_every_node_and_broken_defaults_none() {
     fs::remove_file(site.path("nodes/_defaults.toml")).unwrap();
     is_effective_with(&site, "whole", &whole, &Defaults::default());
     let status = site.until("part", "incomplete", |status| !status.spec_valid);
-    assert!(status.message.contains("last good spec stays in force"), "{}", status.message);
+    assert!(status.message.contains("last good spec stays effective"), "{}", status.message);
     fs::remove_file(site.path("nodes/part.toml")).unwrap();
     forgotten(&site, "part");
 }

@@ -1,4 +1,4 @@
-//! The spec directory as a git repository in which somebody works.
+//! The spec directory as a git working copy.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::agent::{
 pub(super) struct Repository(PathBuf);
 
 impl Repository {
-    /// An empty one on branch `main`.
+    /// Makes an empty repository on branch `main`.
     pub(super) fn init(path: PathBuf) -> Self {
         fs::create_dir_all(&path).unwrap();
         let repository = Self(path);
@@ -46,7 +46,7 @@ impl Repository {
         self.write(&format!("{node}.toml"), &spec.to_toml());
     }
 
-    /// Commits everything there is; answers with the commit.
+    /// Commits all files; returns the commit.
     pub(super) fn commit(&self) -> String {
         self.git("add --all");
         self.git("commit --quiet --allow-empty --message=change");
@@ -59,7 +59,7 @@ impl Repository {
         output
     }
 
-    /// Whether it succeeded, and what it said.
+    /// Runs git; returns whether it succeeded, and its output.
     pub(super) fn try_git(&self, arguments: &str) -> (bool, String) {
         let output = Command::new("git")
             .args(["-c", "user.name=x", "-c", "user.email=x@example.com"])
@@ -150,7 +150,7 @@ fn a_merge_conflict_consents_to_nothing_until_it_is_resolved() {
     let before = site.until_phase(NODE, Phase::Held);
     let (merged, said) = repository.try_git("merge theirs");
     assert!(!merged && said.contains("CONFLICT"), "{said}");
-    // A spec that merged well is effective.
+    // A spec without a conflict is effective.
     is_effective(&site, "z", &observed(1, "after"));
     let status = site.until(NODE, "in conflict", |status| !status.spec_valid);
     let text = fs::read_to_string(repository.path().join("edge-07.toml")).unwrap();

@@ -1,4 +1,4 @@
-//! git-sync: one checkout for each revision, and a link that is swapped.
+//! git-sync: one checkout for each revision, and a link that it swaps.
 
 use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
@@ -11,8 +11,8 @@ use crate::agent::{
     site::{Site, Spec},
 };
 
-/// The files that git-sync keeps below its root: the repository, `.worktrees/<revision>`, and
-/// `current`, a relative link to one of them.
+/// git-sync's files: the repository, `.worktrees/<revision>`, and `current`, a relative link to one
+/// of them.
 struct GitSync {
     origin: Repository,
     mirror: Repository,
@@ -20,7 +20,7 @@ struct GitSync {
 }
 
 impl GitSync {
-    /// The specs are in the folder `site` of the repository, which has nothing yet.
+    /// Makes a repository whose specs are in the folder `site`, still empty.
     fn new(site: &Site) -> Self {
         let origin = Repository::init(site.path("origin"));
         origin.commit();
@@ -32,7 +32,7 @@ impl GitSync {
         self.origin.write(&format!("site/{node}.toml"), &spec.to_toml());
     }
 
-    /// Checks the origin out as it is now, flips the link, and removes the checkout before it.
+    /// Checks the origin out, swaps the link, and removes the previous checkout.
     fn sync(&mut self) {
         let revision = self.origin.commit();
         self.mirror.git("fetch --quiet origin main");
@@ -56,7 +56,7 @@ impl GitSync {
     }
 }
 
-/// The agent reads what is behind the link.
+/// Configures the agent to read the link's target.
 fn configure(site: &Site) {
     site.configure(&(status_elsewhere(site) + NO_RESCAN));
     let config = site.path("hostler.toml");
@@ -69,7 +69,7 @@ fn every_flip_of_git_sync_is_followed() {
     let site = Site::new();
     configure(&site);
     let mut git_sync = GitSync::new(&site);
-    // The agent may be there before the first sync.
+    // The agent may start before the first sync.
     let _agent = site.start();
     for edition in ["one", "two", "three", "four"] {
         git_sync.write_spec("a", &observed(1, edition));
@@ -116,7 +116,7 @@ fn a_flip_to_nothing_holds_everything_and_the_flip_back_goes_on() {
             held(&site, node, why);
         }
     }
-    // Consent that comes meanwhile is not lost.
+    // Consent during the outage is not lost.
     git_sync.write_spec("a", &observed(1, "after"));
     git_sync.link(&good);
     is_effective(&site, "a", &observed(1, "before"));

@@ -1,4 +1,4 @@
-//! Entries of a spec directory that are no spec at all.
+//! Entries of a spec directory that are no specs.
 
 use std::{
     ffi::OsStr,
@@ -15,8 +15,7 @@ use hostler::model::status::Phase;
 use super::{NO_RESCAN, is_effective, observed, shell};
 use crate::agent::site::{Agent, Site};
 
-/// Starts the agent as an administrator's unit does, as a user who may not read everything: root
-/// without root's powers over files.
+/// Starts the agent as a user who may not read every file: root without capabilities.
 fn start_without_powers(site: &Site) -> Agent {
     let run = site.hostler(&["run"]);
     let mut command = Command::new("setpriv");
@@ -72,8 +71,7 @@ fn hostile_entries_are_told_and_keep_nobody_waiting() {
         assert!(!status.spec_valid && status.message.contains(problem), "{}", status.message);
         assert!(status.message.len() < 1000, "{}", status.message);
     }
-    // Those that name no node have no status file: they are in the log, each line a line of its
-    // own.
+    // Entries without a node have no status file: the log names them, each in one line.
     let log = site.log();
     for named in ["K\u{fffd}ln.toml", r"for\nged.toml", "UPPER.toml", &"n".repeat(64)] {
         assert!(
@@ -81,7 +79,7 @@ fn hostile_entries_are_told_and_keep_nobody_waiting() {
             "{named}:\n{log}"
         );
     }
-    // The others are noticed as ever, and what is mended is a node like any other.
+    // The other specs work, and a repaired one is a normal node.
     site.write("good", &observed(1, "better"));
     is_effective(&site, "good", &observed(1, "better"));
     fs::remove_file(path("pipe.toml")).unwrap();

@@ -1,4 +1,4 @@
-//! Directories that go away and come back, and events that do.
+//! Directories and events that are lost and come back.
 
 use std::fs;
 
@@ -48,11 +48,11 @@ fn status_files_come_back_with_the_directory() {
     let _agent = site.start();
     site.write("a", &observed(1, "before"));
     is_effective(&site, "a", &observed(1, "before"));
-    // As a fresh clone: what is not in git is not in it.
+    // Like a fresh clone, the directory has only files in git.
     shell(&site, "mkdir new; cp nodes/a.toml new; rm -rf nodes; mv new nodes");
     is_effective(&site, "a", &observed(1, "before"));
     shell(&site, "cp -r nodes copy; rm -rf nodes");
-    site.await_that("missed", || site.log().contains("everything is held"));
+    site.await_that("missed", || site.log().contains("no node starts anything"));
     shell(&site, "rm copy/*.status.toml; mv copy nodes");
     is_effective(&site, "a", &observed(1, "before"));
 }
@@ -72,7 +72,7 @@ fn after_a_flood_of_lost_events_the_last_state_counts() {
         .unwrap();
     let signal = |name: &str| shell(&site, &format!("kill -{name} {}", agent.id()));
     signal("STOP");
-    // Each of these is an event of its own, because no two neighbours are alike.
+    // Each of these writes is a separate event, because no two neighbours are alike.
     for number in 0..=most {
         let [here, there] = [number % 2, (number + 1) % 2].map(|which| format!("nodes/.{which}"));
         if number == 0 {
@@ -80,14 +80,14 @@ fn after_a_flood_of_lost_events_the_last_state_counts() {
         }
         fs::rename(site.path(&here), site.path(&there)).unwrap();
     }
-    // The queue is full by now: nothing tells of this.
+    // The queue is full, so that no event reports this.
     shell(&site, "mv nodes old; mkdir nodes");
     site.write("a", &observed(1, "after"));
     site.write("b", &observed(2, "after"));
     signal("CONT");
     is_effective(&site, "a", &observed(1, "after"));
     is_effective(&site, "b", &observed(2, "after"));
-    // And the new directory is watched.
+    // The new directory is watched.
     site.write("a", &observed(1, "later"));
     is_effective(&site, "a", &observed(1, "later"));
 }

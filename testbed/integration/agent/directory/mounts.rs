@@ -1,12 +1,12 @@
-//! Spec directories that are mounts: read-only ones, and ones that come later. Each agent has a
-//! mount namespace of its own.
+//! Spec directories that are mounts, read-only or mounted later. Each agent has its own mount
+//! namespace.
 
 use std::{fs, process::Command};
 
 use super::{NO_RESCAN, held, is_effective, observed, shell, status_elsewhere};
 use crate::agent::site::{Agent, Site};
 
-/// Starts the agent with the mounts that this script makes in the site's directory.
+/// Starts the agent with the mounts of this script in the site's directory.
 fn start_with_mounts(site: &Site, script: &str) -> Agent {
     let run = site.hostler(&["run"]);
     let mut command = Command::new("unshare");
@@ -23,7 +23,7 @@ const READ_ONLY: &str = "mount --bind nodes nodes; mount -o remount,bind,ro node
 #[test]
 fn a_read_only_directory_is_as_good_as_any_if_status_files_go_elsewhere() {
     let site = Site::new();
-    // It need not be there yet.
+    // The status directory may be missing.
     fs::remove_dir(site.path("status")).unwrap();
     site.configure(&(status_elsewhere(&site) + NO_RESCAN));
     let _agent = start_with_mounts(&site, READ_ONLY);
@@ -47,7 +47,7 @@ fn a_read_only_directory_without_a_place_for_status_files_is_told_once_with_the_
     site.await_that("told", || errors() > 0);
     let log = site.log();
     assert!(log.contains("specs.status_dir") && log.contains("Read-only file system"), "{log}");
-    // The agent works all the same: it reads on, and keeps its record.
+    // The agent continues: it reads specs, and keeps its record.
     site.write("a", &observed(1, "two"));
     site.await_that("effective", || site.record("a").contains("\"two\""));
     let (status, _) = agent.terminate();

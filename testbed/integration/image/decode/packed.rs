@@ -1,4 +1,4 @@
-//! Outer layers as the usual packers write them.
+//! Compressed files of the usual packers.
 
 use std::{fs::File, ops::ControlFlow};
 
@@ -9,7 +9,7 @@ use hostler::{
 
 use super::{Bench, decode_as, disk};
 
-/// Commands that pack their input, and whether zeros may follow.
+/// Commands that pack their input.
 const PACKERS: &[&str] = &[
     "gzip -1",
     "gzip -6 -n",
@@ -40,7 +40,7 @@ const PACKERS: &[&str] = &[
     "lbzip2 -n2",
 ];
 
-/// One of each.
+/// One packer of each format.
 const USUAL: &[&str] = &["gzip", "xz -1", "zstd", "bzip2"];
 
 #[test]
@@ -64,7 +64,7 @@ fn members_frames_and_streams_are_one_image() {
     for packer in USUAL {
         bench.sh(&format!("for part in part??; do {packer} <$part; done >packed"));
         assert!(bench.decode("packed").unwrap() == raw, "{packer}");
-        // An empty one in the middle and at the end.
+        // An empty member in the middle and at the end.
         bench.sh(&format!("{packer} </dev/null >none; {packer} <disk.raw >disk"));
         bench.sh("cat none disk none none >packed");
         assert!(bench.decode("packed").unwrap() == raw, "{packer} with empty ones");

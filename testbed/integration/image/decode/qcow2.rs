@@ -1,4 +1,4 @@
-//! qcow2 as qemu-img and qemu-io write it, each image compared with what qemu-img makes of it.
+//! qcow2 images of qemu-img and qemu-io, each compared with qemu-img's own reading.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use super::{Bench, ZEROS, disk};
 /// Not a multiple of any large cluster.
 const DISK_BYTES: usize = (9 << 20) + 3 * 512;
 
-/// Options an image can be made with. Version 2 knows neither zstd nor zero clusters.
+/// Options of images. Version 2 supports neither zstd nor zero clusters.
 const VARIANTS: &[&str] = &[
     "compat=0.10",
     "compat=0.10,cluster_size=512",
@@ -33,7 +33,7 @@ const VARIANTS: &[&str] = &[
     "compat=1.1,extended_l2=on,preallocation=metadata",
 ];
 
-/// Compares with what qemu-img reads.
+/// Compares an image with qemu-img's reading.
 fn check(bench: &Bench, image: &str, how: &str) {
     bench.sh(&format!("qemu-img convert -O raw {image} theirs.raw"));
     let ours = bench.decode(image).unwrap_or_else(|error| panic!("{how}: {error}"));
@@ -47,7 +47,7 @@ fn what_qemu_img_converts_is_read_as_it_was() {
     bench.write("disk.raw", &raw);
     for options in VARIANTS {
         for packed in ["", "-c"] {
-            // Whoever compresses cannot have allocated before.
+            // Compression excludes preallocation.
             if packed == "-c" && options.contains("preallocation") {
                 continue;
             }
@@ -58,7 +58,7 @@ fn what_qemu_img_converts_is_read_as_it_was() {
     }
 }
 
-/// Writes, zeros, discards and compressed writes, all over each other.
+/// Random overlapping writes, zeros, discards and compressed writes.
 fn scribble(random: &mut fastrand::Rng, bytes: u64, count: usize) -> String {
     let mut commands = String::new();
     for _ in 0..count {
@@ -69,7 +69,7 @@ fn scribble(random: &mut fastrand::Rng, bytes: u64, count: usize) -> String {
             0 => format!("write -z {at} {length}"),
             1 => format!("write -z -u {at} {length}"),
             2 => format!("discard {at} {length}"),
-            // Whole clusters only; what overlaps others is refused, which is no matter.
+            // Whole clusters only; qemu-io refuses overlaps, which does no harm.
             3 => format!("write -c -P {pattern} {} 2M", at >> 21 << 21),
             _ => format!("write -P {pattern} {at} {length}"),
         };
@@ -139,11 +139,11 @@ fn an_image_that_is_cut_short_is_never_taken_for_whole() {
         for length in lengths {
             bench.write("cut", &image[..length]);
             let said = bench.refusal("cut");
-            // The last that is left may be a part of a compressed cluster's last sector.
+            // The cut may be within a compressed cluster's last sector.
             let is_seen = ["cut short", "empty", "the compressed cluster at"];
             assert!(is_seen.iter().any(|why| said.contains(why)), "{how} at {length}: {said}");
         }
-        // The last bytes may not be in use.
+        // The last bytes may be unused.
         for length in (image.len() - 1024..image.len()).step_by(89) {
             bench.write("cut", &image[..length]);
             if let Ok(ours) = bench.decode("cut") {

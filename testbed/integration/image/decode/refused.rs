@@ -1,4 +1,4 @@
-//! A file that cannot be written to a disk, or not without another one, is refused by its name.
+//! Files that cannot be written to a disk, or need another file, are refused by name.
 
 use hostler::model::spec::ImageFormat;
 
@@ -76,7 +76,7 @@ fn an_image_that_needs_what_is_not_in_it_is_refused() {
         ),
         ("-o encrypt.format=aes,encrypt.key-secret=s q 1M", "encrypted with AES"),
     ] {
-        // On a busy machine qemu-img cannot always measure how long its key takes.
+        // On a busy machine qemu-img cannot always measure the time of its key derivation.
         bench.sh(&format!(
             "for _ in 1 2 3 4 5 6 7 8 9; do rm -f q; qemu-img create -q -f qcow2 {secret} \
              {options} && break; done; test -e q"

@@ -1,4 +1,4 @@
-//! Connections that break, and a server without manners.
+//! Connections that break, and a server that misbehaves.
 
 use std::{
     collections::VecDeque,
@@ -15,16 +15,16 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// The fate of a connection.
+/// The fault of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
-    /// It ends after so many bytes of the answer.
+    /// The connection ends after so many bytes of the answer.
     Cut(u64),
-    /// It stands still after so many bytes of the answer.
+    /// The connection stalls after so many bytes of the answer.
     Stall(u64),
-    /// It ends at once.
+    /// The connection ends at once.
     Drop,
-    /// The answer is this instead.
+    /// The client gets this answer.
     Answer(&'static str),
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// Each connection has the next fault; when all are used up, connections are good.
+    /// Each connection gets the next fault; later connections have none.
     pub(super) async fn start(server: SocketAddr, faults: &[Fault]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -47,7 +47,7 @@ impl Faults {
                 let (client, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
                 let fault = faults.lock().unwrap().pop_front();
-                // Connections that break are meant to.
+                // Broken connections are intended.
                 tokio::spawn(async move { drop(carry(client, server, fault).await) });
             }
         });
@@ -62,7 +62,7 @@ impl Faults {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Waits until there were so many connections.
+    /// Waits for so many connections.
     pub(super) async fn has_had(&self, connections: usize) {
         while self.connections() < connections {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -95,7 +95,7 @@ async fn carry(client: TcpStream, server: SocketAddr, fault: Option<Fault>) -> s
     Ok(())
 }
 
-/// A server that sends the same to everybody, and then more of the same for ever if it is told to.
+/// A server that sends the same answer to every client, and then optionally more text for ever.
 pub(super) async fn rude(head: &'static str, for_ever: Option<&'static str>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

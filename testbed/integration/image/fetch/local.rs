@@ -1,4 +1,4 @@
-//! Files that are here.
+//! Local files.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! An nginx of one's own: its ports, its files, its log.
+//! A test's nginx: its ports, files and log.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::ports;
 
-/// How long nginx may take to start, and to write its log.
+/// Time limit of nginx's start, and of its log lines.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A running nginx; killed on drop.
@@ -24,12 +24,12 @@ pub(super) struct Nginx {
 }
 
 impl Nginx {
-    /// Serves what [`Nginx::publish`] puts there.
+    /// Serves the files of [`Nginx::publish`].
     pub(super) fn start() -> Self {
         Self::serve(|_| String::new())
     }
 
-    /// With further servers in its configuration, which may lie in the directory given.
+    /// Serves with further servers in the configuration, which may use the given directory.
     pub(super) fn serve(further: impl FnOnce(&std::path::Path) -> String) -> Self {
         let (dir, address) = (TempDir::new().unwrap(), ports::free());
         fs::create_dir(dir.path().join("files")).unwrap();
@@ -41,7 +41,7 @@ impl Nginx {
         nginx
     }
 
-    /// Puts a file there, whole at once.
+    /// Publishes a file in one step.
     pub(super) fn publish(&self, name: &str, bytes: &[u8]) {
         let new = self.dir.path().join("new");
         fs::write(&new, bytes).unwrap();
@@ -52,14 +52,13 @@ impl Nginx {
         format!("http://{}/{path}", self.address)
     }
 
-    /// One line for each request: method, path, status, the range it asked for, and the proxy it
-    /// came by.
+    /// One line for each request: method, path, status, range, and proxy.
     pub(super) fn log(&self) -> Vec<String> {
         let text = fs::read_to_string(self.dir.path().join("access.log")).unwrap();
         text.lines().map(str::to_owned).collect()
     }
 
-    /// The log once it has so many lines: nginx writes them after the client has its answer.
+    /// The log once it has so many lines: nginx writes a line after its answer.
     pub(super) fn log_of(&self, requests: usize) -> Vec<String> {
         let began = Instant::now();
         while self.log().len() < requests {
@@ -69,19 +68,19 @@ impl Nginx {
         self.log()
     }
 
-    /// Kills it.
+    /// Kills nginx.
     pub(super) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again after it was killed.
+    /// Starts nginx again after a kill.
     pub(super) fn restart(&mut self) {
         self.child = spawn(&self.dir);
         self.wait();
     }
 
-    /// Where certificates and lists may be put.
+    /// The path of a file for certificates and lists.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -101,7 +100,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // It may have been killed already.
+        // The process may have been killed already.
         drop(self.child.kill());
         self.child.wait().unwrap();
     }

@@ -1,4 +1,4 @@
-//! Servers that cannot send the rest of a file, each in a way that was seen somewhere.
+//! Servers that cannot send the rest of a file, each with an observed behaviour.
 
 use std::{
     fs,
@@ -10,8 +10,8 @@ use super::{Fetch, digest, noise};
 
 const MIB: usize = 1 << 20;
 
-/// A web server in Python with chosen manners: it cuts the first answer in the middle, and then
-/// answers `Range` as told.
+/// A web server in Python with a chosen behaviour: it cuts the first answer in the middle, and then
+/// answers `Range` in the given way.
 const SERVER: &str = include_str!("ranges.py");
 
 struct Server(Child, String);
@@ -43,7 +43,7 @@ impl Server {
     }
 }
 
-/// The requests the server had, each with its range.
+/// The server's requests so far, each with its range.
 fn requests(fetch: &Fetch) -> Vec<String> {
     let log = fs::read_to_string(fetch.images().join("log")).unwrap();
     log.lines().filter(|line| line.starts_with("GET ")).map(str::to_owned).collect()

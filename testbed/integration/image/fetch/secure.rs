@@ -1,4 +1,4 @@
-//! TLS and proxies, which the environment decides: each fetch is in a process of its own.
+//! TLS and proxies, by environment variables: each fetch runs in a separate process.
 
 use std::{
     fs,
@@ -17,10 +17,10 @@ use crate::ports;
 
 const PUBLISHED: &[u8] = b"the bytes of a disk";
 
-/// The source that this process is to fetch, if it was started by [`complaint`].
+/// The environment variable with the source, in a process that [`complaint`] has started.
 const SOURCE: &str = "HOSTLER_TEST_SOURCE";
 
-/// Fetches what the environment says; alone, a file.
+/// Fetches the source of the environment; a local file without one.
 #[tokio::test]
 async fn a_process_of_its_own_fetches() {
     let fetch = Fetch { stall: Duration::from_secs(8), ..Fetch::new() };
@@ -31,7 +31,7 @@ async fn a_process_of_its_own_fetches() {
     }
 }
 
-/// The complaint of a process with this environment about a source; `None` when it has fetched it.
+/// Runs a fetch in a process with this environment; returns its error, or `None` on success.
 fn complaint(source: &str, environment: &[(&str, &str)]) -> Option<String> {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "image::fetch::secure::a_process_of_its_own_fetches", "--nocapture"])
@@ -47,7 +47,7 @@ fn complaint(source: &str, environment: &[(&str, &str)]) -> Option<String> {
     (!output.status.success()).then(|| error.unwrap_or(&text).to_owned())
 }
 
-/// Servers by TLS that differ in their certificates.
+/// TLS servers with different certificates.
 struct Servers {
     nginx: Nginx,
     good: SocketAddr,
@@ -86,7 +86,7 @@ fn url(server: SocketAddr, path: &str) -> String {
     format!("https://localhost:{}/{path}", server.port())
 }
 
-/// A certificate authority to throw away.
+/// A temporary certificate authority.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -156,7 +156,7 @@ fn https_is_never_left_by_a_redirect() {
     assert!(error.contains("redirected from https to another scheme"), "{error}");
 }
 
-/// A tinyproxy of one's own; killed on drop.
+/// A running tinyproxy; killed on drop.
 struct Tinyproxy {
     child: Child,
     dir: TempDir,
@@ -189,7 +189,7 @@ impl Tinyproxy {
         Self { child, dir, address }
     }
 
-    /// Whether it was asked for this.
+    /// Whether the proxy got this request.
     fn received(&self, request: &str) -> bool {
         fs::read_to_string(self.dir.path().join("log")).unwrap().contains(request)
     }

@@ -1,4 +1,4 @@
-//! Web servers: resuming, giving up, and what is said.
+//! Web servers: resumed downloads, failures, and messages.
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,7 @@ async fn a_server_that_is_killed_in_the_middle_and_comes_back_is_met_again() {
     let restart = async {
         fetch.reaches(MIB_U64 / 2).await;
         nginx.kill();
-        // Long enough for several connections that are refused.
+        // Long enough for several refused connections.
         tokio::time::sleep(Duration::from_millis(600)).await;
         nginx.restart();
     };
@@ -113,7 +113,7 @@ async fn a_file_that_is_replaced_in_the_middle_is_fetched_as_it_is_then() {
         Faults::start(nginx.address, &[Fault::Cut(MIB_U64), Fault::Drop, Fault::Drop]).await;
     let replace = async {
         faults.has_had(2).await;
-        // An entity tag of nginx is made of the time in seconds and the length.
+        // nginx's entity tag consists of the time in seconds and the length.
         nginx.publish("a.img", &new);
         std::fs::File::open(nginx.file("files/a.img"))
             .unwrap()
@@ -273,7 +273,7 @@ async fn a_file_that_is_too_large_is_given_up_before_it_comes_or_as_soon_as_it_i
 
 #[tokio::test]
 async fn answers_that_make_no_sense_are_told_and_never_taken() {
-    // Whatever is asked, so that the whole is not to be had either.
+    // The same for every request, so that the whole file is not available either.
     let part = "HTTP/1.1 206 Partial Content\r\nContent-Length: 2\r\n";
     for (head, reason) in [
         (format!("{part}Content-Range: bytes 0-1/4\r\n\r\nab"), "a part of the file where all"),

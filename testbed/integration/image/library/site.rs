@@ -1,4 +1,4 @@
-//! Images, a cache and a configuration of one's own, and `hostler cache` on them.
+//! A test's images, cache and configuration, and `hostler cache` on them.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use hostler::model::ids::hex;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-/// The time that any one thing may take on a machine that runs many tests at once.
+/// Time limit of each wait, on a machine that runs many tests at once.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Site(TempDir);
@@ -20,9 +20,9 @@ pub(super) struct Site(TempDir);
 /// A published image.
 pub(super) struct Image {
     source: String,
-    /// As a spec has it.
+    /// The checksum in a spec.
     pub(super) digest: String,
-    /// The disk it is of.
+    /// The raw disk.
     pub(super) raw: Vec<u8>,
 }
 
@@ -45,7 +45,7 @@ impl Site {
         site
     }
 
-    /// With more lines for `[images]`.
+    /// Writes the configuration, with more lines for `[images]`.
     pub(super) fn configure(&self, images: &str) {
         let dir = self.0.path().display();
         let text = format!(
@@ -130,21 +130,21 @@ image = {{ source = "{}", checksum = "{}" }}
     }
 }
 
-/// Bytes that cannot be packed.
+/// Incompressible bytes.
 pub(super) fn noise(bytes: usize, seed: u64) -> Vec<u8> {
     let mut noise = vec![0; bytes];
     fastrand::Rng::with_seed(seed).fill(&mut noise);
     noise
 }
 
-/// Exit code, standard output, standard error.
+/// Runs a command; returns exit code, standard output and standard error.
 pub(super) fn answer(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// The output of a command that succeeds, and its standard error.
+/// Runs a command, which must succeed; returns its output and its standard error.
 pub(super) fn says(command: &mut Command) -> (String, String) {
     let (code, said, errors) = answer(command);
     assert_eq!(code, 0, "{errors}");

@@ -1,4 +1,4 @@
-//! Which sources open, and what is said of those that do not.
+//! Accepted sources, and the errors of refused ones.
 
 use std::{fs, io::Read as _, os::unix::fs::symlink, path::Path};
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A directory `images` with a good image, and a directory `other` beside it.
+/// Makes a directory `images` with a valid image, and a directory `other` beside it.
 fn tree() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["images/sub", "other"] {

@@ -1,7 +1,6 @@
-//! Status files as they stand on disk: what each says, told without parsing it.
+//! Compares status files on disk with the statuses that they should have, without parsing them.
 //!
-//! Called by the agent's publisher. It must never take a file for what it should be that says
-//! something else.
+//! Called by the agent's publisher. A file with other content must never count as up to date.
 
 use std::{collections::hash_map::DefaultHasher, fs, hash::Hasher as _, io};
 
@@ -14,43 +13,43 @@ use crate::{
 
 use super::{STATUS_BYTES_MAX, STATUS_MODE, StatusFileError, StatusFiles, is_sealed, render};
 
-/// Lines that say when a file was written and that it is whole, and nothing of the node.
+/// The lines that are about the file and not about the node.
 const OF_THE_FILE: [&str; 2] = ["updated = ", "# checksum = "];
 
-/// A status as its file has it.
+/// A status as the text of its file.
 #[derive(Debug)]
-pub struct Rendered {
+pub struct RenderedStatus {
     node: NodeName,
     text: String,
-    says: u64,
+    content_hash: u64,
 }
 
-/// A file that was written, or found to say what it should.
+/// A status file with the right content, as last written or read.
 #[derive(Clone, Copy, Debug)]
-pub struct Shown {
-    says: u64,
+pub struct StatusOnDisk {
+    content_hash: u64,
     mark: FileMark,
 }
 
-impl Shown {
-    /// Whether that is what this status says, but for when it was written.
-    pub fn is(&self, status: &Rendered) -> bool {
-        self.says == status.says
+impl StatusOnDisk {
+    /// Whether the file has this status, whenever it was written.
+    pub fn has(&self, status: &RenderedStatus) -> bool {
+        self.content_hash == status.content_hash
     }
 }
 
 impl StatusFiles {
-    /// A status as its file has it.
-    pub fn render(&self, status: &Status) -> Result<Rendered, StatusFileError> {
+    /// Renders a status as the text of its file.
+    pub fn render(&self, status: &Status) -> Result<RenderedStatus, StatusFileError> {
         let node = status.node.clone();
         match render(status) {
-            Ok(text) => Ok(Rendered { says: says(&text), node, text }),
+            Ok(text) => Ok(RenderedStatus { content_hash: content_hash(&text), node, text }),
             Err(source) => Err(StatusFileError::Encode { path: self.path(&node), source }),
         }
     }
 
     /// Replaces a node's status file. `None`: the files are another agent's.
-    pub fn put(&self, status: &Rendered) -> Result<Option<Shown>, StatusFileError> {
+    pub fn put(&self, status: &RenderedStatus) -> Result<Option<StatusOnDisk>, StatusFileError> {
         if self.are_anothers() {
             return Ok(None);
         }
@@ -64,30 +63,32 @@ impl StatusFiles {
                 _ => Err(error),
             })
             .and_then(|()| fs::symlink_metadata(&path))
-            .map(|file| Some(Shown { says: status.says, mark: FileMark::of(&file) }))
+            .map(|file| {
+                Some(StatusOnDisk { content_hash: status.content_hash, mark: FileMark::of(&file) })
+            })
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
-    /// The node's file, if it says just that already and is whole.
-    pub fn find(&self, status: &Rendered) -> Option<Shown> {
+    /// Returns the node's file, if it is whole and has this status already.
+    pub fn find(&self, status: &RenderedStatus) -> Option<StatusOnDisk> {
         let mark = self.mark(&status.node).ok()?;
-        let found = Shown { says: self.says(&status.node).ok()?, mark };
-        found.is(status).then_some(found)
+        let found = StatusOnDisk { content_hash: self.content_hash(&status.node).ok()?, mark };
+        found.has(status).then_some(found)
     }
 
-    /// Whether the node's file still says what it said: nobody has removed or changed it since. One
-    /// that cannot be looked at now, for another reason than what is in its place, is taken to.
-    pub fn still_says(&self, node: &NodeName, shown: &mut Shown) -> bool {
+    /// Whether nobody has removed or changed the node's file since. A file that is there and cannot
+    /// be read at the moment counts as unchanged.
+    pub fn is_unchanged(&self, node: &NodeName, known: &mut StatusOnDisk) -> bool {
         use io::ErrorKind::{InvalidData, IsADirectory, NotFound};
         let is_gone =
             |error: &io::Error| matches!(error.kind(), InvalidData | IsADirectory | NotFound);
-        let looked = self.mark(node).and_then(|mark| {
-            let same = mark == shown.mark || self.says(node)? == shown.says;
+        let found = self.mark(node).and_then(|mark| {
+            let same = mark == known.mark || self.content_hash(node)? == known.content_hash;
             Ok((same, mark))
         });
-        match looked {
+        match found {
             Ok((true, mark)) => {
-                shown.mark = mark;
+                known.mark = mark;
                 true
             }
             Ok((false, _)) => false,
@@ -99,16 +100,19 @@ impl StatusFiles {
         Ok(FileMark::of(&fs::symlink_metadata(self.path(node))?))
     }
 
-    /// The content of a node's status file, if it is whole. A pipe or a device in its place is an
-    /// error, not a wait.
-    fn says(&self, node: &NodeName) -> io::Result<u64> {
+    /// Hashes a node's status file, if it is whole. A FIFO or a device is an error at once.
+    fn content_hash(&self, node: &NodeName) -> io::Result<u64> {
         let text = regular_file::read_to_string(&self.path(node), STATUS_BYTES_MAX)?;
-        if is_sealed(&text) { Ok(says(&text)) } else { Err(io::ErrorKind::InvalidData.into()) }
+        if is_sealed(&text) {
+            Ok(content_hash(&text))
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
     }
 }
 
-/// A number that two texts share if they say the same but for when they were written.
-fn says(text: &str) -> u64 {
+/// Hashes a file's text without the lines of [`OF_THE_FILE`].
+fn content_hash(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     for line in text.lines().filter(|line| !OF_THE_FILE.iter().any(|of| line.starts_with(of))) {
         hasher.write(line.as_bytes());

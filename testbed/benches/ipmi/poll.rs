@@ -1,4 +1,4 @@
-//! hostler's side of the contest: one look at the power state of each BMC, as the agent looks.
+//! hostler's contender: one poll of the power state of each BMC, as the agent does it.
 
 use std::time::Duration;
 
@@ -16,26 +16,26 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::bmcs::{PASSWORD, USER};
 
-/// For one look.
+/// Time limit of one poll.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Looks at all of them at once: `SUITE PORT…`.
-pub(crate) fn look(words: &[String]) {
+/// Polls all BMCs at once: `SUITE PORT…`.
+pub(crate) fn poll(words: &[String]) {
     let (suite, ports) = words.split_first().unwrap();
     let suite = suite.parse::<u8>().unwrap().try_into().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let mut looks = JoinSet::new();
+        let mut polls = JoinSet::new();
         for port in ports {
-            looks.spawn(look_at(port.clone(), suite));
+            polls.spawn(poll_bmc(port.clone(), suite));
         }
-        while let Some(line) = looks.join_next().await {
+        while let Some(line) = polls.join_next().await {
             println!("{}", line.unwrap());
         }
     });
 }
 
-async fn look_at(port: String, suite: CipherSuite) -> String {
+async fn poll_bmc(port: String, suite: CipherSuite) -> String {
     let address = HostPort { host: "127.0.0.1".to_owned(), port: port.parse().unwrap() };
     let bmc = IpmiClient::new(
         IpmiConfig {

@@ -1,7 +1,7 @@
 //! Opens files in the directories that images may come from.
 //!
-//! Called with the path in a spec. It must never open anything outside those directories, whatever
-//! links lie in the way.
+//! The fetch passes the path in a spec. It must never open a file outside of those directories,
+//! through any symbolic link.
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,7 @@ use crate::regular_file::{
     beneath::{self, Links},
 };
 
-/// The directories that images may come from.
+/// The directories of local images.
 #[derive(Clone, Debug)]
 pub struct Directories {
     dir: PathBuf,
@@ -26,14 +26,14 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// `dir` is where relative sources lie; absolute ones must lie under it or under one of
+    /// `dir` is the directory of relative sources; absolute ones must lie under it or under one of
     /// `allowed`.
     pub fn new(dir: impl Into<PathBuf>, allowed: Vec<PathBuf>) -> Self {
         Self { dir: dir.into(), allowed }
     }
 
-    /// Opens a regular file that is not empty. Links are followed as long as they stay beneath
-    /// their directory. Blocks for as long as the file system does.
+    /// Opens a non-empty regular file. Follows symbolic links within their directory. Blocks as
+    /// long as the file system does.
     pub(super) fn open(&self, source: &str) -> Result<File, FetchError> {
         let (dir, inside) = self.locate(Path::new(source))?;
         let path = dir.join(inside);
@@ -57,7 +57,7 @@ impl Directories {
         Ok(file)
     }
 
-    /// The directory a source belongs to, and its path inside.
+    /// Splits a source into its directory and the path inside it.
     fn locate<'a>(&'a self, source: &'a Path) -> Result<(&'a Path, &'a Path), FetchError> {
         if source.is_relative() {
             return Ok((&self.dir, source));
