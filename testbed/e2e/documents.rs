@@ -23,8 +23,10 @@ pub(crate) const HAND: &str = "hand";
 
 /// Every line of a shell block, with the suite that runs it. The numbered steps of [`INSTALL`] are
 /// omitted: the host suite runs all of them, in order.
-pub(crate) const LINES: [(&str, &str); 42] = [
+pub(crate) const LINES: [(&str, &str); 44] = [
     ("./testbed/demo", "demo"),
+    ("./testbed/demo --real", HAND),
+    ("examples/images/debian debian-12.qcow2", "e2e"),
     // The suites themselves.
     ("./testbed/check", "fmt"),
     ("./testbed/check quick", "fmt"),

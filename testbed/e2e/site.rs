@@ -257,6 +257,19 @@ impl Site {
         self.wait(node, phase.as_str(), limit, |status| status.phase == phase)
     }
 
+    /// Waits until a node that has failed is deployed after all.
+    pub(crate) fn wait_until_deployed_again(&mut self, node: &str, limit: Duration) -> Status {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.status(node).filter(|it| it.phase == Phase::Deployed) {
+                return status;
+            }
+            self.assert_agent_runs();
+            assert!(Instant::now() < deadline, "{node}: {:#?}", self.status(node));
+            thread::sleep(POLL_INTERVAL);
+        }
+    }
+
     /// Waits until the body of the image is being written: the tables are wiped, and not yet
     /// rewritten.
     pub(crate) fn wait_for_the_middle_of_the_write(&mut self, node: &str) {

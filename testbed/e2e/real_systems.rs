@@ -1,0 +1,123 @@
+//! Real operating systems on the machines: `deployed` says that their own system is up.
+//!
+//! Debian's image is the one of `examples/images/debian`, which `testbed/real/build` makes.
+
+use std::{fs, time::Duration};
+
+use hostler::model::{
+    fault::Step,
+    status::{Booted, Phase},
+};
+
+use crate::{
+    disks,
+    rack::{Machine, repository},
+    site::{BOOT_LIMIT, Image, Site},
+};
+
+/// From the spec to the call of a system of 3 GiB on a machine without virtualisation.
+const REAL_LIMIT: Duration = Duration::from_secs(2400);
+/// The marker that cloud-init has the system print, with the size of its root in MiB.
+const MARKER: &str = "HOSTLER-REAL root_mib=";
+/// The root of the image has 2900 MiB.
+const GROWN_MIB: u64 = 3500;
+
+/// Invariant (attempt): A real operating system is deployed once it has called, by BIOS and by
+/// UEFI.
+#[test]
+fn debian_is_installed_by_bios_and_by_uefi_and_deployed_once_it_has_called() {
+    let more = ["--memory", "1024"];
+    let mut site = Site::with("real_systems", &["bios", "uefi"], "4G", &more);
+    let image = debian(&site);
+    let machines = site.rack.machines();
+    for (machine, host) in machines.iter().zip(51..) {
+        write_debian(&site, machine, &image, &format!("192.0.2.{host}"));
+    }
+    for (machine, host) in machines.iter().zip(51..) {
+        let status = site.wait_for_phase(&machine.name, Phase::Deployed, REAL_LIMIT);
+        let installed = status.installed.unwrap();
+        assert_eq!(installed.booted, Some(Booted::Up));
+        let system = installed.system.unwrap();
+        assert_eq!(system.hostname.as_deref(), Some(&*machine.name));
+        assert_eq!(system.address.unwrap().to_string(), format!("192.0.2.{host}"));
+        assert!(system.ssh_host_keys.iter().any(|key| key.contains("SHA256:")), "{system:?}");
+        let console = machine.console();
+        let root_mib: u64 = console
+            .split(MARKER)
+            .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
+            .next_back()
+            .unwrap_or_else(|| panic!("no {MARKER} on the console of {}", machine.name));
+        assert!(root_mib > GROWN_MIB, "the root has {root_mib} MiB");
+        assert_eq!(machine.times_switched_on(), 2);
+    }
+    assert!(site.stop_agent().success());
+}
+
+/// Invariant (attempt): A system that does not come up costs no disk: it is restarted once, given
+/// up, and waited for again.
+#[test]
+fn a_system_that_does_not_answer_is_restarted_once_and_waited_for_again_without_a_write() {
+    let mut site = Site::new("first_boot", &["uefi"], "1G");
+    let image = site.image("disk.raw", 0);
+    let machine = site.rack.machine("node-1");
+    disks::fill(&machine);
+    let spec = |port: u16| {
+        format!(
+            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+             serial = \"root-1\"\n[boot_check]\nby = \"tcp\"\nport = {port}\n\
+             [timeouts]\nfirst_boot = \"40s\"\n",
+            image.sha256
+        )
+    };
+    site.write_spec(&machine, &spec(81));
+    site.wait_for_phase("node-1", Phase::Booting, BOOT_LIMIT);
+    let status = loop {
+        let Some(status) = site.status("node-1") else { continue };
+        if status.phase == Phase::Failed {
+            break status;
+        }
+        assert!(matches!(status.phase, Phase::Booting), "{status:#?}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let error = status.last_error.unwrap();
+    assert_eq!(error.fault.step, Step::FirstBoot, "{error:#?}");
+    assert_eq!(status.installed.unwrap().booted, Some(Booted::Missed));
+    // The ramdisk, the installed system, and that once more.
+    assert_eq!(machine.times_switched_on(), 3);
+    disks::assert_holds(&machine, &image);
+
+    site.write_spec(&machine, &spec(80));
+    let status = site.wait_until_deployed_again("node-1", BOOT_LIMIT);
+    assert_eq!(status.installed.unwrap().booted, Some(Booted::Up));
+    assert_eq!((status.attempt, machine.times_switched_on()), (1, 3));
+    assert!(site.rack.machine("node-1").is_on);
+}
+
+fn debian(site: &Site) -> Image {
+    let path = site.file("images/debian.qcow2");
+    fs::copy(repository().join("target/testbed/real/debian.qcow2"), &path).unwrap();
+    Image::at(path)
+}
+
+/// A spec whose config drive gives the system an address of its own.
+fn write_debian(site: &Site, machine: &Machine, image: &Image, address: &str) {
+    let Machine { name, mac, .. } = machine;
+    let user_data = format!(
+        "#cloud-config\nruncmd:\n  - echo {MARKER}$(($(findmnt -bno SIZE /) >> 20)) >/dev/ttyS0\n"
+    );
+    let network = format!(
+        "version: 2\nethernets:\n  lan:\n    match: {{ macaddress: \"{mac}\" }}\n    \
+         addresses: [{address}/24]\n"
+    );
+    fs::write(site.file(&format!("nodes/{name}.user-data")), user_data).unwrap();
+    fs::write(site.file(&format!("nodes/{name}.network")), network).unwrap();
+    let rest = format!(
+        "[image]\nsource = \"debian.qcow2\"\nchecksum = \"sha256:{}\"\nverify = \"node\"\n\
+         [root_device]\nserial = \"{}\"\n\
+         [config_drive]\nlabel = \"cidata\"\nuser_data_file = \"{name}.user-data\"\n\
+         network_config_file = \"{name}.network\"\n\
+         [boot_check]\nby = \"call\"\n",
+        image.sha256, machine.disks[0].serial
+    );
+    site.write_spec(machine, &rest);
+}
