@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use crate::{
     ledger::Ledger,
     watch::Update,
-    world::{Site, World},
+    world::{Caller, Site, World},
 };
 
 pub(crate) use self::settling::settling;
@@ -131,7 +131,9 @@ impl Site {
             Event::Done { op, .. } if self.watch.running.get(name) != Some(op) => {
                 "stale_result_changes_nothing"
             }
-            Event::Callback { request, .. } if self.open_requests.get(request) == Some(&None) => {
+            Event::Callback { request, .. }
+                if self.open_requests.get(request) == Some(&Caller::Stranger) =>
+            {
                 "strangers_are_refused"
             }
             Event::BootCalled { token, .. } if node.record().boot_token.as_ref() != Some(token) => {

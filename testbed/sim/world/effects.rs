@@ -13,7 +13,7 @@ use hostler::{
     },
 };
 
-use super::site::{Happening, Site};
+use super::site::{Caller, Happening, Site};
 use crate::names::{operation_name, state_name};
 
 impl Site {
@@ -95,7 +95,7 @@ impl Effects for Site {
         }
         self.note(None, || format!("  reply to {request}: {reply:?}"));
         match self.open_requests.remove(&request) {
-            Some(None) if reply != Reply::Refused => {
+            Some(Caller::Stranger) if reply != Reply::Refused => {
                 let what = format!("a stranger is told {reply:?}");
                 self.broken("strangers_are_refused", None, what);
             }
@@ -103,13 +103,13 @@ impl Effects for Site {
                 let what = format!("request {request} is answered again");
                 self.broken("every_call_is_answered_once", None, what);
             }
-            Some(Some(id)) => {
+            Some(Caller::Ramdisk(id)) => {
                 self.judge_reply(id, &reply);
                 if !self.mishap(40) {
                     self.after_ms(10, 800, Happening::Answer { id, reply });
                 }
             }
-            Some(None) => {}
+            Some(Caller::System | Caller::Stranger) => {}
         }
     }
 

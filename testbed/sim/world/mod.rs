@@ -22,7 +22,7 @@ use hostler::{
 
 use self::site::{EPOCH_MS, Happening};
 pub(crate) use self::{
-    site::{JobKey, LaterEdit, Site},
+    site::{Caller, JobKey, LaterEdit, Site},
     work::IMAGE_BYTES,
 };
 use crate::{dice::Dice, plan::Plan};

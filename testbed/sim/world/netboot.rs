@@ -15,7 +15,7 @@ use hostler::{
 
 use super::{
     machine::{Content, Device, Quirk},
-    site::{Happening, Site},
+    site::{Caller, Happening, Site},
     work::root_of,
 };
 
@@ -186,7 +186,7 @@ impl Site {
         }
         self.requests += 1;
         let request = self.requests;
-        self.open_requests.insert(request, None);
+        self.open_requests.insert(request, Caller::System);
         let report = BootReport { hostname: Some(node.to_string()), ..BootReport::default() };
         Some((node, Event::BootCalled { request, peer, token, report }))
     }

@@ -18,7 +18,7 @@ use hostler::{
 
 use super::{
     machine::{Export, Quirk},
-    site::{Happening, Message, Ramdisk, Site, Stage},
+    site::{Caller, Happening, Message, Ramdisk, Site, Stage},
 };
 
 /// Refusals in a row after which it treats its attempt as unknown.
@@ -208,7 +208,8 @@ impl Site {
         let Message { ramdisk, node, peer, key, call } = message;
         self.requests += 1;
         let request = self.requests;
-        self.open_requests.insert(request, ramdisk);
+        let caller = ramdisk.map_or(Caller::Stranger, Caller::Ramdisk);
+        self.open_requests.insert(request, caller);
         (node, Event::Callback { request, peer, key, call })
     }
 

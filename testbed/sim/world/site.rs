@@ -66,6 +66,16 @@ pub(crate) enum Happening {
     Start,
 }
 
+/// The caller that waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    Ramdisk(usize),
+    /// An installed system, or a stranger that imitates one: only the token tells.
+    System,
+    /// A stranger that imitates a ramdisk.
+    Stranger,
+}
+
 /// A planned act of an operator.
 #[derive(Clone, Debug)]
 pub(crate) enum LaterEdit {
@@ -203,7 +213,7 @@ pub(crate) struct Site {
     /// All attempts' tokens, the newest last.
     pub(crate) tokens: Vec<(NodeName, BootToken)>,
     /// Calls without an answer yet.
-    pub(crate) open_requests: BTreeMap<u64, Option<usize>>,
+    pub(crate) open_requests: BTreeMap<u64, Caller>,
     pub(crate) files: BTreeMap<NodeName, File>,
     pub(crate) directory: Directory,
     pub(crate) names: u64,
