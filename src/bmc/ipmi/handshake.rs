@@ -68,7 +68,8 @@ pub(super) struct Handshake {
 enum Stage {
     Opening,
     Challenged,
-    Proved(Proof),
+    /// The proofs sent so far, newest last.
+    Proved(Vec<Proof>),
     Over,
 }
 
@@ -241,7 +242,12 @@ impl Handshake {
             return Some(Progress::Failed(LoginFailure::Mismatch));
         };
         match &self.stage {
-            Stage::Proved(proof) if proof.challenge == challenge => return None,
+            Stage::Proved(proofs)
+                if proofs.iter().any(|proof| proof.challenge == challenge)
+                    || proofs.len() == CANDIDATES_MAX =>
+            {
+                return None;
+            }
             Stage::Challenged | Stage::Proved(_) => {}
             Stage::Opening | Stage::Over => return None,
         }
@@ -258,13 +264,18 @@ impl Handshake {
             self.username(),
         ]);
         self.datagram = self.rakp3(managed_id, 0, &check);
-        self.stage = Stage::Proved(Proof {
+        let proof = Proof {
             managed_id,
             challenge: challenge.to_vec(),
             guid: guid.to_vec(),
             keys: Keys::derive(self.suite, &session_integrity_key),
             session_integrity_key: Secretive(session_integrity_key),
-        });
+        };
+        match &mut self.stage {
+            // The BMC may confirm either.
+            Stage::Proved(proofs) => proofs.push(proof),
+            stage => *stage = Stage::Proved(vec![proof]),
+        }
         Some(Progress::Send)
     }
 
@@ -279,8 +290,8 @@ impl Handshake {
     /// Processes RAKP message 4: the BMC's proof that it has the same session integrity key (IPMI
     /// 2.0 §13.23).
     fn confirmed(&mut self, check: &[u8]) -> Option<Progress> {
-        let Stage::Proved(proof) = &self.stage else { return None };
-        let fits = |id: &&u32| {
+        let Stage::Proved(proofs) = &self.stage else { return None };
+        let fits = |proof: &Proof, id: u32| {
             let mut expected = hmac(
                 self.suite,
                 &proof.session_integrity_key.0,
@@ -289,11 +300,14 @@ impl Handshake {
             expected.truncate(check_bytes(self.suite));
             matches(&expected, check)
         };
-        let Some(&managed_id) = self.candidates.iter().rev().find(fits) else {
+        let confirmed = proofs.iter().rev().find_map(|proof| {
+            let id = self.candidates.iter().rev().find(|id| fits(proof, **id))?;
+            Some((*id, proof.keys.clone()))
+        });
+        let Some((managed_id, keys)) = confirmed else {
             return Some(Progress::Failed(LoginFailure::KeyMismatch));
         };
-        let session =
-            Session::new(self.suite, self.nonces.console_id, managed_id, proof.keys.clone());
+        let session = Session::new(self.suite, self.nonces.console_id, managed_id, keys);
         self.stage = Stage::Over;
         Some(Progress::Established(session))
     }
@@ -306,15 +320,13 @@ impl Handshake {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Opening | Stage::Over => return farewells,
             Stage::Challenged => {}
-            Stage::Proved(proof) => {
-                let mut session = Session::new(
-                    self.suite,
-                    self.nonces.console_id,
-                    proof.managed_id,
-                    proof.keys.clone(),
-                );
-                let close = session.close();
-                farewells.push(session.seal(&close, iv));
+            Stage::Proved(proofs) => {
+                for Proof { managed_id, keys, .. } in proofs {
+                    let mut session =
+                        Session::new(self.suite, self.nonces.console_id, managed_id, keys);
+                    let close = session.close();
+                    farewells.push(session.seal(&close, iv));
+                }
             }
         }
         for id in &self.candidates {

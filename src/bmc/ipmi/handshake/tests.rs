@@ -161,6 +161,38 @@ fn a_bmc_that_heard_the_open_request_twice_may_hold_to_either_session_id() {
     }
 }
 
+/// Invariant (bmc): A BMC that begins a login anew may confirm either challenge, whichever arrives
+/// first.
+#[test]
+fn a_bmc_that_heard_rakp_message_1_twice_may_confirm_either_challenge() {
+    for capture in CAPTURES {
+        for real_first in [true, false] {
+            let mut handshake = capture.after(1);
+            let real = capture.received(1);
+            let mut other = real.clone();
+            // The challenge, the GUID, and the check over both.
+            let (challenge, guid) = ([7; 16], other[40..56].to_vec());
+            other[24..40].copy_from_slice(&challenge);
+            let check = handshake.keyed(&[
+                &handshake.nonces.console_id.to_le_bytes(),
+                &handshake.candidates[0].to_le_bytes(),
+                &handshake.nonces.challenge,
+                &challenge,
+                &guid,
+                &handshake.role(),
+                handshake.username(),
+            ]);
+            other[56..].copy_from_slice(&check);
+            let [first, second] = if real_first { [real, other] } else { [other, real] };
+            assert!(matches!(handshake.receive(&first), Some(Progress::Send)));
+            assert!(matches!(handshake.receive(&second), Some(Progress::Send)));
+            assert!(handshake.receive(&first).is_none(), "it is heard already");
+            let progress = handshake.receive(&capture.received(2));
+            assert!(matches!(progress, Some(Progress::Established(_))), "real first: {real_first}");
+        }
+    }
+}
+
 #[test]
 fn a_bmc_that_does_not_know_the_password_is_not_believed() {
     for capture in CAPTURES {
