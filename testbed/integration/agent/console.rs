@@ -135,7 +135,7 @@ fn a_console_that_cannot_be_had_changes_nothing_and_the_log_says_why() {
     let log = fails(&site, &machine, &ramdisk);
     let why = log.lines().nth(1).unwrap();
     assert!(why.starts_with("# bmc 127.0.0.1:") && why.contains("serial over LAN is"), "{log}");
-    assert_eq!(site.log().matches("its console cannot be read").count(), 1, "{}", site.log());
+    assert_eq!(site.log().matches("its console cannot be recorded").count(), 1, "{}", site.log());
     site.write(NODE, &machine.spec(&site).with("redeploy", "now without"));
     let ramdisk = machine.boot(&site, 2);
     ramdisk.export();
