@@ -159,7 +159,7 @@ impl Node {
         let checks_otherwise =
             old.boot_check != new.boot_check || old.timeouts.first_boot != new.timeouts.first_boot;
         if checks_otherwise && self.booted() == Some(Booted::Missed) {
-            self.set_booted(Booted::Waiting);
+            self.wait_for_boot_again();
         }
     }
 
@@ -181,9 +181,15 @@ impl Node {
     pub(super) fn retry_boot(&mut self) -> bool {
         let was_missed = self.boot_missed();
         if was_missed {
-            self.set_booted(Booted::Waiting);
+            self.wait_for_boot_again();
         }
         was_missed
+    }
+
+    fn wait_for_boot_again(&mut self) {
+        self.set_booted(Booted::Waiting);
+        // The trouble was that of another wait.
+        self.boot_trouble = None;
     }
 
     /// The operation of a first boot.
@@ -362,10 +368,9 @@ impl Node {
         } else {
             ""
         };
-        let again = if self.record.restarted_again { ", also after another restart" } else { "" };
+        let again = if self.record.restarted_again { ", nor after another restart" } else { "" };
         format!(
-            "the installed system did not show within {limit:#}{again} that it is \
-             up{trouble}{evidence}{gone}"
+            "the installed system did not come up within {limit:#}{again}{trouble}{evidence}{gone}"
         )
     }
 

@@ -45,7 +45,7 @@ fn debian_is_installed_by_bios_and_by_uefi_and_deployed_once_it_has_called() {
         let root_mib: u64 = console
             .split(MARKER)
             .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
-            .next_back()
+            .last()
             .unwrap_or_else(|| panic!("no {MARKER} on the console of {}", machine.name));
         assert!(root_mib > GROWN_MIB, "the root has {root_mib} MiB");
         assert_eq!(machine.times_switched_on(), 2);
@@ -89,7 +89,7 @@ fn a_system_that_does_not_answer_is_restarted_once_and_waited_for_again_without_
     site.write_spec(&machine, &spec(80));
     let status = site.wait_until_deployed_again("node-1", BOOT_LIMIT);
     assert_eq!(status.installed.unwrap().booted, Some(Booted::Up));
-    assert_eq!((status.attempt, machine.times_switched_on()), (1, 3));
+    assert_eq!(machine.times_switched_on(), 3, "it was installed or restarted again");
     assert!(site.rack.machine("node-1").is_on);
 }
 
