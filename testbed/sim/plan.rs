@@ -76,18 +76,20 @@ impl Plan {
         };
         // Some sites have many faults of one kind, others few.
         let mut weight = |most: u64| if dice.permille(250) { 0 } else { dice.between(1, most) };
+        // Earlier seeds keep their sites, because they reproduce known errors.
+        let other_ramdisks = seed >= OTHER_RAMDISKS_FROM && seed.is_multiple_of(2);
         Self {
             machines,
             policy,
             spares: machines / 8,
             manual_power: machines.is_multiple_of(2),
-            // Earlier seeds keep their sites, because they reproduce known errors.
-            other_ramdisks: seed >= OTHER_RAMDISKS_FROM && seed.is_multiple_of(2),
+            other_ramdisks,
             operator: 20 + weight(60),
             crash: weight(20),
             bmc: weight(20),
             network: weight(10),
-            store: weight(8),
+            // The rules know no other ramdisk on a full disk.
+            store: if other_ramdisks { 0 } else { weight(8) },
             clock: weight(4),
             button: weight(15),
             stranger: weight(10),

@@ -81,8 +81,8 @@ impl Site {
         }
     }
 
-    /// Judges an answer to a ramdisk: the ramdisk may release the disk only when the menu boots
-    /// that disk.
+    /// Judges an answer to a ramdisk: the ramdisk of the present attempt may release the disk only
+    /// when the menu boots that disk. One of an earlier attempt may hear late that it could.
     pub(crate) fn judge_reply(&mut self, ramdisk: usize, reply: &Reply) {
         let released = DeployState::Release;
         if !matches!(reply, Reply::State(DeployStateReply { state, .. }) if *state == released) {
@@ -90,6 +90,10 @@ impl Site {
         }
         let node = self.ramdisks[ramdisk].node.clone();
         let record = self.records.get(&node);
+        let attempt = record.and_then(|record| record.state.attempt());
+        if attempt.is_none_or(|attempt| attempt.key != self.ramdisks[ramdisk].key) {
+            return;
+        }
         let written = record.is_some_and(|record| {
             !matches!(
                 record.state,

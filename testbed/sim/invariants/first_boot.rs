@@ -68,5 +68,7 @@ impl Site {
             let what = format!("a first boot restarts another machine: {ledger:?}");
             self.broken("never_switches_unasked", Some(node), what);
         }
+        // A restart that is cut short leaves the machine off, and is made good.
+        self.ledger(node).unrestarted = true;
     }
 }

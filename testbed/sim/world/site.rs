@@ -149,7 +149,7 @@ pub(crate) struct Ramdisk {
     pub(crate) machine: usize,
     pub(super) session: u64,
     pub(crate) node: NodeName,
-    pub(super) key: AttemptKey,
+    pub(crate) key: AttemptKey,
     pub(super) stage: Stage,
     /// Counts changes of the stage, so that an old repetition has no effect.
     pub(super) stamp: u64,
