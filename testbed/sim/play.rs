@@ -98,8 +98,10 @@ fn unsettled(world: &World) -> Vec<(NodeName, String)> {
             continue;
         };
         let status = node.status(world.site.now());
-        let settled = matches!(status.phase, Phase::Deployed | Phase::Available | Phase::Unmanaged)
-            && node.record().state.at_rest();
+        // A system that called in vain does not call again.
+        let in_vain = node.boot_missed();
+        let there = matches!(status.phase, Phase::Deployed | Phase::Available | Phase::Unmanaged);
+        let settled = (there || in_vain) && node.record().state.at_rest();
         if !settled {
             wrong.push((name.clone(), format!("{}: {}", status.phase.as_str(), status.message)));
         }

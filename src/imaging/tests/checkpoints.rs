@@ -24,7 +24,7 @@ fn lowest_written(disk: &FileDisk, from_did: usize, bytes: u64) -> Option<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     /// Invariant (disk): A killed write is gone on with from its last flush, and ends bit-exact.
     #[test]

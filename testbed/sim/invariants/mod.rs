@@ -126,7 +126,8 @@ impl Site {
         name: &NodeName,
         event: &Event,
     ) -> Option<(&'static str, Record)> {
-        let node = executor.fleet().node(name)?;
+        // Whatever reaches a node first after its record was lost writes that down.
+        let node = executor.fleet().node(name).filter(|node| node.record().spec.is_some())?;
         let rule = match event {
             Event::Done { op, .. } if self.watch.running.get(name) != Some(op) => {
                 "stale_result_changes_nothing"
