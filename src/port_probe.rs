@@ -42,13 +42,11 @@ pub async fn probe(host: &str, port: u16, ssh: bool) -> Result<PortAnswer, Strin
             Ok(Err(why)) => why,
             Err(_) => format!("nothing answers at {host} port {port}"),
         };
-        let next = Instant::now() + PAUSE;
-        if next >= until {
-            // A pause before an immediate next call, too.
-            sleep(PAUSE).await;
+        // Also before the end: the next call may follow at once.
+        sleep(PAUSE).await;
+        if Instant::now() >= until {
             return Err(why);
         }
-        sleep(PAUSE).await;
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct WriteCheckpoint {
 
 /// A write before its layout, with its checkpoint.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct ResumableWrite {
     checkpoints: Checkpoints,
     node: NodeName,
     kept: WriteCheckpoint,
@@ -49,13 +49,13 @@ pub(super) struct Begun {
 
 /// A write in progress, whose checkpoint is saved.
 #[derive(Debug)]
-pub(super) struct Followed {
+pub(super) struct CheckpointSaver {
     checkpoints: Checkpoints,
     node: NodeName,
     saving: JoinHandle<()>,
 }
 
-impl Begun {
+impl ResumableWrite {
     /// Finds the checkpoint of an earlier write of this image to this disk, or begins a new one.
     pub(super) fn new(
         checkpoints: &Checkpoints,
@@ -87,7 +87,7 @@ impl Begun {
 
     /// Returns the offset at which this layout's write begins, and saves its progress until the
     /// returned checkpoint is dropped.
-    pub(super) fn follow(mut self, layout: Option<Digest>) -> (Checkpoint, Followed) {
+    pub(super) fn start(mut self, layout: Option<Digest>) -> (Checkpoint, CheckpointSaver) {
         if layout.is_none() || self.kept.layout != layout {
             self.kept = WriteCheckpoint { layout, flushed_bytes: 0, ..self.kept };
         }
@@ -95,16 +95,19 @@ impl Begun {
         let node = self.node;
         if resumes_at > 0 {
             info!(%node, from = show_bytes(resumes_at), "the write goes on where it was flushed");
+        } else {
+            // This write changes what an older checkpoint says is on the disk.
+            remove(&self.checkpoints, &node);
         }
         let (flushed, updates) = watch::channel(resumes_at);
         let saving = save_all(self.checkpoints.clone(), node.clone(), self.kept, updates);
-        let followed =
-            Followed { checkpoints: self.checkpoints, node, saving: tokio::spawn(saving) };
-        (Checkpoint { resumes_at, flushed }, followed)
+        let saver =
+            CheckpointSaver { checkpoints: self.checkpoints, node, saving: tokio::spawn(saving) };
+        (Checkpoint { resumes_at, flushed }, saver)
     }
 }
 
-impl Followed {
+impl CheckpointSaver {
     /// Ends the saving after the write, and removes the checkpoint unless the write must be
     /// resumed.
     pub(super) async fn end(self, goes_on: bool) {
@@ -112,9 +115,15 @@ impl Followed {
         if let Err(error) = saving.await {
             warn!(%node, %error, "a task panicked");
         }
-        if !goes_on && let Err(error) = checkpoints.remove(&node) {
-            warn!(%node, %error, "a checkpoint cannot be removed");
+        if !goes_on {
+            remove(&checkpoints, &node);
         }
+    }
+}
+
+fn remove(checkpoints: &Checkpoints, node: &NodeName) {
+    if let Err(error) = checkpoints.remove(node) {
+        warn!(%node, %error, "a checkpoint cannot be removed");
     }
 }
 
@@ -144,4 +153,100 @@ async fn save_all(
 fn subject(image: &Digest, target: &Target, disk: Geometry) -> Digest {
     let text = serde_json::to_vec(&(image, target, disk.bytes, disk.block_bytes));
     Digest::of(&Zeroizing::new(text.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{model::secret::Secret, store::Store};
+
+    const DISK: Geometry = Geometry { bytes: 8 << 30, block_bytes: 512, optimal_bytes: 0 };
+
+    fn node() -> NodeName {
+        "edge-07".parse().unwrap()
+    }
+
+    fn target() -> Target {
+        Target {
+            address: [192, 0, 2, 7].into(),
+            port: 3260,
+            lun: 1,
+            iqn: "iqn.2026-11.hostler:edge-07".to_owned(),
+            chap_username: "user".to_owned(),
+            chap_password: Some(Secret::new("secret of this boot".to_owned())),
+        }
+    }
+
+    fn image() -> Digest {
+        Digest::of(b"image")
+    }
+
+    fn layout() -> Option<Digest> {
+        Some(Digest::of(b"layout"))
+    }
+
+    fn checkpoints(dir: &TempDir) -> Checkpoints {
+        Store::open(dir.path()).unwrap().checkpoints()
+    }
+
+    fn write(at: &Checkpoints, target: &Target, image: &Digest, disk: Geometry) -> ResumableWrite {
+        ResumableWrite::new(at, &node(), image, target, disk).unwrap()
+    }
+
+    /// Leaves the checkpoint of a write that was killed.
+    async fn killed_at(at: &Checkpoints, flushed_bytes: u64) -> Seed {
+        let write = write(at, &target(), &image(), DISK);
+        let seed = write.seed().clone();
+        let (checkpoint, saver) = write.start(layout());
+        checkpoint.flushed.send_replace(flushed_bytes);
+        drop(checkpoint);
+        saver.end(true).await;
+        seed
+    }
+
+    /// Invariant (disk): A write is resumed only on the same disk of the same boot, with the same
+    /// image and layout.
+    #[tokio::test]
+    async fn a_checkpoint_counts_only_for_the_very_same_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = checkpoints(&dir);
+        let seed = killed_at(&at, 5 << 20).await;
+        let same = write(&at, &target(), &image(), DISK);
+        assert_eq!(same.seed(), &seed);
+        assert_eq!(same.start(layout()).0.resumes_at, 5 << 20);
+
+        let chap_password = Some(Secret::new("secret of another boot".to_owned()));
+        for other in [
+            write(&at, &Target { chap_password, ..target() }, &image(), DISK),
+            write(&at, &Target { port: 3261, ..target() }, &image(), DISK),
+            write(&at, &target(), &Digest::of(b"another image"), DISK),
+            write(&at, &target(), &image(), Geometry { bytes: 9 << 30, ..DISK }),
+            write(&at, &target(), &image(), Geometry { block_bytes: 4096, ..DISK }),
+        ] {
+            killed_at(&at, 5 << 20).await;
+            assert_ne!(other.seed(), &seed);
+            assert_eq!(other.start(layout()).0.resumes_at, 0);
+        }
+        for another in [Some(Digest::of(b"another layout")), None] {
+            killed_at(&at, 5 << 20).await;
+            let changed = write(&at, &target(), &image(), DISK);
+            assert_eq!(changed.start(another).0.resumes_at, 0);
+            // Nor does the old one count once the disk is written from the start.
+            let again = write(&at, &target(), &image(), DISK);
+            assert_eq!(again.start(layout()).0.resumes_at, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_write_that_nobody_resumes() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = checkpoints(&dir);
+        let seed = killed_at(&at, 5 << 20).await;
+        let (checkpoint, saver) = write(&at, &target(), &image(), DISK).start(layout());
+        drop(checkpoint);
+        saver.end(false).await;
+        assert_ne!(write(&at, &target(), &image(), DISK).seed(), &seed);
+    }
 }

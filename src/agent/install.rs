@@ -24,7 +24,7 @@ use crate::{
 };
 
 use super::{
-    checkpoint::Begun,
+    checkpoint::ResumableWrite,
     faults,
     layout::{self, CachedImage, LaidOut, Needs, Seed},
     volume::TargetDisk,
@@ -159,23 +159,23 @@ impl Operations {
         let disk = imaging::open(&target_disk, cancel.clone()).await;
         let disk = disk.map_err(|error| faults::of_opening(&error))?;
         let geometry = disk.geometry();
-        let begun = Begun::new(&self.checkpoints, &spec.name, image, target, geometry);
-        let laid_out = match &begun {
-            Ok(begun) => tokio::select! {
-                laid_out = lay_out(wanted, source, geometry, begun.seed().clone(), url) => laid_out,
+        let write = ResumableWrite::new(&self.checkpoints, &spec.name, image, target, geometry);
+        let laid_out = match &write {
+            Ok(write) => tokio::select! {
+                laid_out = lay_out(wanted, source, geometry, write.seed().clone(), url) => laid_out,
                 () = stopped(&mut cancel) => Err(faults::cancelled(Step::Imaging)),
             },
             Err(fault) => Err(fault.clone()),
         };
-        let (begun, LaidOut { layout, fingerprint }) = match (begun, laid_out) {
-            (Ok(begun), Ok(laid_out)) => (begun, laid_out),
+        let (write, LaidOut { layout, fingerprint }) = match (write, laid_out) {
+            (Ok(write), Ok(laid_out)) => (write, laid_out),
             (Err(fault), _) | (_, Err(fault)) => {
                 disk.close().await;
                 return Err(fault);
             }
         };
         let root_partuuid = layout.root_partuuid().map(str::to_owned);
-        let (checkpoint, followed) = begun.follow(fingerprint);
+        let (checkpoint, saver) = write.start(fingerprint);
         let order = ImagingOrder {
             layout,
             verify: spec.image.verify,
@@ -186,7 +186,7 @@ impl Operations {
         let written = disk.write(&order, meter, cancel).await;
         drop(order);
         // A stopping agent cancels the write, which the next start resumes.
-        followed.end(matches!(written, Err(ImagingError::Cancelled))).await;
+        saver.end(matches!(written, Err(ImagingError::Cancelled))).await;
         let Written { bytes, writing, verifying, ranges } =
             written.map_err(|error| Fault::of(Step::Imaging, &error))?;
         info!(node = %spec.name, bytes, ?writing, ?verifying, "image written");

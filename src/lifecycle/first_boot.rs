@@ -333,13 +333,13 @@ impl Node {
         self.stop_at_rest(now, actions);
     }
 
-    /// Ends a missed first boot. The machine stays as it is, because its disk is whole.
+    /// Whether the system's only call may have come while the agent was stopped.
     fn may_have_called(&self) -> bool {
         self.record.state == State::Booting { boot: FirstBoot::Overdue }
             && self.check() == Some(Check::Call)
     }
 
-    /// The machine stays as it is, because its disk is whole.
+    /// Ends a missed first boot. The machine stays as it is, because its disk is whole.
     fn boot_was_missed(&mut self, now: Timestamp, code: String, message: &str) {
         let node = &self.name;
         let hint = format!(
