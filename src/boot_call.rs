@@ -156,6 +156,15 @@ fn host_key(line: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use http_body_util::Full;
+    use hyper::body::{Bytes, Frame};
+
     use super::*;
 
     /// `ssh-keygen -t ed25519`, and what `ssh-keygen -lf` says of it.
@@ -189,6 +198,56 @@ mod tests {
         ] {
             assert_eq!(called(&bad), None, "{bad}");
         }
+    }
+
+    /// A body that sends nothing and does not end.
+    struct Silent;
+
+    impl Body for Silent {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
+    fn path() -> String {
+        format!("/v1/nodes/edge-07/booted/{}", token().expose())
+    }
+
+    async fn posts(calls: &BootCalls, body: impl Into<Bytes>, last: u8) -> StatusCode {
+        calls.answer(&Method::POST, &path(), Full::new(body.into()), [192, 0, 2, last].into()).await
+    }
+
+    /// Invariant (attempt): A stranger's call costs little memory, little time, and a limited rate.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_too_large_too_slow_or_one_of_too_many_is_cut_off() {
+        let (calls, mut received) = BootCalls::channel(1);
+        assert_eq!(posts(&calls, vec![b'x'; 20 << 10], 1).await, StatusCode::PAYLOAD_TOO_LARGE);
+        let path = path();
+        let silent = calls.answer(&Method::POST, &path, Silent, [192, 0, 2, 2].into());
+        let silent = timeout(Duration::from_secs(11), silent).await;
+        assert_eq!(silent, Ok(StatusCode::REQUEST_TIMEOUT));
+        // The driver takes none of these.
+        let unanswered = timeout(Duration::from_secs(6), posts(&calls, "", 3)).await;
+        assert_eq!(unanswered, Ok(StatusCode::SERVICE_UNAVAILABLE));
+
+        assert!(received.recv().await.is_some());
+        let answers = tokio::spawn(async move {
+            while let Some(call) = received.recv().await {
+                drop(call.reply.send(false));
+            }
+        });
+        for _ in 0..20 {
+            assert_eq!(posts(&calls, "", 4).await, StatusCode::NOT_FOUND);
+        }
+        assert_eq!(posts(&calls, "", 4).await, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(posts(&calls, "", 5).await, StatusCode::NOT_FOUND, "another machine");
+        answers.abort();
     }
 
     #[test]

@@ -131,7 +131,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_sends_without_end_is_no_ssh_server() {
-        let why = tried(&[b'x'; 16 << 10], true, true).await.unwrap_err();
+        let mut late = vec![b'x'; 5000];
+        late.extend(b"\r\nSSH-2.0-OpenSSH_9.2p1\r\n");
+        let why = tried(late.leak(), true, true).await.unwrap_err();
         assert!(why.contains("another protocol"), "{why}");
     }
 

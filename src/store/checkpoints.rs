@@ -115,6 +115,8 @@ mod tests {
         fs::write(super::path(dir.path(), &other), &whole).unwrap();
         assert!(checkpoints.load::<u64>(&other).is_err(), "it is another node's");
 
+        checkpoints.save(&node, &"x".repeat(100 << 10)).unwrap();
+        assert!(checkpoints.load::<String>(&node).is_err(), "it is larger than any of hostler's");
         store.remove(&node).unwrap();
         assert_eq!(checkpoints.load::<u64>(&node).unwrap(), None);
     }

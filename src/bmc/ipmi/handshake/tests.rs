@@ -91,6 +91,25 @@ impl Capture {
         Handshake::start(credentials, self.suite, nonces)
     }
 
+    /// The recorded RAKP message 2 with another challenge.
+    fn challenges_anew(&self, handshake: &Handshake, number: u8) -> Vec<u8> {
+        let mut anew = self.received(1);
+        // The challenge, the GUID, and the check over both.
+        let (challenge, guid) = ([number; 16], anew[40..56].to_vec());
+        anew[24..40].copy_from_slice(&challenge);
+        let check = handshake.keyed(&[
+            &handshake.nonces.console_id.to_le_bytes(),
+            &handshake.candidates[0].to_le_bytes(),
+            &handshake.nonces.challenge,
+            &challenge,
+            &guid,
+            &handshake.role(),
+            handshake.username(),
+        ]);
+        anew[56..].copy_from_slice(&check);
+        anew
+    }
+
     /// Starts the recorded handshake, and feeds it this many responses.
     fn after(&self, answers: usize) -> Handshake {
         let mut handshake = self.start("correct-horse");
@@ -169,20 +188,7 @@ fn a_bmc_that_heard_rakp_message_1_twice_may_confirm_either_challenge() {
         for real_first in [true, false] {
             let mut handshake = capture.after(1);
             let real = capture.received(1);
-            let mut other = real.clone();
-            // The challenge, the GUID, and the check over both.
-            let (challenge, guid) = ([7; 16], other[40..56].to_vec());
-            other[24..40].copy_from_slice(&challenge);
-            let check = handshake.keyed(&[
-                &handshake.nonces.console_id.to_le_bytes(),
-                &handshake.candidates[0].to_le_bytes(),
-                &handshake.nonces.challenge,
-                &challenge,
-                &guid,
-                &handshake.role(),
-                handshake.username(),
-            ]);
-            other[56..].copy_from_slice(&check);
+            let other = capture.challenges_anew(&handshake, 7);
             let [first, second] = if real_first { [real, other] } else { [other, real] };
             assert!(matches!(handshake.receive(&first), Some(Progress::Send)));
             assert!(matches!(handshake.receive(&second), Some(Progress::Send)));
@@ -190,6 +196,17 @@ fn a_bmc_that_heard_rakp_message_1_twice_may_confirm_either_challenge() {
             let progress = handshake.receive(&capture.received(2));
             assert!(matches!(progress, Some(Progress::Established(_))), "real first: {real_first}");
         }
+    }
+}
+
+#[test]
+fn a_bmc_that_begins_anew_without_end_is_followed_a_few_times_only() {
+    for capture in CAPTURES {
+        let mut handshake = capture.after(2);
+        let anew = (1..100).map(|number| capture.challenges_anew(&handshake, number));
+        let anew: Vec<_> = anew.collect();
+        let followed = anew.iter().filter(|anew| handshake.receive(anew).is_some()).count();
+        assert_eq!(followed, CANDIDATES_MAX - 1);
     }
 }
 
