@@ -183,8 +183,8 @@ mod tests {
         Digest::of(b"image")
     }
 
-    fn layout() -> Option<Digest> {
-        Some(Digest::of(b"layout"))
+    fn layout() -> Digest {
+        Digest::of(b"layout")
     }
 
     fn checkpoints(dir: &TempDir) -> Checkpoints {
@@ -199,7 +199,7 @@ mod tests {
     async fn killed_at(at: &Checkpoints, flushed_bytes: u64) -> Seed {
         let write = write(at, &target(), &image(), DISK);
         let seed = write.seed().clone();
-        let (checkpoint, saver) = write.start(layout());
+        let (checkpoint, saver) = write.start(Some(layout()));
         checkpoint.flushed.send_replace(flushed_bytes);
         drop(checkpoint);
         saver.end(true).await;
@@ -215,7 +215,7 @@ mod tests {
         let seed = killed_at(&at, 5 << 20).await;
         let same = write(&at, &target(), &image(), DISK);
         assert_eq!(same.seed(), &seed);
-        assert_eq!(same.start(layout()).0.resumes_at, 5 << 20);
+        assert_eq!(same.start(Some(layout())).0.resumes_at, 5 << 20);
 
         let chap_password = Some(Secret::new("secret of another boot".to_owned()));
         for other in [
@@ -227,7 +227,7 @@ mod tests {
         ] {
             killed_at(&at, 5 << 20).await;
             assert_ne!(other.seed(), &seed);
-            assert_eq!(other.start(layout()).0.resumes_at, 0);
+            assert_eq!(other.start(Some(layout())).0.resumes_at, 0);
         }
         for another in [Some(Digest::of(b"another layout")), None] {
             killed_at(&at, 5 << 20).await;
@@ -235,7 +235,7 @@ mod tests {
             assert_eq!(changed.start(another).0.resumes_at, 0);
             // Nor does the old one count once the disk is written from the start.
             let again = write(&at, &target(), &image(), DISK);
-            assert_eq!(again.start(layout()).0.resumes_at, 0);
+            assert_eq!(again.start(Some(layout())).0.resumes_at, 0);
         }
     }
 
@@ -244,7 +244,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = checkpoints(&dir);
         let seed = killed_at(&at, 5 << 20).await;
-        let (checkpoint, saver) = write(&at, &target(), &image(), DISK).start(layout());
+        let (checkpoint, saver) = write(&at, &target(), &image(), DISK).start(Some(layout()));
         drop(checkpoint);
         saver.end(false).await;
         assert_ne!(write(&at, &target(), &image(), DISK).seed(), &seed);

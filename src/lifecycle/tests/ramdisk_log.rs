@@ -49,14 +49,7 @@ impl Bench {
 /// key, and only so often.
 #[test]
 fn a_log_is_taken_throughout_its_attempt_and_changes_nothing() {
-    for phase in [
-        Phase::PoweringOn,
-        Phase::WaitingRamdisk,
-        Phase::Imaging,
-        Phase::Switching,
-        Phase::WaitingCompleted,
-        Phase::Restarting,
-    ] {
+    for phase in WITH_KEY {
         let mut bench = Bench::with_spec();
         assert!(!bench.takes_log(), "no attempt is under way");
         bench.go_to(phase);

@@ -432,14 +432,7 @@ fn a_lost_directory_holds_everything_and_an_empty_one_deletes_nothing() {
 /// attempt.
 #[test]
 fn after_a_crash_every_waiting_state_goes_on_with_its_old_deadline() {
-    for phase in [
-        Phase::PoweringOn,
-        Phase::WaitingRamdisk,
-        Phase::Imaging,
-        Phase::Switching,
-        Phase::WaitingCompleted,
-        Phase::Restarting,
-    ] {
+    for phase in WITH_KEY {
         let mut bench = Bench::with_spec();
         bench.go_to(phase);
         let before = bench.node.deadline();

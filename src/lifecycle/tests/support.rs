@@ -33,6 +33,16 @@ pub(super) const POLICY: Policy = Policy {
 pub(super) const IMAGE_BYTES: u64 = 64 << 20;
 pub(super) const RAMDISK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 101));
 
+/// The phases in which an attempt has its key.
+pub(super) const WITH_KEY: [Phase; 6] = [
+    Phase::PoweringOn,
+    Phase::WaitingRamdisk,
+    Phase::Imaging,
+    Phase::Switching,
+    Phase::WaitingCompleted,
+    Phase::Restarting,
+];
+
 pub(super) fn spec() -> NodeSpec {
     let mut spec = NodeSpec::example();
     spec.image.checksum = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
