@@ -1,9 +1,9 @@
 //! The call of an installed system that is up, as it comes over HTTP: `POST
 //! /v1/nodes/NODE/booted/TOKEN`, with the form that cloud-init's `phone_home` sends.
 //!
-//! Answered for the plain listener of the boot files and for the callback listener. Whoever calls
-//! is a stranger until the core has compared the token: until then every wrong call gets the same
-//! answer, and nothing of a call may reach the log.
+//! Called by the plain listener of the boot files and by the callback listener. A caller is a
+//! stranger until the core has compared the token: every wrong call gets the same answer, and no
+//! part of a call may reach the log.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -39,52 +39,52 @@ const NODES: &str = "/v1/nodes/";
 const BOOTED: &str = "booted";
 /// cloud-init sends some 2 KiB.
 const BODY_BYTES_MAX: usize = 16 << 10;
-/// For the body.
+/// Time limit of the body.
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
-/// For the driver's answer.
+/// Time limit of the driver's answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// A system calls once, or every few seconds until it is answered.
 const RATE: RateLimit = RateLimit { per_second: 2, burst: 20 };
-/// The form's names of SSH host keys begin so.
+/// The prefix of SSH host keys in the form.
 const HOST_KEY: &str = "pub_key_";
 
-/// A call that is well formed. Its token has been compared with nothing.
+/// A well-formed call. Nothing has compared its token yet.
 #[derive(Debug)]
 pub struct BootCall {
-    /// The node that it speaks of.
+    /// The node in the path.
     pub node: NodeName,
     /// The client's address; never an IPv4-mapped IPv6 address.
     pub peer: IpAddr,
-    /// The token that it shows.
+    /// The token in the path.
     pub token: BootToken,
-    /// The system's own words about itself.
+    /// The system's claims about itself.
     pub report: BootReport,
     /// Whether the call counts. Dropping it answers 503.
     pub reply: oneshot::Sender<bool>,
 }
 
-/// The way of calls to the driver, for any number of listeners.
+/// The sender of calls to the driver, which all listeners share.
 #[derive(Clone, Debug)]
 pub struct BootCalls {
     calls: mpsc::Sender<BootCall>,
     rates: Arc<Admission>,
 }
 
-/// Where a system calls: its URL, with the token in it.
+/// The URL that a system calls, with the token in it.
 pub fn url(at: SocketAddr, node: &NodeName, token: &BootToken) -> Secret {
     Secret::new(format!("http://{at}{NODES}{node}/{BOOTED}/{}", token.expose()))
 }
 
 impl BootCalls {
-    /// A way and its other end, between which so many calls may wait.
+    /// Makes a sender and its receiver; `depth` calls may wait between them.
     pub fn channel(depth: usize) -> (Self, mpsc::Receiver<BootCall>) {
         let (calls, received) = mpsc::channel(depth);
         let limits = ConnectionLimits { max: 0, per_peer_max: 0, rate: Some(RATE) };
         (Self { calls, rates: Admission::new(limits) }, received)
     }
 
-    /// Answers a request. The body is read before the path is looked at, so that the answer's time
-    /// tells nothing.
+    /// Answers a request. It reads the body before it judges the path, so that the answer's time
+    /// reveals nothing.
     pub async fn answer<B>(&self, method: &Method, path: &str, body: B, peer: IpAddr) -> StatusCode
     where
         B: Body,
@@ -115,7 +115,7 @@ impl BootCalls {
     }
 }
 
-/// Whether a path may be that of a call.
+/// Whether a path may belong to a call.
 pub fn is_call(path: &str) -> bool {
     path.starts_with(NODES)
 }
@@ -128,7 +128,7 @@ fn called(path: &str) -> Option<(NodeName, BootToken)> {
     Some((node.parse().ok()?, token.parse().ok()?))
 }
 
-/// Whatever can be read of a form; a body that is none says nothing.
+/// Reads a form; any other body gives an empty report.
 fn report(body: &[u8]) -> BootReport {
     let mut report = BootReport::default();
     for (name, value) in form_urlencoded::parse(body) {
