@@ -2,7 +2,7 @@
 //!
 //! Called by the agent's publisher. A file with other content must never count as up to date.
 
-use std::{collections::hash_map::DefaultHasher, fs, hash::Hasher as _, io};
+use std::{collections::hash_map::DefaultHasher, fs, hash::Hasher as _, io, time::SystemTime};
 
 use crate::{
     atomic_file,
@@ -28,7 +28,9 @@ pub struct RenderedStatus {
 #[derive(Clone, Copy, Debug)]
 pub struct StatusOnDisk {
     content_hash: u64,
-    mark: FileMark,
+    /// The mark of the file whose content was read. `None` right after a write: a mark taken then
+    /// might belong to a file that somebody changed in the meantime.
+    mark: Option<FileMark>,
 }
 
 impl StatusOnDisk {
@@ -62,17 +64,15 @@ impl StatusFiles {
                 }
                 _ => Err(error),
             })
-            .and_then(|()| fs::symlink_metadata(&path))
-            .map(|file| {
-                Some(StatusOnDisk { content_hash: status.content_hash, mark: FileMark::of(&file) })
-            })
+            .map(|()| Some(StatusOnDisk { content_hash: status.content_hash, mark: None }))
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
     /// Returns the node's file, if it is whole and has this status already.
     pub fn find(&self, status: &RenderedStatus) -> Option<StatusOnDisk> {
         let mark = self.mark(&status.node).ok()?;
-        let found = StatusOnDisk { content_hash: self.content_hash(&status.node).ok()?, mark };
+        let content_hash = self.content_hash(&status.node).ok()?;
+        let found = StatusOnDisk { content_hash, mark: settled(mark) };
         found.has(status).then_some(found)
     }
 
@@ -83,12 +83,12 @@ impl StatusFiles {
         let is_gone =
             |error: &io::Error| matches!(error.kind(), InvalidData | IsADirectory | NotFound);
         let found = self.mark(node).and_then(|mark| {
-            let same = mark == known.mark || self.content_hash(node)? == known.content_hash;
+            let same = Some(mark) == known.mark || self.content_hash(node)? == known.content_hash;
             Ok((same, mark))
         });
         match found {
             Ok((true, mark)) => {
-                known.mark = mark;
+                known.mark = settled(mark);
                 true
             }
             Ok((false, _)) => false,
@@ -109,6 +109,11 @@ impl StatusFiles {
             Err(io::ErrorKind::InvalidData.into())
         }
     }
+}
+
+/// The mark of a file that is read next, if any later change would change the mark.
+fn settled(mark: FileMark) -> Option<FileMark> {
+    mark.is_settled(SystemTime::now()).then_some(mark)
 }
 
 /// Hashes a file's text without the lines of [`OF_THE_FILE`].

@@ -203,6 +203,11 @@ fn a_file_that_was_removed_or_changed_is_noticed() {
         |path: &Path| fs::write(path, "").unwrap(),
         |path: &Path| fs::write(path, fs::read_to_string(path).unwrap() + "\n").unwrap(),
         |path: &Path| fs::write(path, [0xff]).unwrap(),
+        // In place, of the same size, and so soon that the clock may not have ticked.
+        |path: &Path| {
+            let text = fs::read_to_string(path).unwrap();
+            fs::write(path, text.replace("ready", "ReadY")).unwrap();
+        },
         |path: &Path| {
             fs::remove_file(path).unwrap();
             fs::create_dir(path).unwrap();
