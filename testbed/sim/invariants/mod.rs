@@ -191,7 +191,13 @@ impl World {
         let unsaved = self.site.unsaved.iter().cloned().collect::<Vec<_>>();
         for name in touched.iter().chain(&unsaved) {
             match executor.fleet().node(name) {
-                Some(node) => self.site.note_share(name, node.record()),
+                Some(node) => {
+                    self.site.note_share(name, node.record());
+                    // A full disk may have kept the site file, so that the record was not tried.
+                    if self.site.unsaved.contains(name) {
+                        self.site.note_unsaved(name, node.record());
+                    }
+                }
                 None => self.site.forget_watch(name),
             }
             self.site.check_shown(executor.fleet(), name);

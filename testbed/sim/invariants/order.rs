@@ -155,5 +155,6 @@ impl Site {
         self.watch.waits.remove(node);
         self.watch.shares.remove(node);
         self.watch.queue.remove(node);
+        self.watch.unsaved.remove(node);
     }
 }
