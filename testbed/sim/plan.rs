@@ -88,8 +88,7 @@ impl Plan {
             crash: weight(20),
             bmc: weight(20),
             network: weight(10),
-            // The rules know no other ramdisk on a full disk.
-            store: if other_ramdisks { 0 } else { weight(8) },
+            store: weight(8),
             clock: weight(4),
             button: weight(15),
             stranger: weight(10),
