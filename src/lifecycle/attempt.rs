@@ -93,7 +93,7 @@ impl Node {
                 self.clear_missing_file();
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt::new(key, image, system_guid, bmc);
-                self.enter(now, Cause::ImageVerified(attempt));
+                self.enter(now, Cause::ImageVerified(Box::new(attempt)));
             }
             Outcome::PoweredOn if matches!(state, State::PoweringOn { .. }) => {
                 self.see_power(now, PowerState::On);
@@ -147,7 +147,7 @@ impl Node {
         let State::CleaningUp { attempt, purpose } = &self.record.state else { return };
         let purpose = *purpose;
         // After a change of bmc.address, the attempt's machine may be another one.
-        if attempt.as_ref().map(Attempt::bmc_address) == Some(named) {
+        if attempt.as_deref().map(Attempt::bmc_address) == Some(named) {
             self.see_power(now, PowerState::Off);
             self.needs_no_restart();
         }
@@ -174,7 +174,7 @@ impl Node {
         };
         let restarts_itself = attempt.power_control().restarts_itself();
         let (attempt, disk) = (attempt.clone(), disk.clone());
-        self.note_installed(now, attempt, disk);
+        self.note_installed(now, *attempt, *disk);
         self.record.awaits_restart = !restarts_itself;
         if restarts_itself {
             self.succeed(now, Cause::LetGo);
@@ -211,7 +211,7 @@ impl Node {
             && !self.record.awaits_restart
         {
             let (attempt, disk) = (attempt.clone(), disk.clone());
-            self.note_installed(now, attempt, disk);
+            self.note_installed(now, *attempt, *disk);
         }
     }
 
@@ -338,7 +338,7 @@ impl Node {
     fn pause(&mut self, now: Timestamp, fault: Fault) {
         self.record.tries += 1;
         self.record.not_before = Some(after(now, self.pause_after(self.record.tries)));
-        self.bmc_trouble = Some(fault);
+        self.bmc_trouble = Some(Box::new(fault));
     }
 
     /// The pause after so many failures of a state's operation.
@@ -348,7 +348,7 @@ impl Node {
 
     /// Gives up a clean-up whose machine cannot be switched off. No attempt may follow it.
     fn end_uncleaned(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
-        self.bmc_trouble = Some(fault.clone());
+        self.bmc_trouble = Some(Box::new(fault.clone()));
         match &mut self.record.last_error {
             Some(cause) if matches!(purpose, Purpose::Retry | Purpose::GiveUp) => {
                 let message = &mut cause.fault.message;

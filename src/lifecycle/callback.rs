@@ -250,11 +250,12 @@ impl Node {
                 let disk = self.chosen_disk(attempt).ok_or("no disk was asked for before")?;
                 // A power-on that still runs, or waits for its record, would end this ramdisk.
                 self.cancel(actions);
+                let (disk, target) = (Box::new(disk), Box::new(target));
                 self.enter(now, Cause::TargetOffered { disk, target });
                 Ok(Reply::Accepted)
             }
             // A repeated call, because the first answer was lost.
-            State::Imaging { target: known, .. } if *known == target => Ok(Reply::Accepted),
+            State::Imaging { target: known, .. } if **known == target => Ok(Reply::Accepted),
             // A repeated call so late that the disk is already written.
             State::Switching { .. } | State::WaitingCompleted { .. } | State::Restarting { .. } => {
                 Ok(Reply::Accepted)

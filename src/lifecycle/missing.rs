@@ -59,13 +59,13 @@ impl Node {
             State::CleaningUp { .. } => {
                 self.record.deadline = None;
                 self.record.not_before = Some(until);
-                self.bmc_trouble = Some(fault);
+                self.bmc_trouble = Some(Box::new(fault));
             }
             State::SettingPower { .. } | State::Restarting { .. } | State::Booting { .. } => {
                 self.record.deadline =
                     self.limit().map(|limit| after(now, limit.saturating_add(pause)));
                 self.record.not_before = Some(until);
-                self.bmc_trouble = Some(fault);
+                self.bmc_trouble = Some(Box::new(fault));
             }
             State::PoweringOn { .. }
             | State::WaitingRamdisk { .. }

@@ -30,7 +30,7 @@ pub(super) struct NetbootUpdate {
     pub(super) tries: u32,
     pub(super) not_before: Option<Timestamp>,
     /// The fault of the last try.
-    pub(super) trouble: Option<Fault>,
+    pub(super) trouble: Option<Box<Fault>>,
 }
 
 impl NetbootUpdate {

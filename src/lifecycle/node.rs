@@ -58,7 +58,7 @@ pub struct Node {
     pub(super) progress: Option<Progress>,
     pub(super) power: Option<Power>,
     /// The fault of the BMC's last command, if that failed.
-    pub(super) bmc_trouble: Option<Fault>,
+    pub(super) bmc_trouble: Option<Box<Fault>>,
     /// The reason why the installed system's last probe failed.
     pub(super) boot_trouble: Option<String>,
     pub(super) refused: u32,
@@ -533,7 +533,7 @@ impl Node {
             State::PoweringOn { .. } => Some(Operation::PowerOn),
             State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {
                 image: attempt.image.digest.clone(),
-                target: Box::new(target.clone()),
+                target: target.clone(),
                 size: self.disk_size(attempt, disk),
                 boot_token: attempt.image.boot_token.clone(),
             }),
@@ -564,7 +564,7 @@ impl Node {
     /// Notes a failed command of the BMC.
     pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
         self.polls.missed(now, trouble.retry);
-        self.bmc_trouble = Some(trouble);
+        self.bmc_trouble = Some(Box::new(trouble));
     }
 }
 

@@ -165,7 +165,8 @@ impl Record {
     }
 }
 
-/// The state of a node. Only the states of an attempt have one.
+/// The state of a node. Only the states of an attempt have one. Their content is boxed, because most
+/// nodes of a large site are at rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum State {
@@ -189,45 +190,45 @@ pub enum State {
     /// a large image takes a while.
     Preparing {
         /// The attempt, once the image is verified.
-        ready: Option<Attempt>,
+        ready: Option<Box<Attempt>>,
     },
     /// The BMC netboots the machine, or the node waits for an operator who does. From here until
     /// the disk is written, the boot menu leads to the deploy ramdisk.
-    PoweringOn { attempt: Attempt },
+    PoweringOn { attempt: Box<Attempt> },
     /// The machine boots the deploy ramdisk, which reports its disks, learns which one to export,
     /// and exports it.
-    WaitingRamdisk { attempt: Attempt },
+    WaitingRamdisk { attempt: Box<Attempt> },
     /// The exported disk waits for its permit; then the agent writes it. From then on, its old
     /// content is gone.
     Imaging {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The chosen disk.
-        disk: Disk,
+        disk: Box<Disk>,
         /// The ramdisk's target.
-        target: Target,
+        target: Box<Target>,
         /// Whether the node has its permit to write.
         granted: bool,
     },
     /// The disk is written, and the boot menu is that of the installed system again. The ramdisk
     /// does not know yet that it must release the disk.
     Switching {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The written disk.
-        disk: Disk,
+        disk: Box<Disk>,
     },
     /// The ramdisk stops its target, compares the disk with the image if it must, and sends its
     /// completed notice.
     WaitingCompleted {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The written disk.
-        disk: Disk,
+        disk: Box<Disk>,
     },
     /// The BMC restarts the machine into the installed system, or leaves it off. A failure here
     /// never writes the disk again.
     Restarting {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The written disk.
-        disk: Disk,
+        disk: Box<Disk>,
     },
     /// The machine boots its installed system, which must show that it is up. A failure here never
     /// writes the disk, and never switches the machine except for one restart by the BMC.
@@ -236,7 +237,7 @@ pub enum State {
     /// the machine off. The phase is `pending`.
     CleaningUp {
         /// `None`: the machine was not touched yet, and stays so.
-        attempt: Option<Attempt>,
+        attempt: Option<Box<Attempt>>,
         purpose: Purpose,
     },
 }
@@ -370,7 +371,7 @@ impl State {
             | Self::Switching { attempt, .. }
             | Self::WaitingCompleted { attempt, .. }
             | Self::Restarting { attempt, .. } => Some(attempt),
-            Self::CleaningUp { attempt, .. } => attempt.as_ref(),
+            Self::CleaningUp { attempt, .. } => attempt.as_deref(),
         }
     }
 
@@ -388,7 +389,7 @@ impl State {
             | Self::Switching { attempt, .. }
             | Self::WaitingCompleted { attempt, .. }
             | Self::Restarting { attempt, .. } => Some(attempt),
-            Self::CleaningUp { attempt, .. } => attempt.as_mut(),
+            Self::CleaningUp { attempt, .. } => attempt.as_deref_mut(),
         }
     }
 
