@@ -248,6 +248,8 @@ impl Node {
         match &self.record.state {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = self.chosen_disk(attempt).ok_or("no disk was asked for before")?;
+                // A power-on that still runs, or waits for its record, would end this ramdisk.
+                self.cancel(actions);
                 let (disk, target) = (Box::new(disk), Box::new(target));
                 self.enter(now, Cause::TargetOffered { disk, target });
                 Ok(Reply::Accepted)

@@ -11,6 +11,7 @@ mod manual_power;
 mod netboot;
 mod operator;
 mod ramdisk;
+mod ramdisk_log;
 mod site;
 mod specs;
 mod work;

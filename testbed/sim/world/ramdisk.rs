@@ -104,6 +104,9 @@ impl Site {
         }
         let mishap = self.mishap(20);
         let Ramdisk { machine, stage, .. } = self.ramdisks[id];
+        if (stage, stamp) == (Stage::Lookup, 0) || stage == Stage::Completed {
+            self.send_log(id);
+        }
         let quirk = self.machines[machine].quirk;
         let call = match stage {
             Stage::Lookup if self.ramdisks[id].is_ironics => {
@@ -184,7 +187,7 @@ impl Site {
     }
 
     /// Sends a call over the network, which may lose, delay or repeat it.
-    fn send(&mut self, id: usize, call: Call) {
+    pub(super) fn send(&mut self, id: usize, call: Call) {
         let ramdisk = &self.ramdisks[id];
         let (node, key) = (ramdisk.node.clone(), ramdisk.key.clone());
         let peer = self.machines[ramdisk.machine].ip;
@@ -208,7 +211,10 @@ impl Site {
         let Message { ramdisk, node, peer, key, call } = message;
         self.requests += 1;
         let request = self.requests;
-        let caller = ramdisk.map_or(Caller::Stranger, Caller::Ramdisk);
+        let caller = ramdisk.map_or(Caller::Stranger, |id| match call {
+            Call::Log(_) => Caller::Log(id, self.may_log(id)),
+            _ => Caller::Ramdisk(id),
+        });
         self.open_requests.insert(request, caller);
         (node, Event::Callback { request, peer, key, call })
     }
@@ -249,6 +255,7 @@ impl Site {
             ) => {
                 self.stop_target(id);
                 self.ramdisks[id].then = *then;
+                self.send_log(id);
                 self.leave(id);
             }
             // The ramdisk still needs to know how to end the machine.
@@ -264,6 +271,7 @@ impl Site {
                 self.leave(id);
             }
             _ if self.ramdisks[id].refused > REFUSALS_MAX => {
+                self.send_log(id);
                 self.ramdisks[id].then = Then::PowerOff;
                 self.leave(id);
             }
@@ -324,7 +332,9 @@ impl Site {
         let knows_key = self.dice.permille(500) && self.ramdisks[newest].stage != Stage::Lookup;
         let key = if knows_key { key } else { AttemptKey::from_bytes(&[7; 32]) };
         let peer = if knows_key { IpAddr::from([203, 0, 113, 66]) } else { own };
-        let call = match self.dice.roll(3) {
+        let calls = if self.plan.ramdisk_logs { 4 } else { 3 };
+        let call = match self.dice.roll(calls) {
+            3 => Call::Log(self.hostile_log(&key)),
             0 => Call::DeployState,
             1 => Call::Completed(Completed { verified: true, ..Completed::default() }),
             _ => self.deploy_info(newest, ""),

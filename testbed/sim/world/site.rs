@@ -70,6 +70,8 @@ pub(crate) enum Happening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
     Ramdisk(usize),
+    /// A ramdisk that sends its log, and whether the agent may keep that.
+    Log(usize, bool),
     /// An installed system, or a stranger that imitates one: only the token tells.
     System,
     /// A stranger that imitates a ramdisk.
