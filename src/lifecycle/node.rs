@@ -32,7 +32,7 @@ use super::{
 };
 
 /// A node: its record, and everything that is in memory only.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub(super) name: NodeName,
     pub(super) record: Record,
@@ -83,7 +83,7 @@ pub struct Node {
 }
 
 /// A wait for a root device that the ramdisk has not reported yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct MissingDisk {
     /// The end of the wait.
     pub(super) until: Timestamp,
@@ -94,7 +94,7 @@ pub(super) struct MissingDisk {
 }
 
 /// The operation under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Running {
     pub(super) op: OpId,
     /// Whether it was cancelled: its result then means only that it has stopped.

@@ -47,7 +47,7 @@ pub(super) fn share(limit: usize, class: u32) -> usize {
 }
 
 /// The state of a node's polls.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Polls {
     /// When the next poll is due, unless an attempt waits for it.
     pub(super) next_at: Timestamp,

@@ -425,7 +425,7 @@ impl Attempt {
 }
 
 /// The attempt of a node whose logs are taken, and how many came.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct RamdiskLogs {
     pub(super) count: u32,
     /// The last attempt, once it is over.
@@ -433,7 +433,7 @@ pub(super) struct RamdiskLogs {
 }
 
 /// The attempt that is over, and its ramdisk.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct EndedAttempt {
     pub(super) number: u32,
     pub(super) key: AttemptKey,

@@ -42,7 +42,7 @@ const POLICY: Policy = Policy {
     enforce_power: false,
 };
 /// Rounds of damage, unless `DAMAGE_ROUNDS` says how many: `testbed/check damage` plays more.
-const ROUNDS: u64 = 500;
+const ROUNDS: u64 = 250;
 
 fn now() -> Timestamp {
     "2026-11-22T12:00:00Z".parse().unwrap()

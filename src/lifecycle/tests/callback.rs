@@ -230,6 +230,10 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn whatever_a_ramdisk_says_the_record_and_the_status_stay_small(
