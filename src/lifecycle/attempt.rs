@@ -485,10 +485,14 @@ impl Node {
                 "the disk is written, but the ramdisk never asked whether it may let go",
                 READ_ITS_LOG,
             ),
-            State::WaitingCompleted { .. } => Fault::passing(
+            State::WaitingCompleted { attempt, .. } => Fault::passing(
                 Step::Completed,
                 "CompletedTimeout",
-                "the disk is written, but the ramdisk's completed notice did not come in time",
+                format!(
+                    "the disk is written, but the ramdisk's completed notice did not come in \
+                     time{}",
+                    self.comparison_evidence(now, &attempt.verify)
+                ),
                 "look at the machine's console, or raise timeouts.completed; with image.verify = \
                  \"node\", or timeouts.imaging",
             ),

@@ -18,7 +18,6 @@ use crate::model::{
     secret::AttemptKey,
     size::show_apart,
     spec::NodeSpec,
-    status::ImagingStage,
     system_guid::SystemGuid,
 };
 
@@ -75,7 +74,8 @@ impl Node {
             Ok(reply) => {
                 let seen = &mut self.record.last_seen;
                 seen.address = Some(peer);
-                if name != "deploy_state" {
+                // Both are repeated, and each change writes the record.
+                if !matches!(name, "deploy_state" | "verifying") {
                     seen.callback = Some(name.to_owned());
                     seen.callback_at = Some(now);
                 }
@@ -121,6 +121,7 @@ impl Node {
             }
             Call::DeployState => Ok(Reply::State(self.deploy_state(now))),
             Call::Completed(completed) => self.completed(now, &completed, actions),
+            Call::Verifying(progress) => self.note_comparison(now, &progress),
             Call::Log(log) => self.take_log(peer, key, log, actions),
             Call::IronicBootloader(error) => self.ironic_bootloader(now, &error, actions),
         }
@@ -380,13 +381,6 @@ impl Node {
             | State::Booting { .. }
             | State::CleaningUp { .. } => Err("no completed notice is expected in this phase"),
         }
-    }
-
-    /// Notes the reported duration of the comparison, at most the time since the release.
-    fn note_verified(&mut self, now: Timestamp, verify_ms: u64) {
-        let waited_ms = now.duration_since(self.record.since).as_millis();
-        let verify_ms = verify_ms.min(u64::try_from(waited_ms).unwrap_or(0));
-        self.note_stages(&vec![(ImagingStage::Verify, Duration::from_millis(verify_ms))]);
     }
 
     /// Ends the attempt because of a failure that the ramdisk reports.

@@ -59,6 +59,7 @@ mod backoff;
 mod boot_evidence;
 mod breaker;
 mod callback;
+mod comparison;
 mod event;
 mod executor;
 mod first_boot;

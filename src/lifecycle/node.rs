@@ -21,6 +21,7 @@ use crate::model::{
 };
 
 use super::{
+    comparison::Comparison,
     event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
     limits::{Policy, after, patience, power_limit},
     netboot_files::{NetbootUpdate, installed_menu, upgrade_identity, upgrade_record},
@@ -56,6 +57,9 @@ pub struct Node {
     /// The operation under way, at most one.
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
+    /// The progress of the ramdisk's comparison of its disk. Not on record: the ramdisk reports it
+    /// again.
+    pub(super) comparison: Option<Comparison>,
     pub(super) power: Option<Power>,
     /// The fault of the BMC's last command, if that failed.
     pub(super) bmc_trouble: Option<Box<Fault>>,
@@ -132,6 +136,7 @@ impl Node {
             gone: false,
             running: None,
             progress: None,
+            comparison: None,
             power: None,
             bmc_trouble: None,
             boot_trouble: None,
@@ -326,6 +331,7 @@ impl Node {
             }
         };
         self.record.state = state;
+        self.comparison = None;
         if let (Some((key, peer)), None) = (attempt, self.record.state.attempt()) {
             self.ramdisk_logs.note_end(self.record.attempt, key, peer);
         }

@@ -4,13 +4,22 @@
 //! a failed step to the agent.
 
 use std::{
+    convert::Infallible,
     fs,
+    future::pending,
     net::IpAddr,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 use tracing::{error, info};
 
 use super::{
@@ -43,6 +52,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(30);
 const TARGET_LIMIT: Duration = Duration::from_secs(120);
 /// Time limit of a flush of the disk's cache.
 const FLUSH_LIMIT: Duration = Duration::from_secs(300);
+/// The pause between two reports of the comparison's progress.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A failure that the boot sequence could not report to the agent.
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +262,7 @@ async fn complete(
     let notice = match flushed {
         Err(error) => Completed { error, ..Completed::default() },
         Ok(()) if ranges.is_empty() => Completed::default(),
-        Ok(()) => compare(&disk, ranges).await,
+        Ok(()) => compare(agent, &disk, ranges).await,
     };
     agent.send_log().await;
     leave(then, &notice.error, accepted(agent.completed(&notice).await))
@@ -277,10 +288,14 @@ fn leave(then: Then, error: &str, reported: Result<(), AgentError>) -> Result<Th
 }
 
 /// Compares the disk with the agent's digests, and returns the notice for the agent.
-async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
+async fn compare(agent: &Agent, disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
     let began = Instant::now();
     info!(%disk, ranges = ranges.len(), "comparing");
-    let compared = verify(disk, ranges).await;
+    let read_bytes = Arc::default();
+    let compared = tokio::select! {
+        compared = verify(disk, ranges, Arc::clone(&read_bytes)) => compared,
+        never = report_progress(agent, &read_bytes, REPORT_EVERY) => match never {},
+    };
     let verify_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     match compared {
         Ok(()) => {
@@ -292,6 +307,15 @@ async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
             Completed { error: error.to_string(), verified: error.differs(), verify_ms }
         }
     }
+}
+
+/// Reports the progress of the comparison as long as the agent takes that. An agent that is slow or
+/// gone must never delay the comparison.
+async fn report_progress(agent: &Agent, read_bytes: &AtomicU64, pause: Duration) -> Infallible {
+    while agent.verifying(read_bytes.load(Ordering::Relaxed)).await {
+        sleep(pause).await;
+    }
+    pending().await
 }
 
 /// Waits after a reported failure: the agent ends the attempt, and switches the machine off or
@@ -422,7 +446,7 @@ mod tests {
             let logged = async {
                 let until = Instant::now() + PATIENCE.silence;
                 while agent.requested() != requested && Instant::now() < until {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    sleep(Duration::from_millis(1)).await;
                 }
                 assert_eq!(agent.requested(), requested, "while the target is being stopped");
                 sent.send(()).unwrap();
@@ -491,7 +515,10 @@ mod tests {
         let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(vec![7; BYTES]));
         let range = DiskRange { from: 0, bytes: BYTES as u64, digest: digest.unwrap() };
         let disk = Disk { name: path.to_str().unwrap().to_owned(), ..Disk::default() };
-        let reported = async || compare(&disk, vec![range.clone()]).await;
+        // An older agent, which does not know the reports, is asked once.
+        let agent = Pretended::start(|_, _| Some((404, "{}"))).await;
+        let ramdisk = agent.seen_by_a_ramdisk();
+        let reported = async || compare(&ramdisk, &disk, vec![range.clone()]).await;
 
         let missing = reported().await;
         assert!(!missing.verified && missing.error.contains("at byte 0: "), "{missing:?}");
@@ -501,5 +528,29 @@ mod tests {
         fs::write(&path, vec![7; BYTES]).unwrap();
         let same = reported().await;
         assert!(same.verified && same.error.is_empty(), "{same:?}");
+        assert!(agent.requested().iter().all(|name| name == "verifying"));
+    }
+
+    #[tokio::test]
+    async fn the_progress_is_reported_again_and_again_to_an_agent_that_takes_it_and_once_to_others()
+    {
+        const UNKNOWN: Answer = Some((404, "{}"));
+        for answer in [Some((202, "{}")), Some((503, "{}")), None, UNKNOWN] {
+            let agent = Pretended::start(move |_, _| answer).await;
+            let (ramdisk, read_bytes) = (agent.seen_by_a_ramdisk(), AtomicU64::new(7));
+            let reporting = report_progress(&ramdisk, &read_bytes, Duration::from_millis(1));
+            let reported_often = async {
+                while agent.requested().len() < 3 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let often = tokio::select! {
+                () = reported_often => true,
+                _ = timeout(if answer == UNKNOWN { PATIENCE.unknown } else { PATIENCE.silence }, reporting) => false,
+            };
+            assert_eq!(often, answer != UNKNOWN, "{answer:?}");
+            assert!(agent.requested().iter().all(|name| name == "verifying"));
+            assert!(often || agent.requested().len() == 1);
+        }
     }
 }

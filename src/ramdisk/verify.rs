@@ -65,13 +65,17 @@ impl VerifyError {
     }
 }
 
-/// Compares every range of `/dev/<disk>`. The error names the first range that differs.
-pub(super) async fn verify(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), VerifyError> {
+/// Compares every range of `/dev/<disk>`, and counts the bytes in `read_bytes`. The error names the
+/// first range that differs.
+pub(super) async fn verify(
+    disk: &Disk,
+    ranges: Vec<DiskRange>,
+    read_bytes: Arc<AtomicU64>,
+) -> Result<(), VerifyError> {
     let name = disk.name.clone();
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     // A rotating disk reads fastest with one thread.
     let threads = if disk.rotational { 1 } else { processors.min(THREADS_MAX) };
-    let read_bytes = Arc::new(AtomicU64::new(0));
     let mut work =
         spawn_blocking({
             let (disk, read_bytes) = (name.clone(), Arc::clone(&read_bytes));
@@ -359,7 +363,7 @@ mod tests {
     #[tokio::test]
     async fn a_disk_that_is_not_there_is_an_error_and_no_mismatch() {
         let disk = Disk { name: "no-such-disk".into(), ..Disk::default() };
-        let error = verify(&disk, Vec::new()).await.unwrap_err();
+        let error = verify(&disk, Vec::new(), Arc::default()).await.unwrap_err();
         assert!(error.to_string().starts_with("reading no-such-disk at byte 0: "), "{error}");
         assert!(!error.differs());
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::{
     lifecycle::{Event, Outcome, Record, State},
     model::{
-        callback::{Call, Completed, DeployInfo, Lookup, Reply},
+        callback::{Call, Completed, DeployInfo, Lookup, Reply, VerifyProgress},
         disk::{Disk, RootDeviceHints},
         fault::RetryAdvice,
         secret::{AttemptKey, Secret},
@@ -123,6 +123,7 @@ fn any_call() -> impl Strategy<Value = Call> {
         4 => Just(Call::DeployState),
         3 => Just(completed("")),
         1 => notices,
+        1 => any::<u64>().prop_map(|done_bytes| Call::Verifying(VerifyProgress { done_bytes })),
     ]
 }
 

@@ -18,7 +18,7 @@ use crate::{
         power::PowerState,
         secret::{AttemptKey, Secret},
         spec::{BootCheck, NodeSpec},
-        status::Phase,
+        status::{Phase, Status},
     },
 };
 
@@ -274,6 +274,10 @@ impl Bench {
     pub(super) fn call_unseen(&mut self, key: &AttemptKey, call: Call) -> Reply {
         let event = Event::Callback { request: 1, peer: RAMDISK, key: key.clone(), call };
         self.send(event).expect("every callback is answered")
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.node.status(self.now)
     }
 
     pub(super) fn pass(&mut self, seconds: i64) {
