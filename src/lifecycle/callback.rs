@@ -121,7 +121,7 @@ impl Node {
             }
             Call::DeployState => Ok(Reply::State(self.deploy_state(now))),
             Call::Completed(completed) => self.completed(now, &completed, actions),
-            Call::Verifying(progress) => self.note_comparison(now, &progress),
+            Call::Verifying(progress) => self.note_comparison(now, progress),
             Call::Log(log) => self.take_log(peer, key, log, actions),
             Call::IronicBootloader(error) => self.ironic_bootloader(now, &error, actions),
         }

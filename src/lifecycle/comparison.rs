@@ -16,7 +16,7 @@ use crate::model::{
 use super::{node::Node, state::State};
 
 /// The reported progress of a comparison.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Comparison {
     pub(super) progress: Progress,
     /// The time of the last report with more bytes than before.
@@ -29,7 +29,7 @@ impl Node {
     pub(super) fn note_comparison(
         &mut self,
         now: Timestamp,
-        report: &VerifyProgress,
+        report: VerifyProgress,
     ) -> Result<Reply, &'static str> {
         let total_bytes = match &self.record.state {
             State::WaitingCompleted { attempt, .. } => bytes_of(&attempt.verify),

@@ -165,7 +165,7 @@ fn a_comparison_that_does_not_end_is_told_with_how_far_it_came() {
             bench.pass(50);
             bench.call(&key(1), says_progress(IMAGE_BYTES / 4 * quarters));
         }
-        bench.pass(7500 - 50 * reports.len() as i64);
+        bench.pass(7500 - 50 * i64::try_from(reports.len()).unwrap());
         let fault = fault_of(&bench);
         assert_eq!(fault.code, "CompletedTimeout");
         assert!(fault.message.ends_with(told), "{}", fault.message);
