@@ -10,9 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::model::{
     callback::{DiskRange, Reply, VerifyProgress},
+    fault::{Fault, Step},
     status::{ImagingStage, Progress},
 };
 
+<<<<<<< HEAD
 use super::{node::Node, state::State};
 
 /// The reported progress of a comparison.
@@ -22,6 +24,12 @@ pub(super) struct Comparison {
     /// The time of the last report with more bytes than before.
     advanced_at: Timestamp,
 }
+=======
+use super::{
+    node::{Comparison, Node},
+    state::State,
+};
+>>>>>>> boot6
 
 impl Node {
     /// Notes a report of the comparison. A ramdisk cannot report more than all bytes, or fewer than
@@ -78,8 +86,23 @@ impl Node {
         self.note_stages(&vec![(ImagingStage::Verify, Duration::from_millis(verify_ms))]);
     }
 
+    /// The fault of a ramdisk whose completed notice did not come in time.
+    pub(super) fn completed_timeout(&self, now: Timestamp, ranges: &[DiskRange]) -> Fault {
+        let evidence = self.comparison_evidence(now, ranges);
+        Fault::passing(
+            Step::Completed,
+            "CompletedTimeout",
+            format!(
+                "the disk is written, but the ramdisk's completed notice did not come in \
+                 time{evidence}"
+            ),
+            "look at the machine's console, or raise timeouts.completed; with image.verify = \
+             \"node\", or timeouts.imaging",
+        )
+    }
+
     /// The remark on a comparison that did not end in time; empty without one.
-    pub(super) fn comparison_evidence(&self, now: Timestamp, ranges: &[DiskRange]) -> String {
+    fn comparison_evidence(&self, now: Timestamp, ranges: &[DiskRange]) -> String {
         if ranges.is_empty() {
             return String::new();
         }

@@ -68,6 +68,7 @@ pub mod format_1;
 mod history;
 mod hold;
 mod ironic;
+mod late_disks;
 mod limits;
 mod manual_power;
 mod missing;
@@ -91,6 +92,7 @@ mod tests;
 mod text;
 mod transitions;
 mod unclaimed;
+mod unexpected_netboots;
 mod wait;
 mod wake_ups;
 

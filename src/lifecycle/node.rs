@@ -10,7 +10,6 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::model::{
-    disk::Disk,
     fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
@@ -21,8 +20,8 @@ use crate::model::{
 };
 
 use super::{
-    comparison::Comparison,
     event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
+    late_disks::MissingDisk,
     limits::{Policy, after, patience, power_limit},
     netboot_files::{NetbootUpdate, installed_menu, upgrade_identity, upgrade_record},
     polls::Polls,
@@ -86,6 +85,7 @@ pub struct Node {
     next_op: u64,
 }
 
+<<<<<<< HEAD
 /// A wait for a root device that the ramdisk has not reported yet.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct MissingDisk {
@@ -95,6 +95,14 @@ pub(super) struct MissingDisk {
     pub(super) fault: Fault,
     /// The machine's disks, once one would do, and since when there are no others.
     pub(super) late: Option<(Vec<Disk>, Timestamp)>,
+=======
+/// The reported progress of a comparison.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Comparison {
+    pub(super) progress: Progress,
+    /// The time of the last report with more bytes than before.
+    pub(super) advanced_at: Timestamp,
+>>>>>>> boot6
 }
 
 /// The operation under way.
@@ -486,7 +494,8 @@ impl Node {
 
     /// Whether the node polls the power state.
     pub(super) fn observes(&self) -> bool {
-        self.record.state.at_rest() && self.bmc().is_some() && !self.clash
+        let may_poll = self.record.state.at_rest() || self.awaits_system();
+        may_poll && self.bmc().is_some() && !self.clash
     }
 
     /// Starts the operation that the state needs, if none runs.
@@ -549,7 +558,7 @@ impl Node {
             State::Restarting { .. } => {
                 due.then_some(Operation::Restart { wanted: self.power_after_install() })
             }
-            State::Booting { boot } => self.boot_operation(*boot).filter(|_| due),
+            State::Booting { boot } => self.boot_operation_at(now, *boot),
             State::CleaningUp { .. } => due.then_some(Operation::CleanUp),
             State::WaitingRamdisk { .. }
             | State::Imaging { granted: false, .. }

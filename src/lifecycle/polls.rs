@@ -165,6 +165,11 @@ impl Polls {
         self.permit == PollPermit::Granted
     }
 
+    /// Whether the operation under way is a poll.
+    pub(super) fn runs(&self) -> bool {
+        self.permit == PollPermit::Running
+    }
+
     /// Notes the start of an operation.
     pub(super) fn began(&mut self, is_poll: bool) {
         self.permit = if is_poll { PollPermit::Running } else { PollPermit::None };

@@ -98,6 +98,10 @@ pub struct Lookup {
     pub system_serial: Option<String>,
     /// The machine's disks.
     pub disks: Vec<Disk>,
+    /// How long these have been the machine's disks, in milliseconds. An earlier version's ramdisk
+    /// does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks_same_for_ms: Option<u64>,
     /// Memory, in bytes.
     #[serde(default)]
     pub memory: u64,
@@ -241,8 +245,8 @@ pub struct Completed {
     pub verify_ms: u64,
 }
 
-/// `POST …/verifying`: the progress of the ramdisk's comparison of its disk. An older agent does not
-/// know the call, and an older ramdisk does not make it.
+/// `POST …/verifying`: the progress of the ramdisk's comparison of its disk. An older agent does
+/// not know the call, and an older ramdisk does not make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyProgress {
     /// Bytes compared so far.

@@ -165,8 +165,8 @@ impl Agent {
         self.post::<Ignored>("completed", notice).await.map(drop)
     }
 
-    /// Reports the progress of the comparison, once. Returns whether the agent takes such reports: an
-    /// older one does not.
+    /// Reports the progress of the comparison, once. Returns whether the agent takes such reports:
+    /// an older one does not.
     pub(super) async fn verifying(&self, done_bytes: u64) -> bool {
         let body = serde_json::to_vec(&VerifyProgress { done_bytes }).unwrap_or_default();
         match self.call::<Ignored>(Method::POST, "verifying", body.into()).await {

@@ -24,7 +24,7 @@ use tracing::{error, info};
 
 use super::{
     agent::{Agent, AgentError},
-    disks,
+    disks::{self, Inventory},
     log::Log,
     machine,
     modules::{Modules, NoModules},
@@ -93,7 +93,7 @@ pub(super) async fn run(log: &Log) -> Result<Then, Trouble> {
     let address = address?;
     // The network setup may have taken a minute.
     let mut disks = disks::changed(sys, &disks, Duration::ZERO).await;
-    for disk in &disks {
+    for disk in &disks.disks {
         info!(%disk, "found");
     }
 
@@ -101,9 +101,9 @@ pub(super) async fn run(log: &Log) -> Result<Then, Trouble> {
     // Before the lookup: the agent may switch the machine off at its response, or the machine may
     // hang.
     agent.send_log().await;
-    let look = async |known: &[Disk], pause| disks::changed(sys, known, pause).await;
+    let look = async |known: &Inventory, pause| disks::changed(sys, known, pause).await;
     match look_up(&agent, &mut disks, look).await {
-        Ok(reply) => serve(&agent, address, &disks, &reply).await,
+        Ok(reply) => serve(&agent, address, &disks.disks, &reply).await,
         Err(AgentError::Refused(reason)) => {
             error!(reason, "the agent chose no disk");
             agent.send_log().await;
@@ -131,19 +131,19 @@ fn command_line() -> Result<String, Trouble> {
 /// when they change, and at intervals; the agent ends the wait.
 async fn look_up(
     agent: &Agent,
-    disks: &mut Vec<Disk>,
-    look: impl AsyncFn(&[Disk], Duration) -> Vec<Disk>,
+    disks: &mut Inventory,
+    look: impl AsyncFn(&Inventory, Duration) -> Inventory,
 ) -> Result<LookupReply, AgentError> {
     let mut said = None;
     loop {
-        let answer = agent.lookup(&machine::describe(disks.clone())).await;
+        let answer = agent.lookup(&machine::describe(disks)).await;
         let Err(AgentError::LookupAgain(reason, pause)) = answer else { return answer };
         if said.as_ref() != Some(&reason) {
             info!(reason, "waiting for the root device");
             said = Some(reason);
         }
         let now = look(disks, pause.clamp(PAUSE_SHORTEST, PAUSE_LONGEST)).await;
-        for disk in now.iter().filter(|disk| !disks.contains(disk)) {
+        for disk in now.disks.iter().filter(|disk| !disks.disks.contains(disk)) {
             info!(%disk, "appeared");
         }
         *disks = now;
@@ -477,18 +477,19 @@ mod tests {
             let agent =
                 Pretended::start(move |_, before| if before < 3 { NOT_YET } else { last }).await;
             let pauses = std::sync::Mutex::new(Vec::new());
-            let look = async |known: &[Disk], pause: Duration| {
+            let since = tokio::time::Instant::now();
+            let look = async |known: &Inventory, pause: Duration| {
                 pauses.lock().unwrap().push(pause.as_secs());
-                [known, &[named("vdb")]].concat()
+                Inventory { disks: [&known.disks[..], &[named("vdb")]].concat(), since }
             };
-            let mut disks = vec![named("vda")];
+            let mut disks = Inventory { disks: vec![named("vda")], since };
             let answer = look_up(&agent.seen_by_a_ramdisk(), &mut disks, look).await;
             match answer {
                 Ok(reply) => assert!(is_chosen && reply.disk == "vdb", "{reply:?}"),
                 Err(AgentError::Refused(why)) => assert!(!is_chosen && why.contains("serial")),
                 Err(other) => panic!("{other}"),
             }
-            assert_eq!((agent.requested().len(), disks.len()), (4, 4));
+            assert_eq!((agent.requested().len(), disks.disks.len()), (4, 4));
             assert_eq!(*pauses.lock().unwrap(), [3, 3, 3]);
         }
     }
@@ -544,9 +545,10 @@ mod tests {
                     sleep(Duration::from_millis(1)).await;
                 }
             };
+            let limit = if answer == UNKNOWN { PATIENCE.unknown } else { PATIENCE.silence };
             let often = tokio::select! {
                 () = reported_often => true,
-                _ = timeout(if answer == UNKNOWN { PATIENCE.unknown } else { PATIENCE.silence }, reporting) => false,
+                _ = timeout(limit, reporting) => false,
             };
             assert_eq!(often, answer != UNKNOWN, "{answer:?}");
             assert!(agent.requested().iter().all(|name| name == "verifying"));

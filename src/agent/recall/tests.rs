@@ -74,6 +74,8 @@ fn deployed(spec: &NodeSpec) -> Record {
         at: now(),
         booted: None,
         booted_at: None,
+        unexpected_netboots: 0,
+        unexpected_netboot_at: None,
         address: None,
         system: None,
         root_uuid: None,

@@ -92,6 +92,7 @@ pub(super) fn disk() -> Disk {
 pub(super) fn lookup() -> Call {
     Call::Lookup(Lookup {
         macs: spec().boot.macs,
+        disks_same_for_ms: None,
         system_uuid: None,
         system_serial: None,
         disks: vec![disk()],
