@@ -493,11 +493,7 @@ impl Node {
                 "the disk is written, but the ramdisk never asked whether it may let go",
                 READ_ITS_LOG,
             ),
-<<<<<<< HEAD
-            State::WaitingCompleted { attempt, .. } => self.not_completed(now, attempt),
-=======
             State::WaitingCompleted { attempt, .. } => self.completed_timeout(now, &attempt.verify),
->>>>>>> boot6
             State::Restarting { .. } => {
                 let message = "the machine was not restarted in time";
                 let hint = "look at the BMC, or raise timeouts.power";
@@ -507,17 +503,6 @@ impl Node {
             }
         };
         self.fail(now, fault, actions);
-    }
-
-    /// The fault of a machine whose completed notice did not come.
-    fn not_completed(&self, now: Timestamp, attempt: &Attempt) -> Fault {
-        let how_far = self.comparison_evidence(now, &attempt.verify);
-        let message = format!(
-            "the disk is written, but the ramdisk's completed notice did not come in time{how_far}"
-        );
-        let hint = "look at the machine's console, or raise timeouts.completed; with \
-                    image.verify = \"node\", or timeouts.imaging";
-        Fault::passing(Step::Completed, "CompletedTimeout", message, hint)
     }
 
     /// Restarts a machine whose netboot a stop of the agent interrupted, in the same attempt. By

@@ -14,22 +14,10 @@ use crate::model::{
     status::{ImagingStage, Progress},
 };
 
-<<<<<<< HEAD
-use super::{node::Node, state::State};
-
-/// The reported progress of a comparison.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Comparison {
-    pub(super) progress: Progress,
-    /// The time of the last report with more bytes than before.
-    advanced_at: Timestamp,
-}
-=======
 use super::{
     node::{Comparison, Node},
     state::State,
 };
->>>>>>> boot6
 
 impl Node {
     /// Notes a report of the comparison. A ramdisk cannot report more than all bytes, or fewer than

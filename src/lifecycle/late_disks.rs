@@ -29,7 +29,7 @@ pub(super) const GIVE_HINTS: &str =
     "give [root_device] hints that match exactly one of these disks";
 
 /// A wait for a root device that the ramdisk has not reported yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct MissingDisk {
     /// The end of the wait.
     pub(super) until: Timestamp,

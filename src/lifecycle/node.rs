@@ -85,24 +85,12 @@ pub struct Node {
     next_op: u64,
 }
 
-<<<<<<< HEAD
-/// A wait for a root device that the ramdisk has not reported yet.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct MissingDisk {
-    /// The end of the wait.
-    pub(super) until: Timestamp,
-    /// The fault at the end of the wait.
-    pub(super) fault: Fault,
-    /// The machine's disks, once one would do, and since when there are no others.
-    pub(super) late: Option<(Vec<Disk>, Timestamp)>,
-=======
 /// The reported progress of a comparison.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Comparison {
     pub(super) progress: Progress,
     /// The time of the last report with more bytes than before.
     pub(super) advanced_at: Timestamp,
->>>>>>> boot6
 }
 
 /// The operation under way.

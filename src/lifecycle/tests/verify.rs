@@ -165,12 +165,8 @@ fn a_comparison_that_does_not_end_is_a_fault_with_how_far_it_came() {
             bench.pass(50);
             bench.call(&key(1), says_progress(IMAGE_BYTES / 4 * quarters));
         }
-<<<<<<< HEAD
-        bench.pass(7500 - 50 * i64::try_from(reports.len()).unwrap());
-=======
         let reported_s = 50 * i64::try_from(reports.len()).unwrap();
         bench.pass(7500 - reported_s);
->>>>>>> boot6
         let fault = fault_of(&bench);
         assert_eq!(fault.code, "CompletedTimeout");
         assert!(fault.message.ends_with(said), "{}", fault.message);
