@@ -9,6 +9,8 @@
 //! It must never write to a disk itself, export a disk that the agent did not choose, or end
 //! without a reason on the console.
 
+use std::sync::Arc;
+
 use crate::model::{boot::RamdiskArgs, callback::DiskRange, disk::Disk};
 
 pub mod build;
@@ -41,7 +43,7 @@ pub async fn send_log(args: RamdiskArgs, log: Log) -> Result<(), rustls::Error> 
 
 /// Compares a disk with the agent's digests, as the boot sequence does.
 pub async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), String> {
-    verify::verify(disk, ranges).await.map_err(|error| error.to_string())
+    verify::verify(disk, ranges, Arc::default()).await.map_err(|error| error.to_string())
 }
 
 /// Entry point of the fuzz target: any reply of a DHCP server.
