@@ -72,6 +72,8 @@ impl Node {
                 self.see_power(now, observed);
                 self.consider(now, observed);
             }
+            // A first boot goes on whatever the power state is.
+            Outcome::Power(observed) if self.awaits_system() => self.see_power(now, observed),
             Outcome::Power(observed) if matches!(state, State::Preparing { ready: Some(_) }) => {
                 self.see_power(now, observed);
                 if self.may_wipe(observed) {
@@ -138,6 +140,9 @@ impl Node {
     fn restarted(&mut self, now: Timestamp, left_in: PowerState) {
         self.see_power(now, left_in);
         self.note_written(now);
+        if left_in == PowerState::On {
+            self.note_own_boot(now);
+        }
         self.record.awaits_restart = false;
         self.succeed(now, Cause::Restarted);
     }
@@ -232,6 +237,8 @@ impl Node {
                 at: now,
                 booted: None,
                 booted_at: None,
+                unexpected_netboots: 0,
+                unexpected_netboot_at: None,
                 address: attempt.peer,
                 written_digest: self.written.clone(),
                 root_uuid,
@@ -319,6 +326,7 @@ impl Node {
                 self.end_uncleaned(now, purpose, fault);
             }
             State::Booting { boot: FirstBoot::Restarting } => self.boot_not_restarted(now, &fault),
+            State::Booting { .. } if self.polls.runs() => self.miss_power(now, fault),
             State::Booting { .. } => self.boot_probe_failed(now, fault),
             State::Preparing { .. }
             | State::PoweringOn { .. }
@@ -485,13 +493,7 @@ impl Node {
                 "the disk is written, but the ramdisk never asked whether it may let go",
                 READ_ITS_LOG,
             ),
-            State::WaitingCompleted { .. } => Fault::passing(
-                Step::Completed,
-                "CompletedTimeout",
-                "the disk is written, but the ramdisk's completed notice did not come in time",
-                "look at the machine's console, or raise timeouts.completed; with image.verify = \
-                 \"node\", or timeouts.imaging",
-            ),
+            State::WaitingCompleted { attempt, .. } => self.completed_timeout(now, &attempt.verify),
             State::Restarting { .. } => {
                 let message = "the machine was not restarted in time";
                 let hint = "look at the BMC, or raise timeouts.power";

@@ -49,6 +49,8 @@ impl Node {
                 self.miss_power(now, fault);
             }
             State::Held { .. } | State::Failed => self.miss_power(now, fault),
+            // No missing file extends a first boot because of a poll.
+            State::Booting { .. } if self.polls.runs() => self.miss_power(now, fault),
             // Nothing has been done to the machine yet.
             State::Preparing { .. } => {
                 self.record.last_error = Some(last_error());

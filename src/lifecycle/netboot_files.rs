@@ -23,7 +23,7 @@ pub(super) const PAUSE: Duration = Duration::from_secs(5);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// The state of network boot files that is not on record and can be determined again.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct NetbootUpdate {
     /// A served file is missing from the cache or has decayed there.
     pub(super) lost: bool,

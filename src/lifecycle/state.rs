@@ -62,6 +62,10 @@ pub struct Record {
     /// an installation.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub restarted_again: bool,
+    /// The time at which hostler last had the BMC switch the installed machine on, until that boot
+    /// is over: its netboot is not unexpected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switched_on_at: Option<Timestamp>,
     /// The token by which the installed system says that it is up. It stays for a call that is
     /// repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,6 +104,7 @@ impl Record {
             power_forced_at: None,
             awaits_restart: false,
             restarted_again: false,
+            switched_on_at: None,
             boot_token: None,
             installed: None,
             other_disks: Vec::new(),
@@ -140,6 +145,7 @@ impl Record {
     pub(super) fn know(&mut self, installed: Option<Installed>) {
         // No further restart, because the number of restarts is unknown.
         (self.awaits_restart, self.restarted_again, self.boot_token) = (false, true, None);
+        self.switched_on_at = None;
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -147,7 +153,7 @@ impl Record {
     /// Clears the installation, because the disk is being written.
     pub(super) fn know_nothing_installed(&mut self) {
         (self.awaits_restart, self.record_lost, self.installed) = (false, false, None);
-        self.boot_token = None;
+        (self.boot_token, self.switched_on_at) = (None, None);
     }
 
     /// The BMCs of the installation's and of the spec's machine.
@@ -425,7 +431,7 @@ impl Attempt {
 }
 
 /// The attempt of a node whose logs are taken, and how many came.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct RamdiskLogs {
     pub(super) count: u32,
     /// The last attempt, once it is over.
@@ -433,7 +439,7 @@ pub(super) struct RamdiskLogs {
 }
 
 /// The attempt that is over, and its ramdisk.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct EndedAttempt {
     pub(super) number: u32,
     pub(super) key: AttemptKey,

@@ -138,7 +138,7 @@ mod tests {
         let bad = format!("\x1b[2J\x1b]0;title\x07\u{202e}a\r\0\x1b[3{key}1mb {key}\n");
         for (kernel, ramdisk) in [
             (bad.repeat(2000), bad.repeat(2000)),
-            ("x".repeat(10 << 20), "\u{1b}".repeat(10 << 20)),
+            ("x".repeat(3 * LOG_BYTES_MAX), "\u{1b}".repeat(3 * LOG_BYTES_MAX)),
             ("\n".repeat(LOG_BYTES_MAX + 1), "y".repeat(LOG_BYTES_MAX)),
         ] {
             let text = kept(&kernel, &ramdisk).text();

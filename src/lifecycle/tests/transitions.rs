@@ -396,6 +396,7 @@ fn take_first_boots() {
         boot_to(place, |bench| bench.pass(86_400));
     }
     boot_to(FirstBoot::Overdue, |bench| {
+        bench.poll(PowerState::On);
         let good = good_outcome(&bench.running.clone().unwrap().1);
         bench.done(Ok(good));
     });

@@ -105,6 +105,12 @@ impl World {
                     self.bring(&node, event);
                 }
             }
+            Happening::LocalMenu { machine, session, node } => {
+                let event = site.local_menu(machine, session, &node);
+                if let Some(event) = event.filter(|_| self.executor.is_some()) {
+                    self.bring(&node, event);
+                }
+            }
             Happening::SystemUp { machine, session } => site.system_up(machine, session),
             Happening::BootCall { node, token, peer } => {
                 let event = site.boot_call(node, token, peer);

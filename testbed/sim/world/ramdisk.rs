@@ -143,6 +143,8 @@ impl Site {
 
     fn lookup(&mut self, machine: usize, quirk: Quirk) -> Call {
         let mishap = self.mishap(10);
+        // Often shorter than the agent waits for further disks.
+        let same_for_ms = self.t % 16_000;
         let machine = &self.machines[machine];
         let mut disks: Vec<_> = machine.platters.iter().map(|p| p.disk.clone()).collect();
         if quirk == Quirk::WrongDisks || mishap {
@@ -150,6 +152,7 @@ impl Site {
         }
         Call::Lookup(Lookup {
             macs: vec![machine.mac],
+            disks_same_for_ms: Some(same_for_ms),
             system_uuid: None,
             system_serial: None,
             disks,
