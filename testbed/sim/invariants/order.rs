@@ -114,7 +114,14 @@ impl Site {
         let record = self.records.get(node);
         let announced = match (operation, record.map(|record| &record.state)) {
             (_, None) => false,
-            (Operation::PollPower | Operation::NetbootFiles { .. }, Some(state)) => state.at_rest(),
+            (Operation::PollPower, Some(state)) => {
+                let boots = matches!(
+                    state,
+                    State::Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue }
+                );
+                boots || state.at_rest()
+            }
+            (Operation::NetbootFiles { .. }, Some(state)) => state.at_rest(),
             (Operation::ConfirmPower, Some(state)) => {
                 matches!(state, State::Preparing { ready: Some(_) })
             }
