@@ -163,7 +163,7 @@ fn lay_out(
         ImageKind::Partition(partitions) => {
             let esp = esp(spec, source, disk.block_bytes)?;
             let swap = swap(partitions, ids()).map_err(of_drive)?;
-            let parts = Parts { esp, swap, ephemeral, config_drive };
+            let parts = Parts { arch: spec.boot.arch, esp, swap, ephemeral, config_drive };
             partitioned(&source.image, disk, partitions, parts, &mut ids)
         }
     };
@@ -199,7 +199,7 @@ fn esp(spec: &NodeSpec, source: &CachedImage, block_bytes: u32) -> Result<Option
              image.ramdisk",
         )),
         (false, Firmware::Uefi) => {
-            let made = drive::esp(&source.entry.file, block_bytes)
+            let made = drive::esp(&source.entry.file, spec.boot.arch, block_bytes)
                 .and_then(|esp| spool(&esp, source.scratch()));
             made.map(|file| Some(Content::of_file(file)))
                 .map_err(|error| Fault::of(Step::Image, &error))

@@ -71,7 +71,7 @@ const CHOICES: [FirmwareLoader; 3] = [
         tag: "hostler-uefi-arm64",
         architectures: &[11],
         file: "grubaa64.efi",
-        why: "UEFI on 64-bit ARM: GRUB.",
+        why: "UEFI on 64-bit Arm: GRUB; with Secure Boot shimaa64.efi instead, which loads it.",
     },
 ];
 const IPXE_TAG: &str = "hostler-ipxe";

@@ -19,19 +19,18 @@ use super::{
     DriveError, fat,
     probe::{FileSystemKind, ext4_measures, probe},
 };
-use crate::checked_file::CheckedFile;
+use crate::{checked_file::CheckedFile, model::boot::Arch};
 
 /// Directories in an image that hold boot files, if they have a directory `EFI`.
 const PLACES: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
-/// The loader that firmware tries on any disk (§3.5.1.1), in lower case.
-const DEFAULT_LOADER: &str = "efi/boot/bootx64.efi";
-/// Loaders that may replace it, by preference: signed ones first.
-const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "systemd-bootx64.efi"];
+/// Loaders that may replace the default one, by preference: signed ones first. The suffix of the
+/// processors follows these names.
+const LOADERS: [&str; 3] = ["shim", "grub", "systemd-boot"];
 /// A directory of kernels that firmware starts by themselves (Unified Kernel Image specification,
 /// UAPI.5).
 const KERNELS: &str = "EFI/Linux/";
-/// Files that boot loaders load from their own directory.
-const COMPANIONS: [&str; 2] = ["grubx64.efi", "mmx64.efi"];
+/// Files that boot loaders load from their own directory, likewise.
+const COMPANIONS: [&str; 2] = ["grub", "mm"];
 /// Least room for files on the partition, so that the installed system can update its loader.
 const ESP_BYTES_MIN: u64 = 64 << 20;
 /// Room in times of the files' length, because the partition may hold the kernels: an update keeps
@@ -55,11 +54,12 @@ const GROUPS_MAX: u64 = 1 << 18;
 /// The largest block, in bytes.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
 
-/// Makes the partition for a disk with blocks of `block_bytes` bytes: at least 64 MiB and less than
-/// 512 MiB, mostly zeros. It holds the files of the image's `/boot/efi`, `/efi` or `/boot`, the
-/// first that has a directory `EFI`. If that holds only one distribution's loader, or no loader and
-/// one kernel, it is also copied to the firmware's default path.
-pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
+/// Makes the partition for a machine with these processors and a disk with blocks of `block_bytes`
+/// bytes: at least 64 MiB and less than 512 MiB, mostly zeros. It holds the files of the image's
+/// `/boot/efi`, `/efi` or `/boot`, the first that has a directory `EFI`. If that holds only one
+/// distribution's loader, or no loader and one kernel, it is also copied to the firmware's default
+/// path.
+pub fn esp(root: &CheckedFile, arch: Arch, block_bytes: u32) -> Result<Bytes, DriveError> {
     let sector_bytes = fat::sector_bytes(block_bytes)?;
     let found = probe(root)?;
     match found.kind {
@@ -74,7 +74,7 @@ pub fn esp(root: &CheckedFile, block_bytes: u32) -> Result<Bytes, DriveError> {
         return Err(DriveError::BootFiles { message: "the file system is damaged".to_owned() });
     }
     let image = Ext4::load(Box::new(Bounded::new(root))).map_err(|error| failed(&error))?;
-    let files = boot_files(&image)?;
+    let files = boot_files(&image, arch)?;
     let total: u64 = files.values().map(|file| u64::from(file.bytes)).sum();
     let room = (total * ESP_TIMES).clamp(ESP_BYTES_MIN, ESP_BYTES_MAX);
     let format = fat::FatFormat {
@@ -104,7 +104,7 @@ struct BootFile {
 
 /// Collects the files by their paths on the partition, with a loader at the firmware's default
 /// path.
-fn boot_files(image: &Ext4) -> Result<BTreeMap<String, BootFile>, DriveError> {
+fn boot_files(image: &Ext4, arch: Arch) -> Result<BTreeMap<String, BootFile>, DriveError> {
     let mut files = BTreeMap::new();
     for place in PLACES {
         let folder = format!("{place}/EFI");
@@ -114,25 +114,34 @@ fn boot_files(image: &Ext4) -> Result<BTreeMap<String, BootFile>, DriveError> {
             break;
         }
     }
-    if files.keys().any(|path| path.eq_ignore_ascii_case(DEFAULT_LOADER)) {
+    let has = |path: &str| files.keys().any(|found| found.eq_ignore_ascii_case(path));
+    let default = default_loader(arch);
+    if has(&default) {
         return Ok(files);
     }
-    let stand_in = stand_in(&files);
+    let program = |name: &str| format!("{name}{}.efi", arch.efi_suffix());
+    let stand_in = stand_in(&files, LOADERS.map(program));
     let [loader] = &*stand_in else {
-        let found = if stand_in.is_empty() {
-            String::new()
-        } else {
-            format!(": which of {} is to be booted?", stand_in.join(", "))
+        let other = Arch::ALL.into_iter().find(|other| has(&default_loader(*other)));
+        let found = match other {
+            _ if !stand_in.is_empty() => {
+                format!(": which of {} is to be booted?", stand_in.join(", "))
+            }
+            Some(other) => {
+                format!(": {} is for {} machines", default_loader(other), other.as_str())
+            }
+            None => String::new(),
         };
-        return Err(DriveError::NoBootFiles { found });
+        return Err(DriveError::NoBootFiles { loader: default, found });
     };
     let folder = loader.strip_suffix(name(loader)).unwrap_or_default();
-    let beside =
-        COMPANIONS.iter().filter(|companion| !name(loader).eq_ignore_ascii_case(companion));
-    let copies: Vec<(String, String)> = std::iter::once((loader.clone(), "BOOTX64.EFI"))
-        .chain(beside.map(|companion| (format!("{folder}{companion}"), *companion)))
-        .map(|(from, to)| (from, format!("EFI/BOOT/{to}")))
-        .collect();
+    let beside = COMPANIONS
+        .map(program)
+        .into_iter()
+        .filter(|companion| !name(loader).eq_ignore_ascii_case(companion))
+        .map(|companion| (format!("{folder}{companion}"), format!("EFI/BOOT/{companion}")));
+    let copies: Vec<(String, String)> =
+        std::iter::once((loader.clone(), default)).chain(beside).collect();
     for (from, to) in copies {
         let is_there = |path: &String| path.eq_ignore_ascii_case(&to);
         if let Some(file) = files.get(&from).cloned()
@@ -144,13 +153,19 @@ fn boot_files(image: &Ext4) -> Result<BTreeMap<String, BootFile>, DriveError> {
     Ok(files)
 }
 
+/// The loader that firmware tries on any disk (§3.5.1.1).
+fn default_loader(arch: Arch) -> String {
+    format!("EFI/BOOT/BOOT{}.EFI", arch.efi_suffix().to_ascii_uppercase())
+}
+
 /// The files of the most preferred kind that may stand in for a missing default loader.
-fn stand_in(files: &BTreeMap<String, BootFile>) -> Vec<String> {
+fn stand_in(files: &BTreeMap<String, BootFile>, loaders: [String; LOADERS.len()]) -> Vec<String> {
     let having = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
         files.keys().filter(|path| path.starts_with("EFI/") && wanted(path)).cloned().collect()
     };
-    let loaders =
-        LOADERS.iter().map(|loader| having(&|path: &str| name(path).eq_ignore_ascii_case(loader)));
+    let loaders = loaders
+        .into_iter()
+        .map(|loader| having(&|path: &str| name(path).eq_ignore_ascii_case(&loader)));
     let kernels = std::iter::once_with(|| {
         having(&|path: &str| {
             path.strip_prefix(KERNELS)

@@ -72,10 +72,12 @@ pub enum DriveError {
     },
     /// An image has no loader for UEFI.
     #[error(
-        "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI){found}; use a \
-         whole-disk image or boot.after = \"network\""
+        "the image brings no boot files (/boot/efi/{loader}){found}; use a whole-disk image or \
+         boot.after = \"network\""
     )]
     NoBootFiles {
+        /// The path of the loader on the partition.
+        loader: String,
         /// The image's boot files, after `: `; may be empty.
         found: String,
     },

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::DriveError;
 
-/// Bytes of a page on the supported machines (`x86_64`).
+/// Bytes of a page: a PC's, and those of nearly every kernel for 64-bit Arm. A kernel with pages of
+/// 64 KiB refuses the swap space, and runs without.
 const PAGE_BYTES: usize = 4096;
 /// Least pages that `mkswap` accepts.
 const PAGES_MIN: u64 = 10;

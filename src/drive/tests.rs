@@ -9,7 +9,7 @@ use super::{
     fat::{FatFormat, FatKind, make},
     probe, swap_header,
 };
-use crate::checked_file::CheckedFile;
+use crate::{checked_file::CheckedFile, model::boot::Arch};
 
 /// Magic numbers and their offsets, so that random bytes pass the first check.
 const MAGICS: [(usize, &[u8]); 4] =
@@ -54,7 +54,7 @@ proptest! {
         if let Ok(found) = probe(&image) {
             prop_assert!(found.bytes <= bytes.len() as u64);
         }
-        prop_assert!(esp(&image, 512).is_err());
+        prop_assert!(esp(&image, Arch::X86_64, 512).is_err());
     }
 
     #[test]
@@ -77,7 +77,7 @@ fn an_image_of_implausible_measures_is_refused_before_memory_is_taken_for_it() {
     put(0x4, &(1_u32 << 30).to_le_bytes());
     put(0x20, &1_u32.to_le_bytes());
     let file = image(&superblock, 1 << 40);
-    let error = esp(&file, 512).unwrap_err();
+    let error = esp(&file, Arch::X86_64, 512).unwrap_err();
     assert!(
         matches!(&error, DriveError::BootFiles { message } if message.contains("damaged")),
         "{error}"

@@ -38,6 +38,28 @@ pub enum Arch {
     Aarch64,
 }
 
+impl Arch {
+    /// Every kind of processors.
+    pub const ALL: [Self; 2] = [Self::X86_64, Self::Aarch64];
+
+    /// The name in specs, which is Linux's (`uname -m`).
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// The end of the names of its UEFI programs (UEFI 2.10 §3.5.1.1): `BOOTX64.EFI` is for a PC,
+    /// `grubaa64.efi` for 64-bit Arm.
+    pub const fn efi_suffix(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x64",
+            Self::Aarch64 => "aa64",
+        }
+    }
+}
+
 /// The content of a known machine's boot menu.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootMenu {

@@ -70,7 +70,7 @@ fn render(log: &ConsoleLog) -> String {
     } else if said.is_empty() {
         text.push_str(
             "# nothing was printed: boot.kernel_args = [\"console=ttyS1,115200n8\"], or \
-            ttyS0, has the deploy ramdisk print there\n",
+            ttyS0, or ttyAMA0 on 64-bit Arm, has the deploy ramdisk print there\n",
         );
     }
     let clean = without_key(&clean(said), key);

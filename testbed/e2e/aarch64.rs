@@ -1,6 +1,6 @@
 //! A machine with 64-bit Arm processors, as far as it gets without a hostler-ramdisk for it: GRUB,
 //! the kernel and hostler's modules are Arm's; the program in the ramdisk is a script that prints
-//! its command line.
+//! its command line. `arm.rs` installs such machines.
 
 use std::{
     fs::{self, File},
@@ -38,7 +38,7 @@ fn an_aarch64_machine_netboots_grub_kernel_and_ramdisk_of_its_own_kind() {
     assert!(fault.message.contains("[ramdisk.aarch64]"), "{fault:?}");
     assert_eq!(machine.times_switched_on(), 0);
 
-    give_boot_files(&mut site);
+    give_boot_files(&mut site, &[("grubaa64.efi", "grubaa64.efi")], ".");
     site.wait(&machine.name, "its ramdisk", ARM_LIMIT, |status| {
         let fetched = status.last_seen.as_ref().and_then(|seen| seen.fetched);
         status.phase == Phase::WaitingRamdisk && fetched == Some(BootStage::Ramdisk)
@@ -55,17 +55,17 @@ fn an_aarch64_machine_netboots_grub_kernel_and_ramdisk_of_its_own_kind() {
     wait_for_line(&machine, "HOSTLER-AARCH64 modules fit");
 }
 
-/// Adds the boot loader and `[ramdisk.aarch64]`.
-fn give_boot_files(site: &mut Site) {
+/// Adds boot loaders by the names that DHCP gives them, and `[ramdisk.aarch64]` from a directory,
+/// all of them built.
+pub(crate) fn give_boot_files(site: &mut Site, loaders: &[(&str, &str)], ramdisk: &str) {
     assert!(site.stop_agent().success());
-    let built = repository().join("target/testbed/aarch64");
-    for (name, to) in [
-        ("grubaa64.efi", "tftp/grubaa64.efi"),
-        ("vmlinuz", "ramdisk/kernel-aarch64"),
-        ("initramfs", "ramdisk/initramfs-aarch64"),
-    ] {
-        fs::copy(built.join(name), site.file(to))
-            .unwrap_or_else(|error| panic!("{name}: {error}; run testbed/build"));
+    let loaders = loaders.iter().map(|(from, to)| ((*from).to_owned(), format!("tftp/{to}")));
+    let ramdisk = [("vmlinuz", "kernel"), ("initramfs", "initramfs")]
+        .map(|(name, to)| (format!("{ramdisk}/{name}"), format!("ramdisk/{to}-aarch64")));
+    for (from, to) in loaders.chain(ramdisk) {
+        let from = repository().join("target/testbed/aarch64").join(from);
+        fs::copy(&from, site.file(&to))
+            .unwrap_or_else(|error| panic!("{}: {error}; run testbed/build", from.display()));
     }
     let mut config = File::options().append(true).open(site.file("hostler.toml")).unwrap();
     writeln!(config, "[ramdisk.aarch64]").unwrap();

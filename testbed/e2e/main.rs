@@ -10,6 +10,7 @@
 #![allow(missing_docs, reason = "tests are not an interface")]
 
 mod aarch64;
+mod arm;
 mod dead_targets;
 mod disks;
 mod documents;

@@ -2,7 +2,12 @@
 //!
 //! The images are those of `examples/images/debian`, made by `testbed/real/build`.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    process::Command,
+    time::Duration,
+};
 
 use hostler::model::{
     fault::Step,
@@ -23,6 +28,8 @@ pub(crate) const MEMORY: [&str; 2] = ["--memory", "1024"];
 const MARKER: &str = "HOSTLER-REAL root_mib=";
 /// The root of the image has 2900 MiB.
 const GROWN_MIB: u64 = 3500;
+/// The config drive lies at the end of the disk.
+const DRIVE_IS_WITHIN_BYTES: usize = 128 << 20;
 
 /// Invariant (attempt): A real operating system is deployed once it has called, by BIOS and by
 /// UEFI.
@@ -55,22 +62,20 @@ fn debian_is_installed_by_bios_and_by_uefi_and_deployed_once_it_has_called() {
 }
 
 /// Invariant (attempt): A system that does not come up costs no disk: it is restarted once, given
-/// up, and waited for again.
+/// up, and a late call still counts.
 #[test]
-fn a_system_that_does_not_answer_is_restarted_once_and_waited_for_again_without_a_write() {
+fn a_system_that_does_not_call_is_restarted_once_and_a_late_call_counts_without_a_write() {
     let mut site = Site::new("first_boot", &["uefi"], "1G");
     let image = site.image("disk.raw", 0);
     let machine = site.rack.machine("node-1");
     disks::fill(&machine);
-    let spec = |port: u16| {
-        format!(
-            "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
-             serial = \"root-1\"\n[boot_check]\nby = \"tcp\"\nport = {port}\n\
-             [timeouts]\nfirst_boot = \"40s\"\n",
-            image.sha256
-        )
-    };
-    site.write_spec(&machine, &spec(81));
+    let rest = format!(
+        "[image]\nsource = \"disk.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
+         serial = \"root-1\"\n[config_drive]\nlabel = \"cidata\"\n[boot_check]\nby = \"call\"\n\
+         [timeouts]\nfirst_boot = \"40s\"\n",
+        image.sha256
+    );
+    site.write_spec(&machine, &rest);
     site.wait_for_phase("node-1", Phase::Booting, BOOT_LIMIT);
     let status = loop {
         let Some(status) = site.status("node-1") else { continue };
@@ -87,9 +92,14 @@ fn a_system_that_does_not_answer_is_restarted_once_and_waited_for_again_without_
     assert_eq!(machine.times_switched_on(), 3);
     disks::assert_holds(&machine, &image);
 
-    site.write_spec(&machine, &spec(80));
+    let url = boot_call_url(&machine);
+    let call = ["curl", "-sS", "--fail", "--max-time", "20", "--data", "hostname=late", &url];
+    let called = site.rack.inside(&call).output().unwrap();
+    assert!(called.status.success(), "{called:?}");
     let status = site.wait_until_deployed_again("node-1", BOOT_LIMIT);
-    assert_eq!(status.installed.unwrap().booted, Some(Booted::Up));
+    let installed = status.installed.unwrap();
+    assert_eq!((installed.booted, status.last_error), (Some(Booted::Up), None));
+    assert_eq!(installed.system.unwrap().hostname.as_deref(), Some("late"));
     assert_eq!(machine.times_switched_on(), 3, "it was installed or restarted again");
     assert!(site.rack.machine("node-1").is_on);
 }
@@ -127,6 +137,21 @@ fn a_debian_without_cloud_init_is_up_by_its_ssh_server_and_one_with_a_broken_roo
     // The entry of systemd-boot, which lies beside EFI/.
     assert!(plain.console().contains("initrd=\\debian\\"), "another loader's kernel");
     assert!(site.stop_agent().success());
+}
+
+/// Reads the URL of the system's call from the config drive at the end of the machine's disk.
+fn boot_call_url(machine: &Machine) -> String {
+    let disk = File::open(&machine.disks[0].path).unwrap();
+    let mut end = vec![0; DRIVE_IS_WITHIN_BYTES];
+    let bytes = disk.metadata().unwrap().len();
+    disk.read_exact_at(&mut end, bytes - DRIVE_IS_WITHIN_BYTES as u64).unwrap();
+    let text = String::from_utf8_lossy(&end);
+    let mut lines = text.split(|c: char| !c.is_ascii_graphic());
+    let is_url = |text: &&str| {
+        let token = text.strip_prefix("http://").and_then(|rest| rest.rsplit_once("/booted/"));
+        token.is_some_and(|(_, token)| token.len() == 64)
+    };
+    lines.find(is_url).expect("the drive has a URL").to_owned()
 }
 
 pub(crate) fn real_image(site: &Site, name: &str) -> Image {

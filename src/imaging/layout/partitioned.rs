@@ -19,7 +19,10 @@ use crate::{
             mbr::{self, Mbr},
         },
     },
-    model::spec::{PartitionTable, Partitions},
+    model::{
+        boot::Arch,
+        spec::{PartitionTable, Partitions},
+    },
 };
 
 /// Bytes at a partition's beginning that are zeroed if its content does not cover them, so that no
@@ -35,6 +38,8 @@ const MSDOS_PARTITIONS_MAX: usize = 4;
 /// Contents of the partitions besides the root file system.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
+    /// The processors of the root's system, which the type of its partition names.
+    pub arch: Arch,
     /// An EFI system partition; the partition has this size, rounded up to the alignment.
     pub esp: Option<Content>,
     /// Header of the swap space, for a partition of [`Partitions::swap_bytes`].
@@ -152,7 +157,10 @@ fn wanted(root: &ImageFile, partitions: &Partitions, parts: Parts) -> Vec<Wanted
     });
     let root = Wanted {
         name: "root",
-        gpt_kind: &gpt::ROOT,
+        gpt_kind: match parts.arch {
+            Arch::X86_64 => &gpt::ROOT_X86_64,
+            Arch::Aarch64 => &gpt::ROOT_AARCH64,
+        },
         mbr_kind: mbr::LINUX,
         bytes: partitions.root_bytes.unwrap_or(root.bytes()),
         content: Some(Content::of_file(root.clone())),

@@ -50,8 +50,12 @@ pub(in crate::imaging) const ESP: Guid = guid(0xc12a_7328, 0xf81f, 0x11d2, 0xba4
 pub(in crate::imaging) const SWAP: Guid = guid(0x0657_fd6d, 0xa4ab, 0x43c4, 0x84e5_0933_c84b_4f4f);
 /// A Linux file system.
 pub(in crate::imaging) const LINUX: Guid = guid(0x0fc6_3daf, 0x8483, 0x4772, 0x8e79_3d69_d847_7de4);
-/// The root file system of an x86-64 Linux (Discoverable Partitions Specification).
-pub(in crate::imaging) const ROOT: Guid = guid(0x4f68_bce3, 0xe8cd, 0x4db1, 0x96e7_fbca_f984_b709);
+/// The root file systems of Linux on a PC and on 64-bit Arm (Discoverable Partitions
+/// Specification).
+pub(in crate::imaging) const ROOT_X86_64: Guid =
+    guid(0x4f68_bce3, 0xe8cd, 0x4db1, 0x96e7_fbca_f984_b709);
+pub(in crate::imaging) const ROOT_AARCH64: Guid =
+    guid(0xb921_b045, 0x1df0, 0x41c3, 0xaf44_4c6f_280d_3fae);
 /// Microsoft basic data, the type of FAT partitions.
 pub(in crate::imaging) const BASIC_DATA: Guid =
     guid(0xebd0_a0a2, 0xb9e5, 0x4433, 0x87c0_68b6_b726_99c7);

@@ -3,29 +3,56 @@
 //! [`super::select`] uses it. The list is for all machines: the running ramdisk loads the drivers
 //! for its hardware.
 
-/// Drivers that are loaded for their hardware: those of servers and edge machines of the last ten
-/// years.
+use crate::model::boot::Arch;
+
+/// Drivers of machines of any kind that are loaded for their hardware: those of servers and edge
+/// machines of the last ten years.
 #[rustfmt::skip]
-pub(super) const DRIVERS: &[&str] = &[
+const DRIVERS: &[&str] = &[
     // Virtual machines
-    "virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_scsi", "vmxnet3", "vmw_pvscsi",
+    "virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_scsi", "vmxnet3",
     "hv_vmbus", "hv_netvsc", "hv_storvsc", "pci_hyperv", "gve", "ena", "mana", "iavf", "igbvf",
     "ixgbevf", "cxgb4vf",
     // Network interfaces
     "e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "idpf", "tg3", "bnx2", "bnx2x",
     "bnxt_en", "mlx4_core", "mlx4_en", "mlx5_core", "r8169", "atlantic", "be2net", "qede", "cxgb4",
     "enic",
-    "hns3", "hclge", "sfc", "nfp", "ionic", "hinic", "alx", "amd_xgbe", "dwmac_intel", "lan743x",
+    "hns3", "hclge", "sfc", "nfp", "ionic", "hinic", "alx", "amd_xgbe", "lan743x",
     // USB network interfaces, and USB controllers.
     "xhci_pci", "ehci_pci", "r8152", "r8153_ecm", "ax88179_178a", "asix", "aqc111", "cdc_ether",
     "cdc_ncm", "lan78xx", "smsc75xx", "smsc95xx", "ch9200", "dm9601", "rtl8150", "sr9800",
     // Disk controllers
-    "ahci", "ata_piix", "ata_generic", "nvme", "vmd", "megaraid_sas", "mpt3sas", "mpi3mr", "mptsas",
-    "mptspi", "hpsa", "smartpqi", "aacraid", "isci", "arcmsr", "pm80xx", "mvsas", "hptiop",
+    "ahci", "ata_piix", "ata_generic", "nvme", "megaraid_sas", "mpt3sas", "mpi3mr", "mptsas",
+    "mptspi", "hpsa", "smartpqi", "aacraid", "arcmsr", "pm80xx", "mvsas", "hptiop",
     "mtip32xx", "hisi_sas_v3_hw", "sdhci_pci", "sdhci_acpi",
     // Disks on them
     "sd_mod", "mmc_block",
 ];
+
+/// Drivers of parts that only a PC has.
+const DRIVERS_X86_64: &[&str] = &["vmw_pvscsi", "dwmac_intel", "vmd", "isci"];
+
+/// Drivers of parts that only 64-bit Arm has, and that its firmware names by PCI or ACPI: servers
+/// and boards with UEFI. Machines whose firmware describes them by a device tree alone need drivers
+/// of clocks and supplies, too, for which the builder has `--module`.
+#[rustfmt::skip]
+const DRIVERS_AARCH64: &[&str] = &[
+    // Network interfaces
+    "thunder_bgx", "nicpf", "nicvf", "xgene_enet", "hns_enet_drv", "hns_dsaf", "genet", "mvpp2",
+    "netsec", "qcom_emac", "fsl_enetc",
+    // USB and disk controllers
+    "xhci_plat_hcd", "ehci_platform", "ahci_platform", "ahci_xgene", "hisi_sas_v2_hw",
+    "sdhci_iproc",
+];
+
+/// The drivers of every initramfs for these processors.
+pub(super) fn drivers(arch: Option<Arch>) -> impl Iterator<Item = &'static str> {
+    let own = match arch {
+        Some(Arch::Aarch64) => DRIVERS_AARCH64,
+        Some(Arch::X86_64) | None => DRIVERS_X86_64,
+    };
+    DRIVERS.iter().chain(own).copied()
+}
 
 /// Directories of drivers of network interfaces and disk controllers beneath `kernel/drivers`. USB
 /// storage is not among them: neither a stick nor a BMC's virtual disk must be chosen by mistake.
@@ -59,7 +86,9 @@ const PHYS: &[&str] = &[
 /// driver starts.
 pub(super) fn companions(driver: &str) -> &'static [&'static str] {
     match driver {
-        "dwmac_intel" | "lan743x" | "lan78xx" | "asix" | "smsc95xx" | "ax88179_178a" => PHYS,
+        "dwmac_intel" | "lan743x" | "lan78xx" | "asix" | "smsc95xx" | "ax88179_178a" | "mvpp2"
+        | "netsec" | "hns_dsaf" | "xgene_enet" | "thunder_bgx" | "fsl_enetc" => PHYS,
+        "genet" => &["broadcom", "mdio_bcm_unimac"],
         "tg3" => &["broadcom"],
         "r8169" => &["realtek"],
         _ => &[],

@@ -1,14 +1,19 @@
-//! The parts of ELF-64 that the builder needs (gABI ch. 4 and 5): a section's bytes, and whether a
-//! program needs a dynamic loader.
+//! The parts of ELF-64 that the builder needs (gABI ch. 4 and 5): a section's bytes, the processors
+//! that a file is for, and whether a program needs a dynamic loader.
 //!
 //! [`super::modinfo`] uses it for modules, and the builder for the program. It must never panic on
 //! any file.
 
 use std::ops::Range;
 
+use crate::model::boot::Arch;
+
 const MAGIC_64_BIT_LITTLE_ENDIAN: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
 const SECTION_HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
+/// The numbers of the supported processors (psABIs).
+const EM_X86_64: usize = 62;
+const EM_AARCH64: usize = 183;
 /// The program header that names the dynamic loader.
 const PT_INTERP: usize = 3;
 
@@ -37,6 +42,16 @@ pub(super) fn is_static_program(elf: &[u8]) -> bool {
             .map(|index| number(table.entry(elf, index, PROGRAM_HEADER_BYTES)?, 0..4));
         table.count > 0 && kinds.all(|kind| kind.is_some_and(|kind| kind != PT_INTERP))
     })
+}
+
+/// The processors that a file is for.
+pub(super) fn arch(elf: &[u8]) -> Option<Arch> {
+    let machine = elf.starts_with(&MAGIC_64_BIT_LITTLE_ENDIAN).then(|| number(elf, 0x12..0x14));
+    match machine?? {
+        EM_X86_64 => Some(Arch::X86_64),
+        EM_AARCH64 => Some(Arch::Aarch64),
+        _ => None,
+    }
 }
 
 /// A table of headers.
@@ -75,6 +90,17 @@ fn number(bytes: &[u8], range: Range<usize>) -> Option<usize> {
     usize::try_from(number).ok()
 }
 
+/// Makes it a file for these processors.
+#[cfg(test)]
+pub(super) fn for_arch(arch: Arch, mut elf: Vec<u8>) -> Vec<u8> {
+    let machine = match arch {
+        Arch::X86_64 => EM_X86_64,
+        Arch::Aarch64 => EM_AARCH64,
+    };
+    elf[0x12] = u8::try_from(machine).unwrap();
+    elf
+}
+
 /// The headers of a program with one segment to load.
 #[cfg(test)]
 pub(super) fn static_program() -> Vec<u8> {
@@ -100,6 +126,8 @@ mod tests {
         let busybox = std::fs::read("/bin/busybox").unwrap();
         assert!(is_static_program(&busybox) && is_static_program(&static_program()));
         assert!(!is_static_program(b"#!/bin/sh\n"));
+        assert!([Some(Arch::X86_64), Some(Arch::Aarch64)].contains(&arch(&this)));
+        assert_eq!((arch(&this), arch(b"\x7fELF\x02\x01")), (arch(&busybox), None));
     }
 
     proptest! {
@@ -108,6 +136,7 @@ mod tests {
             bytes.splice(..6, MAGIC_64_BIT_LITTLE_ENDIAN);
             is_static_program(&bytes);
             section(&bytes, b".modinfo");
+            arch(&bytes);
         }
     }
 }

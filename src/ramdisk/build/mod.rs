@@ -137,6 +137,16 @@ pub enum BuildError {
     /// The program would need a dynamic loader, which the initramfs does not have.
     #[error("{0}: not a static ELF program; build it with -C target-feature=+crt-static")]
     NotStatic(PathBuf),
+    /// The program would not run on the kernel's processors.
+    #[error("{path}: a program for {program}, but the kernel is for {kernel}; build it for that")]
+    OtherArch {
+        /// The program.
+        path: PathBuf,
+        /// Its processors.
+        program: &'static str,
+        /// The processors of the kernel's modules.
+        kernel: &'static str,
+    },
     /// A file is too large for the archive.
     #[error("a file of the initramfs has 4 GiB or more")]
     TooLarge,
@@ -155,6 +165,12 @@ pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
         return Err(BuildError::NotStatic(options.binary.clone()));
     }
     let selection = select::select(&package, &options.modules, options.all_drivers)?;
+    if let (Some(program), Some(kernel)) = (elf::arch(&program), selection.arch)
+        && program != kernel
+    {
+        let (program, kernel) = (program.as_str(), kernel.as_str());
+        return Err(BuildError::OtherArch { path: options.binary.clone(), program, kernel });
+    }
 
     let mut archive = Archive::default();
     archive.file("init", 0o755, program);
@@ -208,6 +224,7 @@ fn read(path: &Path) -> Result<Vec<u8>, BuildError> {
 #[cfg(test)]
 mod tests {
     use super::{modinfo::tests::module, *};
+    use crate::model::boot::Arch;
 
     /// A kernel package with LIO, one driver and what it needs, and a static program.
     fn package(dir: &Path) -> BuildOptions {
@@ -299,6 +316,33 @@ mod tests {
         fs::remove_dir_all(other).unwrap();
         options.kernel_package = dir.path().join("nowhere");
         assert!(error(&options).contains("nowhere"));
+    }
+
+    /// Invariant (ramdisk): A ramdisk's kernel, modules and program are for the same processors.
+    #[test]
+    fn a_ramdisk_for_64_bit_arm_has_its_drivers_and_takes_no_pcs_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = package(dir.path());
+        let kernel = dir.path().join("package/lib/modules/6.1.0-1-amd64/kernel");
+        for name in ["configfs", "target_core_mod", "target_core_iblock", "net/mlx4_core"] {
+            let path = kernel.join(format!("{name}.ko"));
+            fs::write(&path, elf::for_arch(Arch::Aarch64, fs::read(&path).unwrap())).unwrap();
+        }
+        for name in ["netsec", "isci"] {
+            fs::write(kernel.join(format!("{name}.ko")), module("depends=\0")).unwrap();
+        }
+        let program = |arch| elf::for_arch(arch, elf::static_program());
+        fs::write(&options.binary, program(Arch::Aarch64)).unwrap();
+        let built = build(&options).unwrap();
+        let has = |name: &str| built.modules.iter().any(|module| module == name);
+        assert!(has("netsec") && !has("isci"), "{:?}", built.modules);
+        let lacks = |name: &str| built.drivers_missing.iter().any(|missing| missing == name);
+        assert!(lacks("genet") && !lacks("vmd"), "{:?}", built.drivers_missing);
+
+        fs::write(&options.binary, program(Arch::X86_64)).unwrap();
+        let error = build(&options).unwrap_err().to_string();
+        let wanted = ": a program for x86_64, but the kernel is for aarch64; build it for that";
+        assert!(error.ends_with(wanted), "{error}");
     }
 
     /// Invariant (ramdisk): The builder names the drivers and firmware that its ramdisk lacks.

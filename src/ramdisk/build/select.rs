@@ -8,23 +8,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     BuildError, MissingFirmware,
-    drivers::{BUSES, DIRECTORIES, DRIVERS, companions, debian_package},
+    drivers::{BUSES, DIRECTORIES, companions, debian_package, drivers},
+    elf,
     modinfo::{ModInfo, normal},
     package::Package,
 };
-use crate::ramdisk::module_list::ModuleList;
+use crate::{model::boot::Arch, ramdisk::module_list::ModuleList};
 
 /// The modules of the iSCSI target, without which the ramdisk cannot serve a disk.
 const TARGET: [&str; 3] = ["target_core_mod", "target_core_iblock", "iscsi_target_mod"];
 
 /// Modules that the kernel would request from `modprobe`, which the ramdisk lacks: the checksums
 /// that iSCSI and T10-DIF look up by name.
-const LOOKED_UP_BY_NAME: [&str; 4] =
-    ["crc32c_generic", "crc32c_intel", "crct10dif_generic", "crct10dif_pclmul"];
+const LOOKED_UP_BY_NAME: [&str; 5] =
+    ["crc32c_generic", "crc32c_intel", "crct10dif_generic", "crct10dif_pclmul", "crct10dif_ce"];
 
 /// The selected modules.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
+    /// The processors that the modules are for.
+    pub(super) arch: Option<Arch>,
     pub(super) list: ModuleList,
     /// Module files by normal name, decompressed.
     pub(super) modules: BTreeMap<String, Vec<u8>>,
@@ -58,9 +61,10 @@ pub(super) fn select(
         }
     }
     let mut drivers_missing = Vec::new();
-    for name in DRIVERS {
-        if !chosen.add(package, name)? && !package.builtin.contains(*name) {
-            drivers_missing.push((*name).to_owned());
+    let arch = chosen.arch();
+    for name in drivers(arch) {
+        if !chosen.add(package, name)? && !package.builtin.contains(name) {
+            drivers_missing.push(name.to_owned());
         }
     }
     if all_drivers {
@@ -68,7 +72,7 @@ pub(super) fn select(
             chosen.add_driver(package, &name)?;
         }
     }
-    Ok(Selection { drivers_missing, ..chosen.into_selection(package) })
+    Ok(Selection { arch, drivers_missing, ..chosen.into_selection(package) })
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +82,11 @@ struct Chosen {
 }
 
 impl Chosen {
+    /// The processors that the modules are for.
+    fn arch(&self) -> Option<Arch> {
+        self.files.values().next().and_then(|module| elf::arch(module))
+    }
+
     /// Adds a module, unless it drives no device of [`BUSES`].
     fn add_driver(&mut self, package: &Package, name: &str) -> Result<(), BuildError> {
         let Some(elf) = package.module(name)? else { return Ok(()) };
@@ -159,8 +168,7 @@ impl Chosen {
                 });
             }
         }
-        let drivers_missing = Vec::new();
-        Selection { list, modules: self.files, firmware, firmware_missing, drivers_missing }
+        Selection { list, modules: self.files, firmware, firmware_missing, ..Selection::default() }
     }
 
     /// Appends the dependencies of `name`, each after its own dependencies, and `name` last.

@@ -11,6 +11,7 @@ use std::{
 use hostler::{
     checked_file::CheckedFile,
     drive::{check_disk, esp, probe},
+    model::boot::Arch,
 };
 
 use super::{Place, assert_clean_fat, blkid, run, tag};
@@ -159,8 +160,8 @@ fn a_boot_partition_has_the_images_boot_files() {
     ];
     for (kind, block_bytes) in [("ext4", 512), ("ext4", 4096), ("ext2", 512)] {
         let place = root(kind, &files);
-        let made = esp(&open(&place), block_bytes).unwrap();
-        assert_eq!(made, esp(&open(&place), block_bytes).unwrap());
+        let made = esp(&open(&place), Arch::X86_64, block_bytes).unwrap();
+        assert_eq!(made, esp(&open(&place), Arch::X86_64, block_bytes).unwrap());
         assert!((64 << 20..512 << 20).contains(&made.len()), "{}", made.len());
         let partition = Place::with(&made);
         let tags = blkid(&partition);
@@ -178,7 +179,11 @@ fn a_boot_partition_with_kernels_has_room_for_their_updates() {
     const MIB: usize = 1 << 20;
     for (kernel_mib, room_mib) in [(10, 64), (40, 120), (190, 448)] {
         let kernel = ("boot/loader/linux", kernel_mib * MIB);
-        let made = esp(&open(&root("ext4", &[kernel, ("boot/EFI/BOOT/BOOTX64.EFI", 1)])), 512);
+        let made = esp(
+            &open(&root("ext4", &[kernel, ("boot/EFI/BOOT/BOOTX64.EFI", 1)])),
+            Arch::X86_64,
+            512,
+        );
         let bytes = made.unwrap().len();
         assert!(bytes >= room_mib * MIB, "{bytes} for a kernel of {kernel_mib} MiB");
         assert!(bytes < (room_mib + 8) * MIB, "{bytes} for a kernel of {kernel_mib} MiB");
@@ -212,7 +217,7 @@ fn a_lone_loader_is_put_where_firmware_looks() {
         (&[("efi/EFI/systemd/systemd-bootx64.efi", 7)], &[("EFI/BOOT/BOOTX64.EFI", 7)]),
     ];
     for (files, wanted) in cases {
-        let partition = Place::with(&esp(&open(&root("ext4", files)), 512).unwrap());
+        let partition = Place::with(&esp(&open(&root("ext4", files)), Arch::X86_64, 512).unwrap());
         assert_clean_fat(&partition);
         for (path, bytes) in wanted {
             let path = format!("::{path}");
@@ -222,9 +227,32 @@ fn a_lone_loader_is_put_where_firmware_looks() {
     }
 }
 
+/// Invariant (image): A machine gets boot files for its own processors.
+#[test]
+fn an_arm_machine_gets_the_loaders_of_its_kind() {
+    let signed = [
+        ("boot/efi/EFI/debian/shimaa64.efi", 10),
+        ("boot/efi/EFI/debian/grubaa64.efi", 20),
+        ("boot/efi/EFI/debian/mmaa64.efi", 30),
+        ("boot/efi/EFI/debian/grubx64.efi", 40),
+    ];
+    let partition = Place::with(&esp(&open(&root("ext4", &signed)), Arch::Aarch64, 512).unwrap());
+    assert_clean_fat(&partition);
+    for (name, bytes) in [("BOOTAA64.EFI", 10), ("grubaa64.efi", 20), ("mmaa64.efi", 30)] {
+        let path = format!("::EFI/BOOT/{name}");
+        assert_eq!(run("mtype", &["-i", partition.text("image"), &path]).len(), bytes, "{name}");
+    }
+    let pcs = root("ext4", &[("boot/efi/EFI/BOOT/BOOTX64.EFI", 10)]);
+    let error = esp(&open(&pcs), Arch::Aarch64, 512).unwrap_err().to_string();
+    let wanted = "(/boot/efi/EFI/BOOT/BOOTAA64.EFI): EFI/BOOT/BOOTX64.EFI is for x86_64 machines;";
+    assert!(error.contains(wanted), "{error}");
+}
+
 #[test]
 fn an_image_without_boot_files_that_can_be_taken_says_why() {
-    let refused = |files: Files<'_>| esp(&open(&root("ext4", files)), 512).unwrap_err().to_string();
+    let refused = |files: Files<'_>| {
+        esp(&open(&root("ext4", files)), Arch::X86_64, 512).unwrap_err().to_string()
+    };
     let none = "the image brings no boot files (/boot/efi/EFI/BOOT/BOOTX64.EFI)";
     let instead = "; use a whole-disk image or boot.after = \"network\"";
     assert_eq!(refused(&[("etc/fstab", 1)]), format!("{none}{instead}"));
@@ -256,11 +284,12 @@ fn an_image_without_boot_files_that_can_be_taken_says_why() {
             run("mkfifo", &[special.to_str().unwrap()]);
         }
         make_root("ext4", &place);
-        let error = esp(&open(&place), 512).unwrap_err().to_string();
+        let error = esp(&open(&place), Arch::X86_64, 512).unwrap_err().to_string();
         assert!(error.contains(&format!("/efi/{at} is neither file nor directory")), "{error}");
     }
 
-    let error = esp(&open(&made(&["mkfs.xfs", "-q"], 320)), 512).unwrap_err().to_string();
+    let error =
+        esp(&open(&made(&["mkfs.xfs", "-q"], 320)), Arch::X86_64, 512).unwrap_err().to_string();
     assert_eq!(
         error,
         format!("the image's boot files: they are read from ext4 only, this is xfs{instead}")
@@ -289,7 +318,7 @@ fn no_damage_to_an_image_makes_reading_it_panic_or_last() {
             let byte = [0, 1, 0x7f, 0x80, 0xff, random.u8(..)][random.usize(..6)];
             file.write_all_at(&[byte], *at as u64).unwrap();
         }
-        still_good += u32::from(esp(&unchecked(&file), 512).is_ok());
+        still_good += u32::from(esp(&unchecked(&file), Arch::X86_64, 512).is_ok());
         for at in &places {
             file.write_all_at(&good[*at..=*at], *at as u64).unwrap();
         }

@@ -5,7 +5,10 @@ use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
 use bytes::Bytes;
 use hostler::{
     imaging::{Content, Geometry, Parts, needed_bytes, partitioned},
-    model::spec::{PartitionTable, Partitions},
+    model::{
+        boot::Arch,
+        spec::{PartitionTable, Partitions},
+    },
 };
 
 use super::disk::{
@@ -30,6 +33,7 @@ fn parts(bench: &Bench) -> Parts {
         swap: Some(bytes_of(&swap, &(0..4096)).into()),
         ephemeral: Some(image(&ephemeral)),
         config_drive: Some(bench.drive(2 * MIB)),
+        ..Parts::default()
     }
 }
 
@@ -103,6 +107,21 @@ fn a_partition_without_content_looks_empty() {
         assert!(!probe(&path, &empty.bytes).is_empty());
         apply(&layout, &path);
         assert_eq!(probe(&path, &empty.bytes), "");
+    }
+}
+
+/// Invariant (disk): The type of the root's partition names the machine's processors.
+#[test]
+fn the_root_of_an_arm_machine_is_a_root_for_it() {
+    let bench = Bench::new();
+    let root = bench.filesystem("root", 8 * MIB, "mkfs.ext4", &["-L", "root"]);
+    let disk = geometry(200 * MIB);
+    for (arch, kind) in [(Arch::X86_64, "Linux x86-64 root"), (Arch::Aarch64, "Linux ARM64 root")] {
+        let parts = Parts { arch, ..Parts::default() };
+        let layout = partitioned(&image(&root), disk, &ALL, parts, &mut guids()).unwrap();
+        let path = bench.disk(&layout, disk);
+        let said = run("sgdisk", &["--info=3"], &path, "");
+        assert!(said.contains(kind), "{said}");
     }
 }
 
