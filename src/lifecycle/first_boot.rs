@@ -14,6 +14,7 @@ use crate::model::{
     boot_report::BootReport,
     callback::Reply,
     fault::{Fault, Step},
+    machine::MachineChange,
     power::PowerState,
     secret::BootToken,
     spec::{BootCheck, Goal, NodeSpec, WantedPower},
@@ -165,9 +166,11 @@ impl Node {
         }
     }
 
-    /// Cancels the probe or restart after a change of the BMC or of the check.
+    /// Cancels the probe or restart after a change of the BMC or of the check. A restart of another
+    /// machine orders nothing of the new one.
     pub(super) fn restart_boot_check(
         &mut self,
+        now: Timestamp,
         old: &NodeSpec,
         new: &NodeSpec,
         actions: &mut Vec<Action>,
@@ -176,6 +179,11 @@ impl Node {
         if is_booting && (old.bmc != new.bmc || old.boot_check != new.boot_check) {
             self.boot_trouble = None;
             self.cancel(actions);
+        }
+        let restarts = self.record.state == State::Booting { boot: FirstBoot::Restarting };
+        if restarts && old.machine_change(new) != MachineChange::None {
+            self.stop_at_rest(now, actions);
+            self.start_afresh(now);
         }
     }
 

@@ -383,7 +383,7 @@ impl Node {
         }
         if let Some(old) = &old {
             self.reconsider_boot(old, spec);
-            self.restart_boot_check(old, spec, actions);
+            self.restart_boot_check(now, old, spec, actions);
         }
         let stand_still = spec.paused || spec.goal != Goal::Deployed;
         if other_install || other_machine || stand_still {

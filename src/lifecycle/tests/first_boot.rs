@@ -355,6 +355,37 @@ fn a_first_boot_never_restarts_another_machine() {
     assert!(known.restarted_again);
 }
 
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
+#[test]
+fn a_restart_that_a_change_of_the_machine_cuts_short_orders_no_power() {
+    type Edit = fn(&mut NodeSpec);
+    let edits: [Edit; 3] = [
+        |spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"),
+        |spec| spec.boot.macs = vec!["52:54:00:00:00:77".parse().unwrap()],
+        |spec| {
+            spec.bmc.as_mut().unwrap().move_to("192.0.2.24");
+            spec.boot.macs = vec!["52:54:00:00:00:77".parse().unwrap()];
+        },
+    ];
+    for edit in edits {
+        for power in [WantedPower::On, WantedPower::Off] {
+            let mut bench = booting();
+            let_time_pass(&mut bench);
+            assert_eq!(running(&bench), RESTART);
+            bench.change(|spec| {
+                edit(spec);
+                spec.power = power;
+            });
+            bench.done(Err(passing()));
+            assert!(!bench.node.record().power_ordered, "{power:?}");
+            end_poll(&mut bench);
+            let state = &bench.node.record().state;
+            assert!(!matches!(state, State::SettingPower { .. }), "{power:?}: {state:?}");
+        }
+    }
+}
+
 #[test]
 fn a_machine_that_netboots_instead_is_told_of() {
     let mut bench = booting();
