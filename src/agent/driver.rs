@@ -93,7 +93,7 @@ impl Driver {
                     continue;
                 }
                 Some(CallbackRequest { node, peer, key, call, reply }) = sources.calls.recv() => {
-                    let request = self.adapters.expect_reply(reply);
+                    let request = self.adapters.expect_reply(node.clone(), reply);
                     (node, Event::Callback { request, peer, key, call })
                 }
                 Some(BootCall { node, peer, token, report, reply }) = sources.boot_calls.recv() => {

@@ -7,7 +7,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,7 +36,9 @@ use super::{
     clock::now,
     consoles::Consoles,
     faults,
+    last_words::LastWords,
     menu::MenuWriter,
+    netboot_warnings::NetbootWarnings,
     publish::Publisher,
     work::{NodeEvent, Operations},
 };
@@ -64,12 +66,15 @@ pub(super) struct Adapters {
     running: BTreeMap<(NodeName, OpId), RunningOperation>,
     /// The logged code of each node's failed poll.
     failed_polls: BTreeMap<NodeName, Cow<'static, str>>,
+    netboot_warnings: NetbootWarnings,
+    last_words: LastWords,
 }
 
 /// The way back to a caller.
 #[derive(Debug)]
 enum ReplySender {
-    Ramdisk(oneshot::Sender<Reply>),
+    /// A node's deploy ramdisk.
+    Ramdisk(NodeName, oneshot::Sender<Reply>),
     /// An installed system learns only whether its call counts.
     System(oneshot::Sender<bool>),
 }
@@ -103,12 +108,14 @@ impl Adapters {
             requests: 0,
             running: BTreeMap::new(),
             failed_polls: BTreeMap::new(),
+            netboot_warnings: NetbootWarnings::default(),
+            last_words: LastWords::default(),
         }
     }
 
     /// Registers an unanswered callback, and returns its number.
-    pub(super) fn expect_reply(&mut self, reply: oneshot::Sender<Reply>) -> u64 {
-        self.expect(ReplySender::Ramdisk(reply))
+    pub(super) fn expect_reply(&mut self, node: NodeName, reply: oneshot::Sender<Reply>) -> u64 {
+        self.expect(ReplySender::Ramdisk(node, reply))
     }
 
     /// An installed system waits for an answer.
@@ -260,6 +267,8 @@ impl Effects for Adapters {
         let (stop, cancel) = watch::channel(false);
         let is_poll = operation == Operation::PollPower;
         self.running.insert((node.clone(), op), RunningOperation { stop, is_poll });
+        let last_words = (operation == Operation::CleanUp)
+            .then(|| self.last_words.wait_for(node, Instant::now()));
         let (node, operations, reports) =
             (node.clone(), Arc::clone(&self.operations), self.reports.clone());
         let has_progress = matches!(operation, Operation::Prepare | Operation::Image { .. });
@@ -267,7 +276,12 @@ impl Effects for Adapters {
             let meter = Arc::new(Meter::default());
             let work = tokio::spawn({
                 let meter = Arc::clone(&meter);
-                async move { operations.perform(operation, &spec, &meter, cancel).await }
+                async move {
+                    if let Some(last_words) = last_words {
+                        last_words.over(cancel.clone()).await;
+                    }
+                    operations.perform(operation, &spec, &meter, cancel).await
+                }
             });
             let outcome = if has_progress {
                 watch_over(work, &meter, |progress| {
@@ -300,7 +314,12 @@ impl Effects for Adapters {
     fn reply(&mut self, request: u64, reply: Reply) {
         // A client that has gone will call again.
         match self.replies.remove(&request) {
-            Some(ReplySender::Ramdisk(waiting)) => drop(waiting.send(reply)),
+            Some(ReplySender::Ramdisk(node, waiting)) => {
+                if reply != Reply::Refused {
+                    self.last_words.note_call(&node, Instant::now());
+                }
+                drop(waiting.send(reply));
+            }
             Some(ReplySender::System(waiting)) => drop(waiting.send(reply == Reply::Accepted)),
             None => {}
         }
@@ -308,6 +327,7 @@ impl Effects for Adapters {
 
     fn keep_log(&mut self, node: &NodeName, log: ReceivedLog) {
         let ReceivedLog { attempt, peer, key, log } = log;
+        self.last_words.note_log(node);
         let (node, at) = (node.clone(), now());
         self.publisher.keep_ramdisk_log(KeptLog { node, attempt, peer, at, log, key });
     }
@@ -317,6 +337,7 @@ impl Effects for Adapters {
     }
 
     fn show(&mut self, status: Status) {
+        self.netboot_warnings.follow(&status);
         self.publisher.show(status);
     }
 
@@ -335,6 +356,8 @@ impl Effects for Adapters {
         info!(%node, "its spec is gone: forgotten");
         self.unsaved.remove(node);
         self.failed_polls.remove(node);
+        self.netboot_warnings.forget(node);
+        self.last_words.forget(node);
         self.ask_bmc_anew(node);
         self.menus.remove(node);
         self.consoles.forget(node);

@@ -160,7 +160,7 @@ fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {
     if command.changes_nothing() {
         return Ok(Arc::clone(spec));
     }
-    if !node.is_at_rest() {
+    if !node.is_at_rest() && !node.awaits_system() {
         return Err(format!("is {phase}; hostler switches it itself until that is over"));
     }
     if node.phase() == Phase::Invalid {

@@ -148,6 +148,7 @@ fn parse(
             serde_json::from_slice(body).map(Call::PassDeployInfo)
         }
         (&Method::POST, "completed") => serde_json::from_slice(body).map(Call::Completed),
+        (&Method::POST, "verifying") => serde_json::from_slice(body).map(Call::Verifying),
         (&Method::POST, "log") => serde_json::from_slice(body).map(Call::Log),
         (&Method::GET, "deploy_state") => Ok(Call::DeployState),
         _ => return None,
@@ -168,6 +169,7 @@ pub(super) async fn hand_over(state: &AppState, args: CallArgs) -> Response {
         Call::Lookup(_)
         | Call::PassDeployInfo(_)
         | Call::Completed(_)
+        | Call::Verifying(_)
         | Call::Log(_)
         | Call::IronicDeployInfo(_)
         | Call::IronicBootloader(_) => ask(state, &args).await,

@@ -137,7 +137,7 @@ impl ImageSelection {
                 checksum,
                 format: ImageFormat::Auto,
                 kind: ImageKind::default(),
-                verify: Verify::default(),
+                verify: Verify::None,
                 netboot: None,
             };
             return Ok(vec![Wanted { image, stall: STALL }]);

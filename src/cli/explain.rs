@@ -189,6 +189,13 @@ impl Timeline<'_> {
                 writeln!(out, "  power    {state}, {}", self.ago(power.observed_at))?;
             }
         }
+        if let Some(installed) = &self.status.installed
+            && let (times @ 1.., Some(at)) =
+                (installed.unexpected_netboots, installed.unexpected_netboot_at)
+        {
+            let ago = self.ago(at);
+            writeln!(out, "  netboot  {times}x instead of booting its disk, the last one {ago}")?;
+        }
         if self.status.attempt == 0 {
             return Ok(());
         }
@@ -369,6 +376,11 @@ impl Timeline<'_> {
             vec![format!("repair its BMC, then run `hostler bmc {node} status`, to have it asked")]
         } else if condition("PowerAsWanted").is_some_and(|one| one.status == "False") {
             vec![format!("run `hostler retry {node}`, to have its power as its spec says")]
+        } else if self.status.installed.as_ref().is_some_and(|it| it.unexpected_netboots > 0) {
+            vec![format!(
+                "run `hostler bmc {node} bootdev disk --persistent`, to have it boot its disk, or \
+                 correct its boot order"
+            )]
         } else {
             Vec::new()
         }

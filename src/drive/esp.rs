@@ -1,5 +1,5 @@
 //! An EFI system partition (UEFI 2.10 §13.3) with the boot files that an image of one ext4 file
-//! system brings.
+//! system brings: all files of the directory where the installed system mounts that partition.
 //!
 //! The agent uses it for a machine that boots such an image from its disk. The crate `ext4-view`
 //! reads the image, within limits: a number of bytes, and plausible dimensions of the file system.
@@ -21,15 +21,23 @@ use super::{
 };
 use crate::{checked_file::CheckedFile, model::boot::Arch};
 
-/// Directories in an image that hold boot files.
+/// Directories in an image that hold boot files, if they have a directory `EFI`.
 const PLACES: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
 /// Loaders that may replace the default one, by preference: signed ones first. The suffix of the
 /// processors follows these names.
 const LOADERS: [&str; 3] = ["shim", "grub", "systemd-boot"];
+/// A directory of kernels that firmware starts by themselves (Unified Kernel Image specification,
+/// UAPI.5).
+const KERNELS: &str = "EFI/Linux/";
 /// Files that boot loaders load from their own directory, likewise.
 const COMPANIONS: [&str; 2] = ["grub", "mm"];
 /// Least room for files on the partition, so that the installed system can update its loader.
-const ESP_BYTES_MIN: u32 = 64 << 20;
+const ESP_BYTES_MIN: u64 = 64 << 20;
+/// Room in times of the files' length, because the partition may hold the kernels: an update keeps
+/// the old one, and writes a third before it removes the first.
+const ESP_TIMES: u64 = 3;
+/// Most such room; the partition is in memory.
+const ESP_BYTES_MAX: u64 = 448 << 20;
 /// Most bytes of boot files: a loader has a few million, all files are in memory, and one loader
 /// may be copied.
 const FILES_BYTES_MAX: u64 = 192 << 20;
@@ -47,9 +55,10 @@ const GROUPS_MAX: u64 = 1 << 18;
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
 
 /// Makes the partition for a machine with these processors and a disk with blocks of `block_bytes`
-/// bytes: at least 64 MiB and less than 512 MiB, mostly zeros. It holds the content of the image's
-/// `/boot/efi/EFI`, `/efi/EFI` or `/boot/EFI`, the first that exists. If that holds only one
-/// distribution's loader, it is also copied to the firmware's default path.
+/// bytes: at least 64 MiB and less than 512 MiB, mostly zeros. It holds the files of the image's
+/// `/boot/efi`, `/efi` or `/boot`, the first that has a directory `EFI`. If that holds only one
+/// distribution's loader, or no loader and one kernel, it is also copied to the firmware's default
+/// path.
 pub fn esp(root: &CheckedFile, arch: Arch, block_bytes: u32) -> Result<Bytes, DriveError> {
     let sector_bytes = fat::sector_bytes(block_bytes)?;
     let found = probe(root)?;
@@ -66,11 +75,13 @@ pub fn esp(root: &CheckedFile, arch: Arch, block_bytes: u32) -> Result<Bytes, Dr
     }
     let image = Ext4::load(Box::new(Bounded::new(root))).map_err(|error| failed(&error))?;
     let files = boot_files(&image, arch)?;
+    let total: u64 = files.values().map(|file| u64::from(file.bytes)).sum();
+    let room = (total * ESP_TIMES).clamp(ESP_BYTES_MIN, ESP_BYTES_MAX);
     let format = fat::FatFormat {
         label: "ESP",
         id: u32::from_str_radix(found.uuid.get(..8).unwrap_or_default(), 16).unwrap_or(0),
         kind: fat::FatKind::Fat32,
-        bytes_min: ESP_BYTES_MIN,
+        bytes_min: u32::try_from(room).unwrap_or(u32::MAX),
         sector_bytes,
     };
     let lengths: Vec<(&str, u32)> =
@@ -99,7 +110,7 @@ fn boot_files(image: &Ext4, arch: Arch) -> Result<BTreeMap<String, BootFile>, Dr
         let folder = format!("{place}/EFI");
         // A symbolic link could lead anywhere.
         if image.symlink_metadata(&*folder).is_ok_and(|metadata| metadata.is_dir()) {
-            collect(image, place, "EFI", &mut files)?;
+            collect(image, place, &mut files)?;
             break;
         }
     }
@@ -109,12 +120,7 @@ fn boot_files(image: &Ext4, arch: Arch) -> Result<BTreeMap<String, BootFile>, Dr
         return Ok(files);
     }
     let program = |name: &str| format!("{name}{}.efi", arch.efi_suffix());
-    let stand_in = LOADERS.map(program).into_iter().find_map(|loader| {
-        let named = |path: &&String| name(path).eq_ignore_ascii_case(&loader);
-        let all: Vec<String> = files.keys().filter(named).cloned().collect();
-        (!all.is_empty()).then_some(all)
-    });
-    let stand_in = stand_in.unwrap_or_default();
+    let stand_in = stand_in(&files, LOADERS.map(program));
     let [loader] = &*stand_in else {
         let other = Arch::ALL.into_iter().find(|other| has(&default_loader(*other)));
         let found = match other {
@@ -152,18 +158,35 @@ fn default_loader(arch: Arch) -> String {
     format!("EFI/BOOT/BOOT{}.EFI", arch.efi_suffix().to_ascii_uppercase())
 }
 
-/// Adds the files of a directory and of its subdirectories.
+/// The files of the most preferred kind that may stand in for a missing default loader.
+fn stand_in(files: &BTreeMap<String, BootFile>, loaders: [String; LOADERS.len()]) -> Vec<String> {
+    let having = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
+        files.keys().filter(|path| path.starts_with("EFI/") && wanted(path)).cloned().collect()
+    };
+    let loaders = loaders
+        .into_iter()
+        .map(|loader| having(&|path: &str| name(path).eq_ignore_ascii_case(&loader)));
+    let kernels = std::iter::once_with(|| {
+        having(&|path: &str| {
+            path.strip_prefix(KERNELS)
+                .is_some_and(|name| name.to_ascii_lowercase().ends_with(".efi"))
+        })
+    });
+    loaders.chain(kernels).find(|found| !found.is_empty()).unwrap_or_default()
+}
+
+/// Adds the files of a directory and of its subdirectories, by their paths in it.
 fn collect(
     image: &Ext4,
     place: &str,
-    top: &str,
     files: &mut BTreeMap<String, BootFile>,
 ) -> Result<(), DriveError> {
     let refused = |message: String| Err(DriveError::BootFiles { message });
-    let mut folders = vec![top.to_owned()];
+    // Each with a slash after its name, and the number of directories down to it.
+    let mut folders = vec![(String::new(), 0)];
     let (mut entries, mut bytes) = (0, 0);
-    while let Some(folder) = folders.pop() {
-        if folder.split('/').count() > DEPTH_MAX {
+    while let Some((folder, depth)) = folders.pop() {
+        if depth > DEPTH_MAX {
             return refused(format!("more than {DEPTH_MAX} directories in each other"));
         }
         for entry in
@@ -172,20 +195,20 @@ fn collect(
             let entry = entry.map_err(|error| failed(&error))?;
             let name = entry.file_name();
             let Ok(name) = name.as_str() else {
-                return refused(format!("a name in {folder} is not UTF-8"));
+                return refused(format!("a name in {place}/{folder} is not UTF-8"));
             };
             if matches!(name, "." | "..") {
                 continue;
             }
-            let path = format!("{folder}/{name}");
+            let path = format!("{folder}{name}");
             let from = format!("{place}/{path}");
             let metadata = entry.metadata().map_err(|error| failed(&error))?;
             entries += 1;
             if entries > ENTRIES_MAX {
-                return refused(format!("more than {ENTRIES_MAX}"));
+                return refused(format!("more than {ENTRIES_MAX} files and directories"));
             }
             if metadata.is_dir() {
-                folders.push(path);
+                folders.push((path + "/", depth + 1));
             } else if metadata.file_type().is_regular_file() {
                 bytes += metadata.len();
                 let Some(length) =

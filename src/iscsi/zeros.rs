@@ -13,7 +13,7 @@ use super::{
     error::{IscsiError, IscsiErrorKind},
     scsi,
     task::Data,
-    zeroing::{Zeroing, ZeroingChoice},
+    zeroing::{TRIAL_CALL_BYTES, Zeroing, ZeroingChoice},
 };
 use crate::model::size::show_bytes;
 
@@ -23,7 +23,7 @@ const UNMAP_BYTES_MAX: u64 = 256 << 20;
 /// Most bytes of one WRITE SAME, if the target gives no limit: a quarter of a second of a slow
 /// disk, so that a logout need not wait long.
 const SAME_BYTES_MAX: u64 = 32 << 20;
-/// Most bytes of one write of zeros, and of each command of the trial.
+/// Most bytes of one write of zeros.
 const COMMAND_BYTES_MAX: u64 = 1 << 20;
 /// Most writes of zeros of one call in flight; the connection bounds the total.
 const WRITES_MAX: usize = 8;
@@ -67,12 +67,12 @@ impl Lun {
         }
     }
 
-    /// Sends one command of the trial; returns the bytes done.
+    /// Makes one call of the trial; returns the bytes done.
     async fn try_out(&self, way: Zeroing, at: u64, left: u64) -> Result<u64, IscsiError> {
-        let bytes = left.min(self.command_bytes()).min(self.same_bytes_max(Zeroing::Same));
+        let bytes = left.min(TRIAL_CALL_BYTES).min(self.same_bytes_max(Zeroing::Same));
         let began = Instant::now();
         let done = match way {
-            Zeroing::Write => self.write(at, zeros(bytes)).await.map(|()| bytes)?,
+            Zeroing::Write => self.send_zeros(at, bytes).await?,
             Zeroing::Same | Zeroing::Unmap => self.settled(Zeroing::Same, at, bytes).await?,
         };
         self.choose(|choice| {

@@ -72,6 +72,8 @@ impl Node {
                 self.see_power(now, observed);
                 self.consider(now, observed);
             }
+            // A first boot goes on whatever the power state is.
+            Outcome::Power(observed) if self.awaits_system() => self.see_power(now, observed),
             Outcome::Power(observed) if matches!(state, State::Preparing { ready: Some(_) }) => {
                 self.see_power(now, observed);
                 if self.may_wipe(observed) {
@@ -93,7 +95,7 @@ impl Node {
                 self.clear_missing_file();
                 let bmc = spec.bmc.clone();
                 let attempt = Attempt::new(key, image, system_guid, bmc);
-                self.enter(now, Cause::ImageVerified(attempt));
+                self.enter(now, Cause::ImageVerified(Box::new(attempt)));
             }
             Outcome::PoweredOn if matches!(state, State::PoweringOn { .. }) => {
                 self.see_power(now, PowerState::On);
@@ -138,6 +140,9 @@ impl Node {
     fn restarted(&mut self, now: Timestamp, left_in: PowerState) {
         self.see_power(now, left_in);
         self.note_written(now);
+        if left_in == PowerState::On {
+            self.note_own_boot(now);
+        }
         self.record.awaits_restart = false;
         self.succeed(now, Cause::Restarted);
     }
@@ -147,7 +152,7 @@ impl Node {
         let State::CleaningUp { attempt, purpose } = &self.record.state else { return };
         let purpose = *purpose;
         // After a change of bmc.address, the attempt's machine may be another one.
-        if attempt.as_ref().map(Attempt::bmc_address) == Some(named) {
+        if attempt.as_deref().map(Attempt::bmc_address) == Some(named) {
             self.see_power(now, PowerState::Off);
             self.needs_no_restart();
         }
@@ -174,7 +179,7 @@ impl Node {
         };
         let restarts_itself = attempt.power_control().restarts_itself();
         let (attempt, disk) = (attempt.clone(), disk.clone());
-        self.note_installed(now, attempt, disk);
+        self.note_installed(now, *attempt, *disk);
         self.record.awaits_restart = !restarts_itself;
         if restarts_itself {
             self.succeed(now, Cause::LetGo);
@@ -211,7 +216,7 @@ impl Node {
             && !self.record.awaits_restart
         {
             let (attempt, disk) = (attempt.clone(), disk.clone());
-            self.note_installed(now, attempt, disk);
+            self.note_installed(now, *attempt, *disk);
         }
     }
 
@@ -232,6 +237,8 @@ impl Node {
                 at: now,
                 booted: None,
                 booted_at: None,
+                unexpected_netboots: 0,
+                unexpected_netboot_at: None,
                 address: attempt.peer,
                 written_digest: self.written.clone(),
                 root_uuid,
@@ -319,6 +326,7 @@ impl Node {
                 self.end_uncleaned(now, purpose, fault);
             }
             State::Booting { boot: FirstBoot::Restarting } => self.boot_not_restarted(now, &fault),
+            State::Booting { .. } if self.polls.runs() => self.miss_power(now, fault),
             State::Booting { .. } => self.boot_probe_failed(now, fault),
             State::Preparing { .. }
             | State::PoweringOn { .. }
@@ -338,7 +346,7 @@ impl Node {
     fn pause(&mut self, now: Timestamp, fault: Fault) {
         self.record.tries += 1;
         self.record.not_before = Some(after(now, self.pause_after(self.record.tries)));
-        self.bmc_trouble = Some(fault);
+        self.bmc_trouble = Some(Box::new(fault));
     }
 
     /// The pause after so many failures of a state's operation.
@@ -348,7 +356,7 @@ impl Node {
 
     /// Gives up a clean-up whose machine cannot be switched off. No attempt may follow it.
     fn end_uncleaned(&mut self, now: Timestamp, purpose: Purpose, fault: Fault) {
-        self.bmc_trouble = Some(fault.clone());
+        self.bmc_trouble = Some(Box::new(fault.clone()));
         match &mut self.record.last_error {
             Some(cause) if matches!(purpose, Purpose::Retry | Purpose::GiveUp) => {
                 let message = &mut cause.fault.message;
@@ -485,13 +493,7 @@ impl Node {
                 "the disk is written, but the ramdisk never asked whether it may let go",
                 READ_ITS_LOG,
             ),
-            State::WaitingCompleted { .. } => Fault::passing(
-                Step::Completed,
-                "CompletedTimeout",
-                "the disk is written, but the ramdisk's completed notice did not come in time",
-                "look at the machine's console, or raise timeouts.completed; with image.verify = \
-                 \"node\", or timeouts.imaging",
-            ),
+            State::WaitingCompleted { attempt, .. } => self.completed_timeout(now, &attempt.verify),
             State::Restarting { .. } => {
                 let message = "the machine was not restarted in time";
                 let hint = "look at the BMC, or raise timeouts.power";

@@ -18,14 +18,14 @@ use crate::model::{
     secret::AttemptKey,
     size::show_apart,
     spec::NodeSpec,
-    status::ImagingStage,
     system_guid::SystemGuid,
 };
 
 use super::{
     event::Action,
+    late_disks::{DISKS_CHARS_MAX, GIVE_HINTS, MissingDisk, NO_ROOT_DEVICE, VagueLookup},
     limits::after,
-    node::{MissingDisk, Node},
+    node::Node,
     ramdisk_log::READ_ITS_LOG,
     state::{State, Target},
     text::{plain, plain_up_to},
@@ -35,17 +35,10 @@ use super::{
 /// Seconds between two polls of the ramdisk. Each poll's answer is delayed while the state is the
 /// same.
 const POLL_AFTER_S: u32 = 2;
-/// The seconds after which a ramdisk without the root device reports its disks again.
-const LOOK_AGAIN_AFTER_S: u32 = 3;
-/// The time after a late disk for which another one may follow that fits as well: volumes of a RAID
-/// controller appear one after the other.
-const LATE_DISKS_LAST: Duration = Duration::from_secs(10);
-/// The code of a fault about a machine on which no disk was chosen.
-const NO_ROOT_DEVICE: &str = "NoRootDevice";
+/// The longest time after which a ramdisk without the root device reports its disks again.
+const LOOKUP_PAUSE_MAX: Duration = Duration::from_secs(3);
 /// Longest attribute of a disk, in characters; the standards allow 40.
 const DISK_CHARS_MAX: usize = 128;
-/// Longest list of disks that is shown, in characters.
-const DISKS_CHARS_MAX: usize = 4000;
 /// The reply to a ramdisk whose attempt ended without a fault.
 const ATTEMPT_OVER: &str = "this attempt is over";
 /// A UUID has 36 characters (RFC 4122 section 3); a longer text is shown cut.
@@ -75,7 +68,8 @@ impl Node {
             Ok(reply) => {
                 let seen = &mut self.record.last_seen;
                 seen.address = Some(peer);
-                if name != "deploy_state" {
+                // Both are repeated, and each change writes the record.
+                if !matches!(name, "deploy_state" | "verifying") {
                     seen.callback = Some(name.to_owned());
                     seen.callback_at = Some(now);
                 }
@@ -121,6 +115,7 @@ impl Node {
             }
             Call::DeployState => Ok(Reply::State(self.deploy_state(now))),
             Call::Completed(completed) => self.completed(now, &completed, actions),
+            Call::Verifying(progress) => self.note_comparison(now, progress),
             Call::Log(log) => self.take_log(peer, key, log, actions),
             Call::IronicBootloader(error) => self.ironic_bootloader(now, &error, actions),
         }
@@ -154,15 +149,18 @@ impl Node {
         };
         let Some(spec) = &self.record.spec else { return Err("the spec is gone") };
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
+        let same_for = lookup.disks_same_for_ms.map(Duration::from_millis);
         let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
         let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
         let vague = !spec.root_device.name_one();
         match chosen {
-            Ok(disk) if vague && others_may_follow(&mut self.missing_disk, now, &disk, &disks) => {
-                let waiting = self.missing_disk.as_ref().map(|m| m.fault.message.clone());
-                Ok(lookup_again(waiting.unwrap_or_default()))
-            }
             Ok(disk) => {
+                let late = VagueLookup { fitting: &disk, disks: &disks, same_for };
+                let limit = spec.timeouts.root_device;
+                if vague && let Some(rest) = late.must_wait(&mut self.missing_disk, now, limit) {
+                    let waiting = self.missing_disk.as_ref().map(|m| m.fault.message.clone());
+                    return Ok(lookup_again(waiting.unwrap_or_default(), rest));
+                }
                 let installed = self.record.installed.iter().map(|installed| &installed.disk);
                 let others = installed.chain(&self.record.other_disks);
                 self.record.other_disks = others_there(others, &disks, &disk);
@@ -182,7 +180,7 @@ impl Node {
                 self.missing_disk = Some(Box::new(MissingDisk { until, fault, late: None }));
                 match self.missed_disk(now) {
                     Some(fault) => Ok(self.not_chosen(now, fault, actions)),
-                    None => Ok(lookup_again(error)),
+                    None => Ok(lookup_again(error, LOOKUP_PAUSE_MAX)),
                 }
             }
             Err(NotChosen::NoRootDevice(none)) => {
@@ -224,7 +222,7 @@ impl Node {
             Step::Ramdisk,
             NO_ROOT_DEVICE,
             plain_up_to(DISKS_CHARS_MAX, &none.to_string()),
-            "give [root_device] hints that match exactly one of these disks",
+            GIVE_HINTS,
         );
         if is_first { Fault { retry: RetryAdvice::Backoff, ..fault } } else { fault }
     }
@@ -248,11 +246,14 @@ impl Node {
         match &self.record.state {
             State::PoweringOn { attempt } | State::WaitingRamdisk { attempt } => {
                 let disk = self.chosen_disk(attempt).ok_or("no disk was asked for before")?;
+                // A power-on that still runs, or waits for its record, would end this ramdisk.
+                self.cancel(actions);
+                let (disk, target) = (Box::new(disk), Box::new(target));
                 self.enter(now, Cause::TargetOffered { disk, target });
                 Ok(Reply::Accepted)
             }
             // A repeated call, because the first answer was lost.
-            State::Imaging { target: known, .. } if *known == target => Ok(Reply::Accepted),
+            State::Imaging { target: known, .. } if **known == target => Ok(Reply::Accepted),
             // A repeated call so late that the disk is already written.
             State::Switching { .. } | State::WaitingCompleted { .. } | State::Restarting { .. } => {
                 Ok(Reply::Accepted)
@@ -379,13 +380,6 @@ impl Node {
         }
     }
 
-    /// Notes the reported duration of the comparison, at most the time since the release.
-    fn note_verified(&mut self, now: Timestamp, verify_ms: u64) {
-        let waited_ms = now.duration_since(self.record.since).as_millis();
-        let verify_ms = verify_ms.min(u64::try_from(waited_ms).unwrap_or(0));
-        self.note_stages(&vec![(ImagingStage::Verify, Duration::from_millis(verify_ms))]);
-    }
-
     /// Ends the attempt because of a failure that the ramdisk reports.
     pub(super) fn ramdisk_failed(
         &mut self,
@@ -492,34 +486,12 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Dis
     Ok(disk.clone())
 }
 
-fn lookup_again(error: String) -> Reply {
-    Reply::LookupAgain(LookupAgain { error, look_again_after: LOOK_AGAIN_AFTER_S })
-}
-
-/// Whether the disk that fits came late, and others have had no time yet to follow it: then it must
-/// not be taken for the only one.
-fn others_may_follow(
-    missing: &mut Option<Box<MissingDisk>>,
-    now: Timestamp,
-    fitting: &Disk,
-    disks: &[Disk],
-) -> bool {
-    let Some(missing) = missing else { return false };
-    match &missing.late {
-        Some((before, since)) if before == disks && *since <= now => {
-            after(*since, LATE_DISKS_LAST) > now
-        }
-        _ => {
-            missing.late = Some((disks.to_vec(), now));
-            // The ramdisk reports its disks again before that.
-            missing.until = missing.until.max(after(now, 2 * LATE_DISKS_LAST));
-            missing.fault.message = plain_up_to(
-                DISKS_CHARS_MAX,
-                &format!("{fitting} appeared late; another disk that fits may follow"),
-            );
-            true
-        }
-    }
+/// The answer to a ramdisk that is to report its disks again, after `rest` at the latest.
+fn lookup_again(error: String, rest: Duration) -> Reply {
+    let seconds = rest.min(LOOKUP_PAUSE_MAX).as_secs_f32().ceil();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 3")]
+    let look_again_after = seconds as u32;
+    Reply::LookupAgain(LookupAgain { error, look_again_after })
 }
 
 /// Returns the previously written disks that are still present, except the chosen one, as reported

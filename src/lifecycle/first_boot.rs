@@ -14,6 +14,7 @@ use crate::model::{
     boot_report::BootReport,
     callback::Reply,
     fault::{Fault, Step},
+    machine::MachineChange,
     power::PowerState,
     secret::BootToken,
     spec::{BootCheck, Goal, NodeSpec, WantedPower},
@@ -24,6 +25,7 @@ use super::{
     event::{Action, Operation},
     limits::{RESTART_TRIES_MAX, after},
     node::Node,
+    polls::PollPermit,
     state::{FirstBoot, State},
     text::{plain, plain_up_to},
     transitions::Cause,
@@ -31,6 +33,8 @@ use super::{
 
 /// The time that a system still has if its deadline passed while the agent was stopped.
 pub(super) const OVERDUE_WAIT: Duration = Duration::from_secs(120);
+/// Longest time for which a probe waits for the permit of a poll that is due.
+const POLL_WAIT: Duration = Duration::from_secs(5);
 /// The code of a probe without an answer, after which the next probe needs no pause.
 pub const NO_ANSWER: &str = "NoAnswer";
 /// Longest text of a system that is kept, in characters: a banner of SSH has 253 at most (RFC 4253
@@ -120,8 +124,7 @@ impl Node {
             self.end_boot_early(now, actions);
         }
         if self.record.state == State::Idle && awaits && !self.stands_still() && !self.clash {
-            let is_off = self.power.is_some_and(|power| power.observed == PowerState::Off);
-            let starts = is_off && self.may_restart();
+            let starts = self.is_off() && self.may_restart();
             let boot = if starts { FirstBoot::Restarting } else { FirstBoot::Waiting };
             self.enter(now, Cause::BootAwaited(boot));
         }
@@ -163,9 +166,11 @@ impl Node {
         }
     }
 
-    /// Cancels the probe or restart after a change of the BMC or of the check.
+    /// Cancels the probe or restart after a change of the BMC or of the check. A restart of another
+    /// machine orders nothing of the new one.
     pub(super) fn restart_boot_check(
         &mut self,
+        now: Timestamp,
         old: &NodeSpec,
         new: &NodeSpec,
         actions: &mut Vec<Action>,
@@ -174,6 +179,11 @@ impl Node {
         if is_booting && (old.bmc != new.bmc || old.boot_check != new.boot_check) {
             self.boot_trouble = None;
             self.cancel(actions);
+        }
+        let restarts = self.record.state == State::Booting { boot: FirstBoot::Restarting };
+        if restarts && old.machine_change(new) != MachineChange::None {
+            self.stop_at_rest(now, actions);
+            self.start_afresh(now);
         }
     }
 
@@ -192,8 +202,42 @@ impl Node {
         self.boot_trouble = None;
     }
 
+    /// Whether the node waits for its installed system to come up. Its BMC is polled meanwhile, and
+    /// operators may use it.
+    pub fn awaits_system(&self) -> bool {
+        let waits = State::Booting { boot: FirstBoot::Waiting };
+        self.record.state == waits
+            || self.record.state == State::Booting { boot: FirstBoot::Overdue }
+    }
+
+    /// The operation of a first boot that is due: a poll between two probes, a probe, or the
+    /// restart.
+    pub(super) fn boot_operation_at(&self, now: Timestamp, boot: FirstBoot) -> Option<Operation> {
+        if self.polls.granted() && self.wants_poll(now) {
+            return Some(Operation::PollPower);
+        }
+        let waits_to_poll = match self.polls.permit {
+            PollPermit::Waiting { since, .. } => now < after(since, POLL_WAIT),
+            // The node queues for the poll at the end of this step.
+            PollPermit::None => self.wants_poll(now),
+            PollPermit::Granted | PollPermit::Running => false,
+        };
+        let is_due = self.record.not_before.is_none_or(|at| at <= now);
+        self.boot_operation(boot).filter(|_| is_due && !waits_to_poll)
+    }
+
+    /// When the next probe or restart starts, if something keeps it waiting.
+    pub(super) fn probe_at(&self, boot: FirstBoot) -> Option<Timestamp> {
+        self.boot_operation(boot)?;
+        let polled_by = match self.polls.permit {
+            PollPermit::Waiting { since, .. } => Some(after(since, POLL_WAIT)),
+            PollPermit::None | PollPermit::Granted | PollPermit::Running => None,
+        };
+        self.record.not_before.max(polled_by)
+    }
+
     /// The operation of a first boot.
-    pub(super) fn boot_operation(&self, boot: FirstBoot) -> Option<Operation> {
+    fn boot_operation(&self, boot: FirstBoot) -> Option<Operation> {
         match (boot, self.check()?) {
             (FirstBoot::Restarting, _) => Some(Operation::Restart { wanted: PowerState::On }),
             (FirstBoot::Waiting | FirstBoot::Overdue, Check::Call) => None,
@@ -218,6 +262,7 @@ impl Node {
     pub(super) fn boot_restarted(&mut self, now: Timestamp) {
         self.see_power(now, PowerState::On);
         self.record.last_seen.netbooted_at = None;
+        self.note_own_boot(now);
         self.boot_trouble = None;
         self.enter(now, Cause::Restarted);
     }
@@ -289,6 +334,7 @@ impl Node {
             installed.booted_at = Some(now);
             installed.system = Some(system);
         }
+        self.record.switched_on_at = None;
         let is_settled = |step| matches!(step, Step::FirstBoot | Step::Restart);
         self.record.last_error.take_if(|error| is_settled(error.fault.step));
         self.boot_trouble = None;
@@ -321,7 +367,11 @@ impl Node {
             let message = "the installed system did not show that it is up, and the machine was \
                 not restarted in time";
             self.boot_was_missed(now, "RestartTimeout".to_owned(), message);
-        } else if self.may_restart() && !self.record.restarted_again && !self.may_have_called() {
+        } else if self.may_restart()
+            && !self.record.restarted_again
+            && !self.may_have_called()
+            && !self.is_left_off()
+        {
             self.record.restarted_again = true;
             self.cancel(actions);
             self.enter(now, Cause::BootRepeated);
@@ -333,6 +383,15 @@ impl Node {
         self.stop_at_rest(now, actions);
     }
 
+    /// Whether somebody has switched the machine off, which hostler does not undo by itself.
+    fn is_left_off(&self) -> bool {
+        self.is_off() && !self.policy.enforce_power
+    }
+
+    fn is_off(&self) -> bool {
+        self.power.is_some_and(|power| power.observed == PowerState::Off)
+    }
+
     /// Whether the system's only call may have come while the agent was stopped.
     fn may_have_called(&self) -> bool {
         self.record.state == State::Booting { boot: FirstBoot::Overdue }
@@ -341,11 +400,11 @@ impl Node {
 
     /// Ends a missed first boot. The machine stays as it is, because its disk is whole.
     fn boot_was_missed(&mut self, now: Timestamp, code: String, message: &str) {
-        let node = &self.name;
+        let (node, guessed) = (&self.name, self.guessed_address());
         let hint = format!(
             "its disk is whole, and disk and power stay as they are: look at the machine's \
-             console, which bmc.console = true keeps, and at [boot_check]; `hostler retry {node}` \
-             waits for it again and writes nothing"
+             console, which bmc.console = true keeps, and at [boot_check]{guessed}; `hostler retry \
+             {node}` waits for it again and writes nothing"
         );
         let fault = Fault {
             code: code.into(),
@@ -355,6 +414,20 @@ impl Node {
         self.set_booted(Booted::Missed);
         self.record.last_error = Some(LastError { at: now, attempt: self.record.attempt, fault });
         self.enter(now, Cause::BootJudged);
+    }
+
+    /// The advice about an address that no spec and no config drive gives; empty with one.
+    fn guessed_address(&self) -> String {
+        let spec = self.record.spec.as_ref();
+        let is_given = !spec
+            .is_some_and(|spec| matches!(spec.boot_check, BootCheck::Tcp { address: None, .. }));
+        match self.check() {
+            Some(Check::Port { address, .. }) if !is_given => format!(
+                ": {address} is the address that its deploy ramdisk had, so write the system's own \
+                 in boot_check.address if that is another one"
+            ),
+            _ => String::new(),
+        }
     }
 
     fn boot_timeout(&self) -> String {
@@ -368,9 +441,11 @@ impl Node {
         } else {
             ""
         };
+        let off = if self.is_off() { "; the machine is off" } else { "" };
         let again = if self.record.restarted_again { ", nor after another restart" } else { "" };
         format!(
-            "the installed system did not come up within {limit:#}{again}{trouble}{evidence}{gone}"
+            "the installed system did not come up within \
+             {limit:#}{again}{trouble}{evidence}{gone}{off}"
         )
     }
 
@@ -400,16 +475,7 @@ impl Node {
         let trouble = self.boot_trouble.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
         let evidence = self.netboot_evidence();
         let evidence = if self.record.last_seen.netbooted_at.is_some() { evidence } else { "" };
-        format!("it boots its own system; waiting for {sign}{trouble}{evidence}")
-    }
-
-    /// Notes that the machine netbooted after it was restarted into its own system.
-    pub(super) fn note_netboot(&mut self, now: Timestamp, peer: IpAddr) {
-        if matches!(self.record.state, State::Booting { .. })
-            && self.record.last_seen.netbooted_at.is_none()
-        {
-            self.record.last_seen.netbooted_at = Some(now);
-            self.record.last_seen.address = Some(peer);
-        }
+        let off = if self.is_off() { "; the machine is off" } else { "" };
+        format!("it boots its own system; waiting for {sign}{trouble}{evidence}{off}")
     }
 }

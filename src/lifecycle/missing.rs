@@ -49,6 +49,8 @@ impl Node {
                 self.miss_power(now, fault);
             }
             State::Held { .. } | State::Failed => self.miss_power(now, fault),
+            // No missing file extends a first boot because of a poll.
+            State::Booting { .. } if self.polls.runs() => self.miss_power(now, fault),
             // Nothing has been done to the machine yet.
             State::Preparing { .. } => {
                 self.record.last_error = Some(last_error());
@@ -59,13 +61,13 @@ impl Node {
             State::CleaningUp { .. } => {
                 self.record.deadline = None;
                 self.record.not_before = Some(until);
-                self.bmc_trouble = Some(fault);
+                self.bmc_trouble = Some(Box::new(fault));
             }
             State::SettingPower { .. } | State::Restarting { .. } | State::Booting { .. } => {
                 self.record.deadline =
                     self.limit().map(|limit| after(now, limit.saturating_add(pause)));
                 self.record.not_before = Some(until);
-                self.bmc_trouble = Some(fault);
+                self.bmc_trouble = Some(Box::new(fault));
             }
             State::PoweringOn { .. }
             | State::WaitingRamdisk { .. }

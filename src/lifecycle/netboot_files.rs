@@ -23,14 +23,14 @@ pub(super) const PAUSE: Duration = Duration::from_secs(5);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// The state of network boot files that is not on record and can be determined again.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct NetbootUpdate {
     /// A served file is missing from the cache or has decayed there.
     pub(super) lost: bool,
     pub(super) tries: u32,
     pub(super) not_before: Option<Timestamp>,
     /// The fault of the last try.
-    pub(super) trouble: Option<Fault>,
+    pub(super) trouble: Option<Box<Fault>>,
 }
 
 impl NetbootUpdate {

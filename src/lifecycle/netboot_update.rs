@@ -110,12 +110,12 @@ impl Node {
         let pause = backoff::pause(&self.name, tries, PAUSE).min(PAUSE_MAX);
         self.netboot.tries = tries;
         self.netboot.not_before = Some(after(now, pause));
-        self.netboot.trouble = Some(fault);
+        self.netboot.trouble = Some(Box::new(fault));
     }
 
     /// The fault that prevents the update or repair.
     pub(super) fn netboot_trouble(&self) -> Option<&Fault> {
-        self.netboot.trouble.as_ref().filter(|_| self.netboot_operation().is_some())
+        self.netboot.trouble.as_deref().filter(|_| self.netboot_operation().is_some())
     }
 
     /// The message about a due update or repair.

@@ -10,7 +10,6 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::model::{
-    disk::Disk,
     fault::{Fault, RetryAdvice},
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
@@ -22,6 +21,7 @@ use crate::model::{
 
 use super::{
     event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
+    late_disks::MissingDisk,
     limits::{Policy, after, patience, power_limit},
     netboot_files::{NetbootUpdate, installed_menu, upgrade_identity, upgrade_record},
     polls::Polls,
@@ -32,7 +32,7 @@ use super::{
 };
 
 /// A node: its record, and everything that is in memory only.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub(super) name: NodeName,
     pub(super) record: Record,
@@ -56,9 +56,12 @@ pub struct Node {
     /// The operation under way, at most one.
     pub(super) running: Option<Running>,
     pub(super) progress: Option<Progress>,
+    /// The progress of the ramdisk's comparison of its disk. Not on record: the ramdisk reports it
+    /// again.
+    pub(super) comparison: Option<Comparison>,
     pub(super) power: Option<Power>,
     /// The fault of the BMC's last command, if that failed.
-    pub(super) bmc_trouble: Option<Fault>,
+    pub(super) bmc_trouble: Option<Box<Fault>>,
     /// The reason why the installed system's last probe failed.
     pub(super) boot_trouble: Option<String>,
     pub(super) refused: u32,
@@ -82,19 +85,16 @@ pub struct Node {
     next_op: u64,
 }
 
-/// A wait for a root device that the ramdisk has not reported yet.
-#[derive(Clone, Debug)]
-pub(super) struct MissingDisk {
-    /// The end of the wait.
-    pub(super) until: Timestamp,
-    /// The fault at the end of the wait.
-    pub(super) fault: Fault,
-    /// The machine's disks, once one would do, and since when there are no others.
-    pub(super) late: Option<(Vec<Disk>, Timestamp)>,
+/// The reported progress of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Comparison {
+    pub(super) progress: Progress,
+    /// The time of the last report with more bytes than before.
+    pub(super) advanced_at: Timestamp,
 }
 
 /// The operation under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Running {
     pub(super) op: OpId,
     /// Whether it was cancelled: its result then means only that it has stopped.
@@ -132,6 +132,7 @@ impl Node {
             gone: false,
             running: None,
             progress: None,
+            comparison: None,
             power: None,
             bmc_trouble: None,
             boot_trouble: None,
@@ -326,6 +327,7 @@ impl Node {
             }
         };
         self.record.state = state;
+        self.comparison = None;
         if let (Some((key, peer)), None) = (attempt, self.record.state.attempt()) {
             self.ramdisk_logs.note_end(self.record.attempt, key, peer);
         }
@@ -381,7 +383,7 @@ impl Node {
         }
         if let Some(old) = &old {
             self.reconsider_boot(old, spec);
-            self.restart_boot_check(old, spec, actions);
+            self.restart_boot_check(now, old, spec, actions);
         }
         let stand_still = spec.paused || spec.goal != Goal::Deployed;
         if other_install || other_machine || stand_still {
@@ -480,7 +482,8 @@ impl Node {
 
     /// Whether the node polls the power state.
     pub(super) fn observes(&self) -> bool {
-        self.record.state.at_rest() && self.bmc().is_some() && !self.clash
+        let may_poll = self.record.state.at_rest() || self.awaits_system();
+        may_poll && self.bmc().is_some() && !self.clash
     }
 
     /// Starts the operation that the state needs, if none runs.
@@ -533,7 +536,7 @@ impl Node {
             State::PoweringOn { .. } => Some(Operation::PowerOn),
             State::Imaging { attempt, target, disk, granted: true } => Some(Operation::Image {
                 image: attempt.image.digest.clone(),
-                target: Box::new(target.clone()),
+                target: target.clone(),
                 size: self.disk_size(attempt, disk),
                 boot_token: attempt.image.boot_token.clone(),
             }),
@@ -543,7 +546,7 @@ impl Node {
             State::Restarting { .. } => {
                 due.then_some(Operation::Restart { wanted: self.power_after_install() })
             }
-            State::Booting { boot } => self.boot_operation(*boot).filter(|_| due),
+            State::Booting { boot } => self.boot_operation_at(now, *boot),
             State::CleaningUp { .. } => due.then_some(Operation::CleanUp),
             State::WaitingRamdisk { .. }
             | State::Imaging { granted: false, .. }
@@ -564,7 +567,7 @@ impl Node {
     /// Notes a failed command of the BMC.
     pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
         self.polls.missed(now, trouble.retry);
-        self.bmc_trouble = Some(trouble);
+        self.bmc_trouble = Some(Box::new(trouble));
     }
 }
 

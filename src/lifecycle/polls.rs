@@ -17,6 +17,10 @@ use super::limits::{POLL_INTERVAL, after};
 const SILENT_INTERVAL_MIN: Duration = Duration::from_secs(15);
 /// Polls of silent BMCs are aligned to multiples of so many seconds.
 const TOGETHER_S: i64 = 5;
+/// The same for pauses of [`LONG_PAUSE`] and more, which only sites of thousands of machines have.
+const TOGETHER_LONG_S: i64 = 30;
+const LONG_PAUSE: Duration = Duration::from_secs(300);
+
 /// The urgency of a poll, the most urgent first, which is the first number of its place in the
 /// queue.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +47,7 @@ pub(super) fn share(limit: usize, class: u32) -> usize {
 }
 
 /// The state of a node's polls.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Polls {
     /// When the next poll is due, unless an attempt waits for it.
     pub(super) next_at: Timestamp,
@@ -108,10 +112,11 @@ impl Polls {
     /// The time of the next poll after one that ends now. Polls of silent BMCs are aligned, so that
     /// ten thousand of them do not wake this machine for each datagram.
     fn due_after(&self, now: Timestamp) -> Timestamp {
-        let at = after(now, self.pause());
+        let pause = self.pause();
+        let at = after(now, pause);
         let together = TimestampRound::new()
             .smallest(Unit::Second)
-            .increment(TOGETHER_S)
+            .increment(if pause < LONG_PAUSE { TOGETHER_S } else { TOGETHER_LONG_S })
             .mode(RoundMode::Floor);
         let rounded = (self.misses > 0).then(|| at.round(together).ok()).flatten();
         rounded.unwrap_or(at)
@@ -158,6 +163,11 @@ impl Polls {
 
     pub(super) fn granted(&self) -> bool {
         self.permit == PollPermit::Granted
+    }
+
+    /// Whether the operation under way is a poll.
+    pub(super) fn runs(&self) -> bool {
+        self.permit == PollPermit::Running
     }
 
     /// Notes the start of an operation.

@@ -159,6 +159,9 @@ impl Node {
     /// Notes that the BMC has switched the machine.
     pub(super) fn power_set(&mut self, now: Timestamp, reached: PowerState) {
         self.power_as_wanted();
+        if reached == PowerState::On {
+            self.note_own_boot(now);
+        }
         if std::mem::take(&mut self.record.awaits_restart) {
             self.record.last_error = None;
         }

@@ -81,7 +81,7 @@ impl Node {
                 record.state == State::Idle && self.may_start() && self.queued_since.is_none()
             }),
             updated: now,
-            progress: self.progress,
+            progress: self.progress.or(self.comparison.map(|comparison| comparison.progress)),
             machine: record.spec.as_deref().map(Machine::named_by),
             power: self.power,
             installed: record.installed.clone().map(with_booted),

@@ -48,7 +48,7 @@ impl Node {
             return;
         }
         if let State::CleaningUp { attempt, purpose } = &self.record.state
-            && attempt.as_ref().is_none_or(Attempt::ends_by_itself)
+            && attempt.as_deref().is_none_or(Attempt::ends_by_itself)
         {
             let purpose = *purpose;
             self.conclude(now, purpose);

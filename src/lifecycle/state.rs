@@ -62,6 +62,10 @@ pub struct Record {
     /// an installation.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub restarted_again: bool,
+    /// The time at which hostler last had the BMC switch the installed machine on, until that boot
+    /// is over: its netboot is not unexpected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switched_on_at: Option<Timestamp>,
     /// The token by which the installed system says that it is up. It stays for a call that is
     /// repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,6 +104,7 @@ impl Record {
             power_forced_at: None,
             awaits_restart: false,
             restarted_again: false,
+            switched_on_at: None,
             boot_token: None,
             installed: None,
             other_disks: Vec::new(),
@@ -140,6 +145,7 @@ impl Record {
     pub(super) fn know(&mut self, installed: Option<Installed>) {
         // No further restart, because the number of restarts is unknown.
         (self.awaits_restart, self.restarted_again, self.boot_token) = (false, true, None);
+        self.switched_on_at = None;
         self.record_lost = installed.is_none();
         self.installed = installed;
     }
@@ -147,7 +153,7 @@ impl Record {
     /// Clears the installation, because the disk is being written.
     pub(super) fn know_nothing_installed(&mut self) {
         (self.awaits_restart, self.record_lost, self.installed) = (false, false, None);
-        self.boot_token = None;
+        (self.boot_token, self.switched_on_at) = (None, None);
     }
 
     /// The BMCs of the installation's and of the spec's machine.
@@ -165,7 +171,8 @@ impl Record {
     }
 }
 
-/// The state of a node. Only the states of an attempt have one.
+/// The state of a node. Only the states of an attempt have one. Their content is boxed, because most
+/// nodes of a large site are at rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum State {
@@ -189,45 +196,45 @@ pub enum State {
     /// a large image takes a while.
     Preparing {
         /// The attempt, once the image is verified.
-        ready: Option<Attempt>,
+        ready: Option<Box<Attempt>>,
     },
     /// The BMC netboots the machine, or the node waits for an operator who does. From here until
     /// the disk is written, the boot menu leads to the deploy ramdisk.
-    PoweringOn { attempt: Attempt },
+    PoweringOn { attempt: Box<Attempt> },
     /// The machine boots the deploy ramdisk, which reports its disks, learns which one to export,
     /// and exports it.
-    WaitingRamdisk { attempt: Attempt },
+    WaitingRamdisk { attempt: Box<Attempt> },
     /// The exported disk waits for its permit; then the agent writes it. From then on, its old
     /// content is gone.
     Imaging {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The chosen disk.
-        disk: Disk,
+        disk: Box<Disk>,
         /// The ramdisk's target.
-        target: Target,
+        target: Box<Target>,
         /// Whether the node has its permit to write.
         granted: bool,
     },
     /// The disk is written, and the boot menu is that of the installed system again. The ramdisk
     /// does not know yet that it must release the disk.
     Switching {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The written disk.
-        disk: Disk,
+        disk: Box<Disk>,
     },
     /// The ramdisk stops its target, compares the disk with the image if it must, and sends its
     /// completed notice.
     WaitingCompleted {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The written disk.
-        disk: Disk,
+        disk: Box<Disk>,
     },
     /// The BMC restarts the machine into the installed system, or leaves it off. A failure here
     /// never writes the disk again.
     Restarting {
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// The written disk.
-        disk: Disk,
+        disk: Box<Disk>,
     },
     /// The machine boots its installed system, which must show that it is up. A failure here never
     /// writes the disk, and never switches the machine except for one restart by the BMC.
@@ -236,7 +243,7 @@ pub enum State {
     /// the machine off. The phase is `pending`.
     CleaningUp {
         /// `None`: the machine was not touched yet, and stays so.
-        attempt: Option<Attempt>,
+        attempt: Option<Box<Attempt>>,
         purpose: Purpose,
     },
 }
@@ -370,7 +377,7 @@ impl State {
             | Self::Switching { attempt, .. }
             | Self::WaitingCompleted { attempt, .. }
             | Self::Restarting { attempt, .. } => Some(attempt),
-            Self::CleaningUp { attempt, .. } => attempt.as_ref(),
+            Self::CleaningUp { attempt, .. } => attempt.as_deref(),
         }
     }
 
@@ -388,7 +395,7 @@ impl State {
             | Self::Switching { attempt, .. }
             | Self::WaitingCompleted { attempt, .. }
             | Self::Restarting { attempt, .. } => Some(attempt),
-            Self::CleaningUp { attempt, .. } => attempt.as_mut(),
+            Self::CleaningUp { attempt, .. } => attempt.as_deref_mut(),
         }
     }
 
@@ -424,7 +431,7 @@ impl Attempt {
 }
 
 /// The attempt of a node whose logs are taken, and how many came.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct RamdiskLogs {
     pub(super) count: u32,
     /// The last attempt, once it is over.
@@ -432,7 +439,7 @@ pub(super) struct RamdiskLogs {
 }
 
 /// The attempt that is over, and its ramdisk.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct EndedAttempt {
     pub(super) number: u32,
     pub(super) key: AttemptKey,

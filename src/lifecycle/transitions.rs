@@ -37,7 +37,7 @@ pub(super) enum Cause {
     /// The BMC has not reached the power state in all tries, or in time (`power.rs`).
     PowerMissed,
     /// The image is in the cache and verified (`attempt.rs`).
-    ImageVerified(Attempt),
+    ImageVerified(Box<Attempt>),
     /// The BMC has confirmed a power state in which the machine may be WIPED (`attempt.rs`).
     PowerConfirmed,
     /// The BMC has switched the machine on (`attempt.rs`).
@@ -48,7 +48,7 @@ pub(super) enum Cause {
     /// first boot (`attempt.rs`, `first_boot.rs`).
     CutOff,
     /// The ramdisk exports its disk (`callback.rs`).
-    TargetOffered { disk: Disk, target: Target },
+    TargetOffered { disk: Box<Disk>, target: Box<Target> },
     /// The disk is written and flushed (`attempt.rs`).
     Written { verify: Vec<DiskRange>, disk_bytes: u64, root_partuuid: Option<String> },
     /// The ramdisk was told to release its disk (`callback.rs`).
@@ -148,12 +148,13 @@ pub(super) fn next(from: State, cause: Cause) -> Next {
             (Imaging { attempt, disk, target, granted: true }, &[])
         }
         (
-            Imaging { mut attempt, disk, granted: true, .. },
+            Imaging { mut attempt, mut disk, granted: true, .. },
             Cause::Written { verify, disk_bytes, root_partuuid },
         ) => {
             attempt.verify = verify;
             attempt.image.root_partuuid = root_partuuid;
-            (Switching { attempt, disk: Disk { size: disk_bytes, ..disk } }, &[])
+            disk.size = disk_bytes;
+            (Switching { attempt, disk }, &[])
         }
 
         (Switching { attempt, disk }, Cause::Released) => (WaitingCompleted { attempt, disk }, &[]),

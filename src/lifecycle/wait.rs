@@ -13,6 +13,7 @@ use super::{
     backoff,
     event::Action,
     first_boot::OVERDUE_WAIT,
+    late_disks::SETTLING_WAIT,
     limits::{CANCEL_PATIENCE, POWER_TRIES_MAX, RESTART_TRIES_MAX, after, power_limit},
     node::Node,
     state::{FirstBoot, State},
@@ -35,8 +36,8 @@ impl Node {
             (State::SettingPower { .. }, Some(at), None) => {
                 Some((at, "the next try to switch the power"))
             }
-            (State::Booting { .. }, Some(at), None) => {
-                Some((at, "the next look whether its own system is up"))
+            (State::Booting { boot }, _, None) => {
+                self.probe_at(*boot).map(|at| (at, "the next look whether its own system is up"))
             }
             (State::Restarting { .. }, Some(at), None) => Some((at, "the next try to restart")),
             (State::CleaningUp { .. }, Some(at), None) => Some((at, "the next try to clean up")),
@@ -46,7 +47,7 @@ impl Node {
             // A permit is granted without a tick.
             None if self.polls.waits() => None,
             None if self.observes() => Some((self.polls.next_at(), "a poll of the power state")),
-            Some(running) if self.record.state.at_rest() => {
+            Some(running) if self.has_patience() => {
                 Some((running.patience_until, "the BMC's answer"))
             }
             None | Some(_) => None,
@@ -153,11 +154,17 @@ impl Node {
         self.polls.bound(now);
         self.netboot.bound(now);
         if let (Some(missing), Some(spec)) = (&mut self.missing_disk, &self.record.spec) {
-            bound(&mut missing.until, spec.timeouts.root_device);
+            bound(&mut missing.until, spec.timeouts.root_device.max(SETTLING_WAIT));
         }
         if let Some(running) = &mut self.running {
             bound(&mut running.patience_until, running.patience);
         }
+    }
+
+    /// Whether the operation under way is interrupted when it takes too long: that of a node at
+    /// rest, and each poll. Every other ends with the deadline of its state.
+    fn has_patience(&self) -> bool {
+        self.record.state.at_rest() || self.awaits_system() && self.polls.runs()
     }
 
     /// The longest pause before the state's operation.
@@ -174,10 +181,10 @@ impl Node {
     pub(super) fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if let Some(fault) = self.missed_disk(now) {
             self.fail(now, fault, actions);
-        } else if !self.record.state.at_rest() {
-            if self.record.deadline.is_some_and(|deadline| deadline <= now)
-                && !self.miss_manual_deadline(now, actions)
-            {
+        } else if !self.record.state.at_rest()
+            && self.record.deadline.is_some_and(|deadline| deadline <= now)
+        {
+            if !self.miss_manual_deadline(now, actions) {
                 let is_switching = matches!(self.record.state, State::Switching { .. });
                 if is_switching && !self.ramdisk().confirms_completion() {
                     self.stop_releasing(now, actions);
@@ -185,7 +192,8 @@ impl Node {
                     self.miss_deadline(now, actions);
                 }
             }
-        } else if let Some(running) = &mut self.running
+        } else if self.has_patience()
+            && let Some(running) = &mut self.running
             && running.patience_until <= now
         {
             running.patience_until = after(now, CANCEL_PATIENCE);

@@ -29,6 +29,8 @@ pub enum Call {
     DeployState,
     /// `POST …/completed`
     Completed(Completed),
+    /// `POST …/verifying`
+    Verifying(VerifyProgress),
     /// `POST …/log`
     Log(RamdiskLog),
     /// `POST …/pass_deploy_info` of Ironic's ramdisk, which makes no lookup and has no CHAP.
@@ -46,6 +48,7 @@ impl Call {
             Self::PassDeployInfo(_) | Self::IronicDeployInfo(_) => "pass_deploy_info",
             Self::DeployState => "deploy_state",
             Self::Completed(_) => "completed",
+            Self::Verifying(_) => "verifying",
             Self::Log(_) => "log",
             Self::IronicBootloader(_) => "pass_bootloader_install_info",
         }
@@ -58,6 +61,7 @@ impl Call {
             | Self::PassDeployInfo(_)
             | Self::DeployState
             | Self::Completed(_)
+            | Self::Verifying(_)
             | Self::Log(_) => DeployRamdisk::Hostler,
             Self::IronicDeployInfo(_) | Self::IronicBootloader(_) => DeployRamdisk::Ironic,
         }
@@ -94,6 +98,10 @@ pub struct Lookup {
     pub system_serial: Option<String>,
     /// The machine's disks.
     pub disks: Vec<Disk>,
+    /// How long these have been the machine's disks, in milliseconds. An earlier version's ramdisk
+    /// does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks_same_for_ms: Option<u64>,
     /// Memory, in bytes.
     #[serde(default)]
     pub memory: u64,
@@ -235,6 +243,14 @@ pub struct Completed {
     /// The duration of the comparison, in milliseconds.
     #[serde(default)]
     pub verify_ms: u64,
+}
+
+/// `POST …/verifying`: the progress of the ramdisk's comparison of its disk. An older agent does
+/// not know the call, and an older ramdisk does not make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyProgress {
+    /// Bytes compared so far.
+    pub done_bytes: u64,
 }
 
 /// Longest part of each log, in bytes, which is its end.

@@ -376,7 +376,7 @@ pub struct Image {
     #[serde(default)]
     pub kind: ImageKind,
     /// How the written disk is verified.
-    #[serde(default)]
+    #[serde(default = "Verify::before_there_was_a_choice")]
     pub verify: Verify,
     /// The boot files of an installed machine that boots over the network; `None`: it boots from
     /// its disk.
@@ -475,16 +475,31 @@ pub enum PartitionTable {
 }
 
 /// `image.verify`: how the written disk is verified.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
     /// hostler reads the disk back over iSCSI and compares it.
-    #[default]
     Full,
     /// The ramdisk hashes the disk after its target has stopped.
     Node,
     /// No verification: hostler trusts the target's acknowledgements.
     None,
+}
+
+impl Verify {
+    /// The spec's word for the default. Both ways find a disk that drops writes; Ironic's ramdisk
+    /// cannot hash its disk.
+    pub fn default_word(ramdisk: DeployRamdisk) -> &'static str {
+        match ramdisk {
+            DeployRamdisk::Hostler => "node",
+            DeployRamdisk::Ironic => "full",
+        }
+    }
+
+    /// The verification of a record that does not name one.
+    fn before_there_was_a_choice() -> Self {
+        Self::Full
+    }
 }
 
 /// `[config_drive]`: data for cloud-init in a small file system of its own.

@@ -277,6 +277,13 @@ pub struct Installed {
     /// When the installed system showed that it is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub booted_at: Option<Timestamp>,
+    /// How often the machine netbooted since the installation, although its boot device is its disk
+    /// and hostler had not restarted it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unexpected_netboots: u32,
+    /// The last of these netboots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unexpected_netboot_at: Option<Timestamp>,
     /// The deploy ramdisk's address, which the installed system may have, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,

@@ -1,4 +1,4 @@
-//! The ramdisk's client of the agent: four requests over HTTPS, and this machine's log.
+//! The ramdisk's client of the agent: five requests over HTTPS, and this machine's log.
 //!
 //! The boot sequence uses it. It repeats every request until the agent answers or the attempt is
 //! over; the agent, not the ramdisk, holds the deadline. But it never asks for ever, because a disk
@@ -27,7 +27,9 @@ use super::{log::Log, pin};
 use crate::model::{
     backoff::Backoff,
     boot::RamdiskArgs,
-    callback::{Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply},
+    callback::{
+        Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply, VerifyProgress,
+    },
 };
 
 /// Time limit of a connection, with the TLS handshake.
@@ -161,6 +163,20 @@ impl Agent {
     /// earlier report has arrived.
     pub(super) async fn completed(&self, notice: &Completed) -> Result<(), AgentError> {
         self.post::<Ignored>("completed", notice).await.map(drop)
+    }
+
+    /// Reports the progress of the comparison, once. Returns whether the agent takes such reports:
+    /// an older one does not.
+    pub(super) async fn verifying(&self, done_bytes: u64) -> bool {
+        let body = serde_json::to_vec(&VerifyProgress { done_bytes }).unwrap_or_default();
+        match self.call::<Ignored>(Method::POST, "verifying", body.into()).await {
+            Ok(Ok(Ignored)) => true,
+            Ok(Err(_)) | Err(CallError::Unknown) => false,
+            Err(error) => {
+                info!(%error, "the progress was not reported");
+                true
+            }
+        }
     }
 
     /// Sends what this machine has logged since its boot, once. Whatever becomes of that, the boot

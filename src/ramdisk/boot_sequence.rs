@@ -4,18 +4,27 @@
 //! a failed step to the agent.
 
 use std::{
+    convert::Infallible,
     fs,
+    future::pending,
     net::IpAddr,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 use tracing::{error, info};
 
 use super::{
     agent::{Agent, AgentError},
-    disks,
+    disks::{self, Inventory},
     log::Log,
     machine,
     modules::{Modules, NoModules},
@@ -43,6 +52,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(30);
 const TARGET_LIMIT: Duration = Duration::from_secs(120);
 /// Time limit of a flush of the disk's cache.
 const FLUSH_LIMIT: Duration = Duration::from_secs(300);
+/// The pause between two reports of the comparison's progress.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A failure that the boot sequence could not report to the agent.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +93,7 @@ pub(super) async fn run(log: &Log) -> Result<Then, Trouble> {
     let address = address?;
     // The network setup may have taken a minute.
     let mut disks = disks::changed(sys, &disks, Duration::ZERO).await;
-    for disk in &disks {
+    for disk in &disks.disks {
         info!(%disk, "found");
     }
 
@@ -90,9 +101,9 @@ pub(super) async fn run(log: &Log) -> Result<Then, Trouble> {
     // Before the lookup: the agent may switch the machine off at its response, or the machine may
     // hang.
     agent.send_log().await;
-    let look = async |known: &[Disk], pause| disks::changed(sys, known, pause).await;
+    let look = async |known: &Inventory, pause| disks::changed(sys, known, pause).await;
     match look_up(&agent, &mut disks, look).await {
-        Ok(reply) => serve(&agent, address, &disks, &reply).await,
+        Ok(reply) => serve(&agent, address, &disks.disks, &reply).await,
         Err(AgentError::Refused(reason)) => {
             error!(reason, "the agent chose no disk");
             agent.send_log().await;
@@ -120,19 +131,19 @@ fn command_line() -> Result<String, Trouble> {
 /// when they change, and at intervals; the agent ends the wait.
 async fn look_up(
     agent: &Agent,
-    disks: &mut Vec<Disk>,
-    look: impl AsyncFn(&[Disk], Duration) -> Vec<Disk>,
+    disks: &mut Inventory,
+    look: impl AsyncFn(&Inventory, Duration) -> Inventory,
 ) -> Result<LookupReply, AgentError> {
     let mut said = None;
     loop {
-        let answer = agent.lookup(&machine::describe(disks.clone())).await;
+        let answer = agent.lookup(&machine::describe(disks)).await;
         let Err(AgentError::LookupAgain(reason, pause)) = answer else { return answer };
         if said.as_ref() != Some(&reason) {
             info!(reason, "waiting for the root device");
             said = Some(reason);
         }
         let now = look(disks, pause.clamp(PAUSE_SHORTEST, PAUSE_LONGEST)).await;
-        for disk in now.iter().filter(|disk| !disks.contains(disk)) {
+        for disk in now.disks.iter().filter(|disk| !disks.disks.contains(disk)) {
             info!(%disk, "appeared");
         }
         *disks = now;
@@ -251,7 +262,7 @@ async fn complete(
     let notice = match flushed {
         Err(error) => Completed { error, ..Completed::default() },
         Ok(()) if ranges.is_empty() => Completed::default(),
-        Ok(()) => compare(&disk, ranges).await,
+        Ok(()) => compare(agent, &disk, ranges).await,
     };
     agent.send_log().await;
     leave(then, &notice.error, accepted(agent.completed(&notice).await))
@@ -277,10 +288,14 @@ fn leave(then: Then, error: &str, reported: Result<(), AgentError>) -> Result<Th
 }
 
 /// Compares the disk with the agent's digests, and returns the notice for the agent.
-async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
+async fn compare(agent: &Agent, disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
     let began = Instant::now();
     info!(%disk, ranges = ranges.len(), "comparing");
-    let compared = verify(disk, ranges).await;
+    let read_bytes = Arc::default();
+    let compared = tokio::select! {
+        compared = verify(disk, ranges, Arc::clone(&read_bytes)) => compared,
+        never = report_progress(agent, &read_bytes, REPORT_EVERY) => match never {},
+    };
     let verify_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     match compared {
         Ok(()) => {
@@ -292,6 +307,15 @@ async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Completed {
             Completed { error: error.to_string(), verified: error.differs(), verify_ms }
         }
     }
+}
+
+/// Reports the progress of the comparison as long as the agent takes that. An agent that is slow or
+/// gone must never delay the comparison.
+async fn report_progress(agent: &Agent, read_bytes: &AtomicU64, pause: Duration) -> Infallible {
+    while agent.verifying(read_bytes.load(Ordering::Relaxed)).await {
+        sleep(pause).await;
+    }
+    pending().await
 }
 
 /// Waits after a reported failure: the agent ends the attempt, and switches the machine off or
@@ -422,7 +446,7 @@ mod tests {
             let logged = async {
                 let until = Instant::now() + PATIENCE.silence;
                 while agent.requested() != requested && Instant::now() < until {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    sleep(Duration::from_millis(1)).await;
                 }
                 assert_eq!(agent.requested(), requested, "while the target is being stopped");
                 sent.send(()).unwrap();
@@ -453,18 +477,19 @@ mod tests {
             let agent =
                 Pretended::start(move |_, before| if before < 3 { NOT_YET } else { last }).await;
             let pauses = std::sync::Mutex::new(Vec::new());
-            let look = async |known: &[Disk], pause: Duration| {
+            let since = tokio::time::Instant::now();
+            let look = async |known: &Inventory, pause: Duration| {
                 pauses.lock().unwrap().push(pause.as_secs());
-                [known, &[named("vdb")]].concat()
+                Inventory { disks: [&known.disks[..], &[named("vdb")]].concat(), since }
             };
-            let mut disks = vec![named("vda")];
+            let mut disks = Inventory { disks: vec![named("vda")], since };
             let answer = look_up(&agent.seen_by_a_ramdisk(), &mut disks, look).await;
             match answer {
                 Ok(reply) => assert!(is_chosen && reply.disk == "vdb", "{reply:?}"),
                 Err(AgentError::Refused(why)) => assert!(!is_chosen && why.contains("serial")),
                 Err(other) => panic!("{other}"),
             }
-            assert_eq!((agent.requested().len(), disks.len()), (4, 4));
+            assert_eq!((agent.requested().len(), disks.disks.len()), (4, 4));
             assert_eq!(*pauses.lock().unwrap(), [3, 3, 3]);
         }
     }
@@ -491,7 +516,10 @@ mod tests {
         let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(vec![7; BYTES]));
         let range = DiskRange { from: 0, bytes: BYTES as u64, digest: digest.unwrap() };
         let disk = Disk { name: path.to_str().unwrap().to_owned(), ..Disk::default() };
-        let reported = async || compare(&disk, vec![range.clone()]).await;
+        // An older agent, which does not know the reports, is asked once.
+        let agent = Pretended::start(|_, _| Some((404, "{}"))).await;
+        let ramdisk = agent.seen_by_a_ramdisk();
+        let reported = async || compare(&ramdisk, &disk, vec![range.clone()]).await;
 
         let missing = reported().await;
         assert!(!missing.verified && missing.error.contains("at byte 0: "), "{missing:?}");
@@ -501,5 +529,30 @@ mod tests {
         fs::write(&path, vec![7; BYTES]).unwrap();
         let same = reported().await;
         assert!(same.verified && same.error.is_empty(), "{same:?}");
+        assert!(agent.requested().iter().all(|name| name == "verifying"));
+    }
+
+    #[tokio::test]
+    async fn the_progress_is_reported_again_and_again_to_an_agent_that_takes_it_and_once_to_others()
+    {
+        const UNKNOWN: Answer = Some((404, "{}"));
+        for answer in [Some((202, "{}")), Some((503, "{}")), None, UNKNOWN] {
+            let agent = Pretended::start(move |_, _| answer).await;
+            let (ramdisk, read_bytes) = (agent.seen_by_a_ramdisk(), AtomicU64::new(7));
+            let reporting = report_progress(&ramdisk, &read_bytes, Duration::from_millis(1));
+            let reported_often = async {
+                while agent.requested().len() < 3 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let limit = if answer == UNKNOWN { PATIENCE.unknown } else { PATIENCE.silence };
+            let often = tokio::select! {
+                () = reported_often => true,
+                _ = timeout(limit, reporting) => false,
+            };
+            assert_eq!(often, answer != UNKNOWN, "{answer:?}");
+            assert!(agent.requested().iter().all(|name| name == "verifying"));
+            assert!(often || agent.requested().len() == 1);
+        }
     }
 }

@@ -28,36 +28,68 @@ const VPD_HEADER_BYTES: usize = 4;
 /// The model in VPD page 0x89.
 const ATA_MODEL_BYTES: Range<usize> = 60 + 54..60 + 94;
 
+/// The machine's disks.
+#[derive(Clone, Debug)]
+pub(super) struct Inventory {
+    pub(super) disks: Vec<Disk>,
+    /// The time of the last change.
+    pub(super) since: Instant,
+}
+
+impl Inventory {
+    pub(super) fn read(sys: &Path) -> Self {
+        Self { disks: inventory(sys), since: Instant::now() }
+    }
+
+    /// Reads the disks again. Returns whether they have changed.
+    fn update(&mut self, sys: &Path) -> bool {
+        let disks = inventory(sys);
+        let has_changed = disks != self.disks;
+        if has_changed {
+            *self = Self { disks, since: Instant::now() };
+        }
+        has_changed
+    }
+
+    /// Waits until no more disks appear.
+    async fn settle(&mut self, sys: &Path) {
+        let mut last_change = Instant::now();
+        self.update(sys);
+        while last_change.elapsed() < SETTLED_AFTER {
+            sleep(POLL_EVERY).await;
+            if self.update(sys) {
+                last_change = Instant::now();
+            }
+        }
+    }
+}
+
 /// Waits until the drivers have probed and no more disks appear. The agent knows which disks must
 /// exist, and [`changed`] waits for those.
-pub(super) async fn settled(sys: &Path, drivers: oneshot::Receiver<()>) -> Vec<Disk> {
+pub(super) async fn settled(sys: &Path, drivers: oneshot::Receiver<()>) -> Inventory {
+    let mut disks = Inventory::read(sys);
     // After a timeout or a panic of the drivers' thread, the found disks are still useful.
-    timeout(DRIVERS_WAIT, drivers).await.map(drop).unwrap_or_default();
-    settle(sys).await
+    let probing = timeout(DRIVERS_WAIT, drivers);
+    tokio::pin!(probing);
+    while timeout(POLL_EVERY, &mut probing).await.is_err() {
+        disks.update(sys);
+    }
+    disks.settle(sys).await;
+    disks
 }
 
 /// Waits until the disks differ from `known` and no more appear, for at most `limit`.
-pub(super) async fn changed(sys: &Path, known: &[Disk], limit: Duration) -> Vec<Disk> {
+pub(super) async fn changed(sys: &Path, known: &Inventory, limit: Duration) -> Inventory {
     let deadline = Instant::now() + limit;
-    while inventory(sys) == known {
+    let mut disks = known.clone();
+    while !disks.update(sys) {
         if Instant::now() >= deadline {
-            return known.to_vec();
+            return disks;
         }
         sleep(POLL_EVERY).await;
     }
-    settle(sys).await
-}
-
-async fn settle(sys: &Path) -> Vec<Disk> {
-    let (mut last, mut changed) = (inventory(sys), Instant::now());
-    while changed.elapsed() < SETTLED_AFTER {
-        sleep(POLL_EVERY).await;
-        let now = inventory(sys);
-        if now != last {
-            (last, changed) = (now, Instant::now());
-        }
-    }
-    last
+    disks.settle(sys).await;
+    disks
 }
 
 /// All disks under `sys` (`/sys`), by name.
@@ -205,9 +237,10 @@ mod tests {
         let sys = tempfile::tempdir().unwrap();
         let first = [("size", "2048"), ("device/model", "x")];
         block(sys.path(), "sda", &first);
-        let known = inventory(sys.path());
+        let known = Inventory::read(sys.path());
         let limit = Duration::from_secs(3);
-        assert_eq!(changed(sys.path(), &known, limit).await, known, "none came");
+        let same = changed(sys.path(), &known, limit).await;
+        assert_eq!((&same.disks, same.since.elapsed()), (&known.disks, limit), "none came");
         let appearing = async {
             for name in ["sdb", "sdc"] {
                 sleep(Duration::from_secs(1)).await;
@@ -215,8 +248,23 @@ mod tests {
             }
         };
         let (now, ()) = tokio::join!(changed(sys.path(), &known, limit), appearing);
-        let names: Vec<&str> = now.iter().map(|disk| disk.name.as_str()).collect();
+        let names: Vec<&str> = now.disks.iter().map(|disk| disk.name.as_str()).collect();
         assert_eq!(names, ["sda", "sdb", "sdc"]);
+        assert_eq!(now.since.elapsed(), SETTLED_AFTER, "counted from the last disk");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn disks_that_are_there_from_the_start_are_counted_from_the_start() {
+        let sys = tempfile::tempdir().unwrap();
+        block(sys.path(), "sda", &[("size", "2048"), ("device/model", "x")]);
+        let (probed, drivers) = oneshot::channel();
+        let probing = async {
+            sleep(Duration::from_secs(6)).await;
+            probed.send(()).unwrap();
+        };
+        let (disks, ()) = tokio::join!(settled(sys.path(), drivers), probing);
+        let waited = disks.since.elapsed();
+        assert!(waited >= Duration::from_secs(6) + SETTLED_AFTER, "{waited:?}");
     }
 
     #[test]

@@ -6,14 +6,14 @@
 use std::{collections::BTreeSet, path::Path};
 
 use super::{network, sysfs};
-use crate::model::{callback::Lookup, disk::Disk};
+use crate::{model::callback::Lookup, ramdisk::disks::Inventory};
 
 /// Placeholder texts of board makers in unused fields.
 const PLACEHOLDERS: [&str; 5] =
     ["to be filled by o.e.m.", "default string", "not specified", "none", "system serial number"];
 
 /// The inventory for the agent.
-pub(super) fn describe(disks: Vec<Disk>) -> Lookup {
+pub(super) fn describe(Inventory { disks, since }: &Inventory) -> Lookup {
     let sys = Path::new("/sys");
     let dmi = sys.join("class/dmi/id");
     let stated = |name: &str| {
@@ -29,7 +29,8 @@ pub(super) fn describe(disks: Vec<Disk>) -> Lookup {
             .collect(),
         system_uuid: stated("product_uuid").map(|uuid| uuid.to_ascii_lowercase()),
         system_serial: stated("product_serial"),
-        disks,
+        disks: disks.clone(),
+        disks_same_for_ms: u64::try_from(since.elapsed().as_millis()).ok(),
         memory: sysfs::text(Path::new("/proc/meminfo")).map_or(0, |text| memory(&text)),
         cpus: std::thread::available_parallelism()
             .ok()

@@ -9,7 +9,9 @@
 //! It must never write to a disk itself, export a disk that the agent did not choose, or end
 //! without a reason on the console.
 
-use crate::model::boot::RamdiskArgs;
+use std::sync::Arc;
+
+use crate::model::{boot::RamdiskArgs, callback::DiskRange, disk::Disk};
 
 pub mod build;
 pub mod dhcp;
@@ -37,6 +39,11 @@ pub use log::Log;
 pub async fn send_log(args: RamdiskArgs, log: Log) -> Result<(), rustls::Error> {
     agent::Agent::new(args, log)?.send_log().await;
     Ok(())
+}
+
+/// Compares a disk with the agent's digests, as the boot sequence does.
+pub async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), String> {
+    verify::verify(disk, ranges, Arc::default()).await.map_err(|error| error.to_string())
 }
 
 /// Entry point of the fuzz target: any reply of a DHCP server.

@@ -51,7 +51,10 @@ pub(super) fn node(
     let bmc = spec.key("bmc").table(|bmc| bmc::control(bmc, name.as_ref()));
     let root_device = spec.key("root_device").table(root_device);
     let firmware = boot.as_ref().map(|boot| boot.firmware);
-    let (mut image, kind) = spec.key("image").table(|image| self::image(image, firmware, after));
+    // A bad value of the key is a problem by itself.
+    let ramdisk = boot.as_ref().map_or(DeployRamdisk::Hostler, |boot| boot.ramdisk);
+    let (mut image, kind) =
+        spec.key("image").table(|image| self::image(image, firmware, ramdisk, after));
     let mut partitions = spec.key("partitions");
     if kind == Some(ImageContent::Disk) {
         partitions = partitions.idle("is of no use unless image.kind = \"partition\"");
@@ -178,6 +181,7 @@ enum ImageContent {
 fn image(
     image: &mut Section<'_>,
     firmware: Option<Firmware>,
+    ramdisk: DeployRamdisk,
     after: Option<After>,
 ) -> (Option<Image>, Option<ImageContent>) {
     let source = image.key("source").required().text(values::place);
@@ -188,7 +192,7 @@ fn image(
     let kinds = [("disk", ImageContent::Disk), ("partition", ImageContent::Partition)];
     let kind = image.key("kind").or("disk").choice(&kinds);
     let verifies = [("full", Verify::Full), ("node", Verify::Node), ("none", Verify::None)];
-    let verify = image.key("verify").or("full").choice(&verifies);
+    let verify = image.key("verify").or(Verify::default_word(ramdisk)).choice(&verifies);
     let netboot = netboot(image, after);
     if after == Some(After::Disk)
         && kind == Some(ImageContent::Partition)

@@ -49,7 +49,7 @@ impl StatusFiles {
     /// Replaces a node's ramdisk log; the directory must exist.
     pub fn write_ramdisk_log(&self, log: &KeptLog) -> Result<(), StatusFileError> {
         let path = self.ramdisk_log_path(&log.node);
-        atomic_file::replace(&path, MODE, render(log).as_bytes())
+        atomic_file::replace(&path, MODE, log.text().as_bytes())
             .map_err(|source| StatusFileError::Io { path, source })
     }
 
@@ -60,22 +60,25 @@ impl StatusFiles {
     }
 }
 
-fn render(kept: &KeptLog) -> String {
-    let KeptLog { node, attempt, peer, at, log, key } = kept;
-    let mut text =
-        format!("# {node}, attempt {attempt}: its deploy ramdisk's log, from {peer} at {at}\n");
-    for (title, part) in [("the kernel", &log.kernel), ("the deploy ramdisk", &log.ramdisk)] {
-        let clean = without_key(&clean(part.as_bytes()), key);
-        let is_cut = clean.len() > LOG_BYTES_MAX;
-        text.push_str("\n# ");
-        text.push_str(title);
-        text.push('\n');
-        text.push_str(if is_cut { last_lines(&clean, LOG_BYTES_MAX) } else { &clean });
-        if !text.ends_with('\n') {
+impl KeptLog {
+    /// The file's text: bounded, without control characters and without the attempt's key.
+    pub fn text(&self) -> String {
+        let Self { node, attempt, peer, at, log, key } = self;
+        let mut text =
+            format!("# {node}, attempt {attempt}: its deploy ramdisk's log, from {peer} at {at}\n");
+        for (title, part) in [("the kernel", &log.kernel), ("the deploy ramdisk", &log.ramdisk)] {
+            let clean = without_key(&clean(part.as_bytes()), key);
+            let is_cut = clean.len() > LOG_BYTES_MAX;
+            text.push_str("\n# ");
+            text.push_str(title);
             text.push('\n');
+            text.push_str(if is_cut { last_lines(&clean, LOG_BYTES_MAX) } else { &clean });
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
         }
+        text
     }
-    text
 }
 
 #[cfg(test)]
@@ -135,17 +138,17 @@ mod tests {
         let bad = format!("\x1b[2J\x1b]0;title\x07\u{202e}a\r\0\x1b[3{key}1mb {key}\n");
         for (kernel, ramdisk) in [
             (bad.repeat(2000), bad.repeat(2000)),
-            ("x".repeat(10 << 20), "\u{1b}".repeat(10 << 20)),
+            ("x".repeat(3 * LOG_BYTES_MAX), "\u{1b}".repeat(3 * LOG_BYTES_MAX)),
             ("\n".repeat(LOG_BYTES_MAX + 1), "y".repeat(LOG_BYTES_MAX)),
         ] {
-            let text = render(&kept(&kernel, &ramdisk));
+            let text = kept(&kernel, &ramdisk).text();
             assert!(text.len() <= 2 * LOG_BYTES_MAX + 256, "{}", text.len());
             assert!(!text.contains(&key), "its key");
             let acts = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
             assert_eq!(text.find(acts), None);
         }
         let lines: Vec<String> = (0..20_000).map(|at| format!("line {at}\n")).collect();
-        let text = render(&kept("", &lines.concat()));
+        let text = kept("", &lines.concat()).text();
         assert!(text.ends_with("\nline 19999\n"), "its end says why");
         let first = text.lines().nth(5).unwrap();
         assert!(first.starts_with("line ") && first != "line 0", "whole lines: {first}");

@@ -145,6 +145,8 @@ fn installed() -> Installed {
         at: at(3),
         booted: Some(Booted::Up),
         booted_at: Some(at(4)),
+        unexpected_netboots: 2,
+        unexpected_netboot_at: Some(at(5)),
         address: Some("192.0.2.51".parse().unwrap()),
         written_digest: Some(digest(4)),
         root_uuid: None,

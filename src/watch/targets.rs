@@ -19,7 +19,7 @@ use std::{
 const LINKS_MAX: usize = 40;
 /// Most directories watched beneath the spec directory: a wrong `specs.dir` must not exhaust the
 /// user's watches, of which older kernels allow 8192.
-const BENEATH_MAX: usize = 1000;
+pub(super) const BENEATH_MAX: usize = 1000;
 
 /// Most directories watched for links in the spec directory.
 const LINKED_MAX: usize = 1000;

@@ -6,6 +6,7 @@ use hostler::{
     image::{DecodeLimits, decode},
     imaging::{
         self, Checkpoint, Connector, ImageFile, ImagingOrder, Layout, LeastRate, VolumeError,
+        Written,
     },
     iscsi::{IscsiOptions, Lun, TargetAddress},
     model::spec::{ImageFormat, Verify},
@@ -27,7 +28,16 @@ pub(crate) fn write(disks: &[String]) {
 }
 
 async fn write_one(disk: Vec<String>) {
-    let [image, portal, unit] = &disk[..] else { panic!("{disk:?}") };
+    write_and_verify(&disk, Verify::None, Checkpoint::default()).await;
+}
+
+/// Writes one image to its disk, and reads it back if `verify` is full.
+pub(crate) async fn write_and_verify(
+    disk: &[String],
+    verify: Verify,
+    checkpoint: Checkpoint,
+) -> Written {
+    let [image, portal, unit] = disk else { panic!("{disk:?}") };
     let (iqn, lun) = unit.rsplit_once('/').unwrap();
     let target = Target(TargetAddress {
         portal: portal.parse().unwrap(),
@@ -37,14 +47,14 @@ async fn write_one(disk: Vec<String>) {
     let layout = Layout::of_file(raw(Path::new(image)));
     let order = ImagingOrder {
         layout,
-        verify: Verify::None,
+        verify,
         stall: Duration::from_secs(60),
         least_rate: LeastRate::ANY,
-        checkpoint: Checkpoint::default(),
+        checkpoint,
     };
     let (_stop, cancel) = watch::channel(false);
     let disk = imaging::open(&target, cancel.clone()).await.unwrap();
-    disk.write(&order, &Meter::default(), cancel).await.unwrap();
+    disk.write(&order, &Meter::default(), cancel).await.unwrap()
 }
 
 /// The disk's bytes; a packed image is unpacked first, as in the cache.

@@ -8,12 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hostler::model::status::Phase;
+use hostler::model::status::{Booted, Phase, Status};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     disks::{self, Before, mtool},
     rack::Machine,
-    site::{BOOT_LIMIT, SOON, Site, booted_line},
+    site::{BOOT_LIMIT, SOON, Site, assert_boots_once_more, booted_line},
 };
 
 const DISK_BYTES: u64 = 128 << 20;
@@ -46,7 +47,8 @@ fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() 
         )
     };
 
-    site.write_spec(&installed, &rest(&installed));
+    let check = "[boot_check]\nby = \"tcp\"\nport = 80\n";
+    site.write_spec(&installed, &(rest(&installed) + check));
     for machine in [&held, &stranger, &vendors] {
         site.rack.ipmitool(machine, &["chassis", "power", "on"]);
     }
@@ -77,6 +79,27 @@ fn a_machine_that_always_netboots_comes_to_its_own_disk_and_is_installed_once() 
     before.iter().for_each(Before::assert_untouched);
     disks::assert_holds(&installed, &image);
     assert_eq!(site.status(&installed.name).unwrap().attempt, 1);
+    assert_next_netboot_is_counted(&mut site, &installed);
+}
+
+/// Asserts that the netboot after hostler's own restart is evidence, and that the next one, after a
+/// reset by somebody else, is counted.
+fn assert_next_netboot_is_counted(site: &mut Site, machine: &Machine) {
+    let status = site.status(&machine.name).unwrap();
+    let installed = status.installed.unwrap();
+    assert_eq!((installed.booted, installed.unexpected_netboots), (Some(Booted::Up), 0));
+    let own = status.last_seen.unwrap().netbooted_at.unwrap();
+    let next_boot = own.checked_add(SignedDuration::from_secs(30)).unwrap();
+    while Timestamp::now() < next_boot {
+        thread::sleep(POLL_INTERVAL);
+    }
+    site.rack.ipmitool(machine, &["chassis", "power", "reset"]);
+    let is_counted =
+        |status: &Status| status.installed.as_ref().is_some_and(|it| it.unexpected_netboots == 1);
+    let status = site.wait(&machine.name, "a counted netboot", BOOT_LIMIT, is_counted);
+    assert_eq!((status.phase, status.attempt, status.ready), (Phase::Deployed, 1, true));
+    assert_boots_once_more(machine);
+    assert!(site.agent_log().contains("netboots instead of booting its disk"));
 }
 
 /// Removes the loader at the removable-media path, as some installers do.

@@ -44,9 +44,10 @@ pub(crate) enum Place {
     Imaging,
     /// The ends of the disk are zeros, and the body is being written.
     Wiped,
-    /// The head of the image is on the disk, and the disk is being read back.
+    /// The head of the image is on the disk; with `verify = "full"` the disk is being read back.
     Head,
     Switching,
+    /// The ramdisk compares the disk, unless `verify` is another.
     WaitingCompleted,
     Restarting,
     Deployed,
@@ -66,7 +67,7 @@ const WAY: [(Place, u64); 14] = [
     (Place::Wiped, 4000),
     (Place::Head, 3000),
     (Place::Switching, 20),
-    (Place::WaitingCompleted, 100),
+    (Place::WaitingCompleted, 3000),
     (Place::Restarting, 4000),
 ];
 

@@ -72,10 +72,10 @@ fn deploy(dice: &mut Rng, number: usize, moments: &[Moment], spares_module: bool
     let second_disks: Vec<Before> =
         machines.iter().map(|machine| Before::of(&machine.disks[1].path)).collect();
     let began = Instant::now();
-    for machine in &machines {
+    for (machine, verify) in machines.iter().zip(["full", "node"]) {
         let rest = format!(
-            "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\n[root_device]\n\
-             serial = \"{}\"\n",
+            "[image]\nsource = \"large.raw\"\nchecksum = \"sha256:{}\"\nverify = \"{verify}\"\n\
+             [root_device]\nserial = \"{}\"\n",
             image.sha256, machine.disks[0].serial
         );
         site.write_spec(machine, &rest);

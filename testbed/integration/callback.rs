@@ -269,6 +269,7 @@ fn judge(request: &CallbackRequest) -> Reply {
         }
         Call::PassDeployInfo(_)
         | Call::Completed(_)
+        | Call::Verifying(_)
         | Call::Log(_)
         | Call::IronicDeployInfo(_)
         | Call::IronicBootloader(_) => Reply::Accepted,

@@ -152,13 +152,12 @@ async fn a_connection_that_is_cut_every_20_mb_ends_bit_exact_and_what_is_written
 
 /// Invariant (disk): A disk that drops writes is caught by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_target_that_acknowledges_and_drops_a_write_is_caught_by_default_and_the_place_is_named()
-{
+async fn a_target_that_acknowledges_and_drops_a_write_is_caught_by_reading_back_at_a_named_place() {
     let (image, tgtd) = (Image::new(40 * MIB), target(64 * MIB));
     let lie = 30 * MIB + 8192..30 * MIB + 12288;
     let relay = Relay::start(tgtd.portal, Trouble::Drops(lie.clone(), OLD)).await;
     let (_keep, cancel) = watch::channel(false);
-    let order = image.order(Verify::default());
+    let order = image.order(Verify::Full);
     let error = write(&Way::to(relay.address), &order, cancel).await.unwrap_err();
     let caught = matches!(error, ImagingError::Differs { from, to } if (from..to) == lie);
     assert!(caught, "{error}");

@@ -49,6 +49,8 @@ pub(crate) struct Ledger {
     pub(crate) restarted: bool,
     /// Whether the disk is written, without an observed restart since.
     pub(crate) unrestarted: bool,
+    /// The time of the installation whose restart has begun before its record could be written.
+    pub(crate) let_go: Option<Timestamp>,
     /// The time when the wanted reinstall came up, and the number of nodes installed then.
     pub(crate) came_up: Option<Change>,
     /// Whether an operator has consented to it since.

@@ -6,6 +6,8 @@ use crate::dice::Dice;
 
 /// The first seed whose site may have Ironic's ramdisk.
 const OTHER_RAMDISKS_FROM: u64 = 100_000_000;
+/// The first seed whose ramdisks send logs.
+const RAMDISK_LOGS_FROM: u64 = 300_000_000;
 
 /// Properties of a site. Rates are per mille; with `0` everywhere the site has no faults.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub(crate) struct Plan {
     /// Whether some machines get Ironic's ramdisk, and some of hostler's ramdisks do not compare
     /// their disk although they should.
     pub(crate) other_ramdisks: bool,
+    /// Whether ramdisks send their logs.
+    pub(crate) ramdisk_logs: bool,
     /// Longest time between two random faults, in seconds.
     pub(crate) pause_s: u64,
     /// The weights of the faults and of operators' acts.
@@ -45,6 +49,7 @@ impl Plan {
             spares: 0,
             manual_power: false,
             other_ramdisks: false,
+            ramdisk_logs: false,
             pause_s: 3600,
             operator: 0,
             crash: 0,
@@ -84,12 +89,12 @@ impl Plan {
             spares: machines / 8,
             manual_power: machines.is_multiple_of(2),
             other_ramdisks,
+            ramdisk_logs: seed >= RAMDISK_LOGS_FROM,
             operator: 20 + weight(60),
             crash: weight(20),
             bmc: weight(20),
             network: weight(10),
-            // The rules know no other ramdisk on a full disk.
-            store: if other_ramdisks { 0 } else { weight(8) },
+            store: weight(8),
             clock: weight(4),
             button: weight(15),
             stranger: weight(10),

@@ -11,6 +11,7 @@ use hostler::{
     lifecycle::Record,
     model::{
         ids::{NodeName, OpId},
+        secret::AttemptKey,
         spec::{MachineId, NodeSpec, Timeouts},
     },
 };
@@ -63,6 +64,8 @@ pub(crate) struct Watch {
     pub(crate) restarted_again: BTreeMap<NodeName, Timestamp>,
     pub(crate) shares: BTreeMap<NodeName, Share>,
     pub(crate) queue: BTreeMap<NodeName, QueuePlace>,
+    /// The keys of each node's served menus, the last one last.
+    pub(crate) keys: BTreeMap<NodeName, Vec<ServedKey>>,
     /// Reinstalls that began without an operator's consent, with the time when they came up.
     pub(crate) let_through: Vec<LetThrough>,
 }
@@ -98,6 +101,17 @@ impl Wait {
             deadline: record.deadline,
         }
     }
+}
+
+/// An attempt's key that a menu had.
+#[derive(Clone, Debug)]
+pub(crate) struct ServedKey {
+    pub(crate) key: AttemptKey,
+    pub(crate) attempt: u32,
+    /// The logs that the agent has kept since its start.
+    pub(crate) logs: u32,
+    /// Whether the node's next attempt has begun.
+    pub(crate) is_over: bool,
 }
 
 /// An activity with a concurrency limit.

@@ -42,7 +42,7 @@ const POLICY: Policy = Policy {
     enforce_power: false,
 };
 /// Rounds of damage, unless `DAMAGE_ROUNDS` says how many: `testbed/check damage` plays more.
-const ROUNDS: u64 = 500;
+const ROUNDS: u64 = 250;
 
 fn now() -> Timestamp {
     "2026-11-22T12:00:00Z".parse().unwrap()
@@ -74,6 +74,8 @@ fn deployed(spec: &NodeSpec) -> Record {
         at: now(),
         booted: None,
         booted_at: None,
+        unexpected_netboots: 0,
+        unexpected_netboot_at: None,
         address: None,
         system: None,
         root_uuid: None,

@@ -3,7 +3,12 @@
 //! A call opens it. It holds the only socket of the module. It must never leave a session open: a
 //! dropped link sends a Close Session.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use nix::sys::socket::{
     setsockopt,
@@ -158,7 +163,7 @@ impl Opening {
         loop {
             let datagram = self.handshake.datagram().to_vec();
             let judge = |received: &[u8]| self.handshake.receive(received);
-            let until = Instant::now() + waits.next_pause();
+            let until = shared_end(Instant::now(), waits.next_pause());
             sends += 1;
             match send_and_receive(&self.socket, &datagram, until, judge).await {
                 Ok(Some(Progress::Established(session))) => {
@@ -218,6 +223,17 @@ fn send_unawaited(socket: &UdpSocket, datagram: &[u8]) {
 /// The wait for each answer.
 fn answer_waits(timing: Timing) -> Backoff {
     Backoff::by_half(timing.resend_first, timing.resend_max)
+}
+
+/// The end of a wait of this length, at most a sixteenth later. Waits of one length that begin one
+/// shortly after the other end together: with thousands of silent BMCs, waking up for each of them
+/// is most of the cost.
+fn shared_end(now: Instant, wait: Duration) -> Instant {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let grid_ns = (wait / 16).as_nanos().max(1);
+    let over_ns = (now + wait).saturating_duration_since(*START).as_nanos() % grid_ns;
+    let rest_ns = u64::try_from(grid_ns - over_ns).unwrap_or(0);
+    now + wait + Duration::from_nanos(rest_ns)
 }
 
 /// Sends a datagram, and passes received datagrams to `judge` until it returns a value or the time
@@ -292,4 +308,28 @@ fn random<const N: usize>() -> [u8; N] {
         unreachable!("the kernel gives random bytes: {error}");
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn waits_that_begin_one_shortly_after_the_other_end_together() {
+        let start = Instant::now();
+        for wait in [Duration::from_secs(1), Duration::from_millis(2250), Duration::from_millis(7)]
+        {
+            let begins = (0..=16_u32).map(|n| start + wait / 16 / 16 * n);
+            let mut ends = BTreeSet::new();
+            for begin in begins {
+                let end = shared_end(begin, wait);
+                assert!(end >= begin + wait && end <= begin + wait + wait / 16, "{wait:?}");
+                ends.insert(end);
+            }
+            assert!(ends.len() <= 2, "{wait:?}: {} ends", ends.len());
+        }
+        assert_eq!(shared_end(start, Duration::ZERO).duration_since(start).as_nanos(), 1);
+    }
 }

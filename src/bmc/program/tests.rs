@@ -185,7 +185,8 @@ async fn a_refusal_is_told_by_its_first_line_and_what_is_put_off_is_tried_again(
     assert_eq!((advice.code, advice.retry), ("BmcPasswordWrong", RetryAdvice::Never));
     assert!(error.to_string().ends_with("refused `status` for good: wrong password"), "{error}");
 
-    let put_off = fails("echo 'in use' >&2; exit 75").await;
+    let device = Device::new("echo 'in use' >&2; exit 75");
+    let put_off = kind(device.client().power_state(within(1.0)).await.unwrap_err());
     assert!(
         matches!(&put_off, ProgramErrorKind::PutOff { reason, .. } if reason == "in use"),
         "{put_off:?}"
@@ -221,10 +222,10 @@ async fn garbage_for_a_power_state_is_none() {
 async fn a_program_that_hangs_is_killed_with_all_it_started_and_tried_again() {
     let script = "echo $$ >> \"$DIR/numbers\"; sleep 1000 & echo $! >> \"$DIR/numbers\"; wait";
     let device = Device::new(script);
-    let waited = Duration::from_millis(400);
+    let waited = Duration::from_millis(200);
     let timing = Timing { program_run: waited, ..TIMING };
     let client = ProgramClient::new(device.config(), timing);
-    let error = kind(client.power_state(within(3.0)).await.unwrap_err());
+    let error = kind(client.power_state(within(1.5)).await.unwrap_err());
     let word = "status";
     assert_eq!(error, ProgramErrorKind::NotEnded { word, waited });
     let numbers = device.read("numbers");
@@ -311,7 +312,7 @@ async fn only_an_executable_that_nobody_else_can_write_is_run() {
 #[tokio::test]
 async fn a_program_that_says_yes_and_does_nothing_is_told() {
     let device = Device::new("echo \"$1\" >> \"$DIR/calls\"; [ $1 != status ] || echo off");
-    let error = device.client().reach_power(PowerState::On, within(3.0)).await.unwrap_err();
+    let error = device.client().reach_power(PowerState::On, within(1.5)).await.unwrap_err();
     assert!(matches!(kind(error.clone()), ProgramErrorKind::StateNotReached { .. }), "{error}");
     let given = device.read("calls").lines().filter(|line| *line == "on").count();
     assert!(given > 1, "given again now and then");

@@ -122,6 +122,7 @@ proptest! {
         let disk = |name| Disk { name, size, serial: Some(text.clone()), ..Disk::default() };
         let lookup = Lookup {
             macs: vec!["52:54:00:00:00:01".parse().unwrap()],
+            disks_same_for_ms: None,
             system_uuid: uuid,
             system_serial: None,
             disks: names.into_iter().map(disk).collect(),

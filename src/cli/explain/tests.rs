@@ -438,3 +438,37 @@ retry = "never"
         assert!(reported.contains(line), "{reported}");
     }
 }
+
+#[test]
+fn a_machine_that_netboots_instead_of_booting_its_disk_is_named_with_what_helps() {
+    let status = status(
+        r#"
+phase = "deployed"
+ready = true
+message = "installed"
+spec_valid = true
+spec_digest = "DIGEST"
+installed_digest = "DIGEST"
+since = "2026-11-22T11:00:00Z"
+attempt = 0
+[installed]
+digest = "DIGEST"
+image = "sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
+at = "2026-11-22T11:00:00Z"
+unexpected_netboots = 3
+unexpected_netboot_at = "2026-11-22T12:00:00Z"
+[installed.disk]
+name = "vda"
+size = 480103981056
+"#,
+    );
+    let mut reported = Vec::new();
+    timeline(&status, None).print(&mut reported).unwrap();
+    let reported = String::from_utf8(reported).unwrap();
+    for line in [
+        "  netboot  3x instead of booting its disk, the last one 2026-11-22T12:00:00Z, 10m0s ago\n",
+        "  you can: run `hostler bmc edge-07 bootdev disk --persistent`, to have it boot ",
+    ] {
+        assert!(reported.contains(line), "{reported}");
+    }
+}

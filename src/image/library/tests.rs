@@ -57,7 +57,7 @@ impl Site {
             checksum: spec::Checksum::Inline(digest.unwrap()),
             format: ImageFormat::Raw,
             kind: spec::ImageKind::Disk,
-            verify: spec::Verify::default(),
+            verify: spec::Verify::None,
             netboot: None,
         }
     }

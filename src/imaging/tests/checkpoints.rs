@@ -4,7 +4,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::{
     Bench, Checkpoint, MIB, block_on,
-    disks::{Did, FileDisk, Quirk},
+    disks::{Did, MemoryDisk, Quirk},
     layouts::{check_ranges, expected, layout_of, parts},
 };
 use crate::{imaging::ImagingOrder, model::spec::Verify};
@@ -13,7 +13,7 @@ use crate::{imaging::ImagingOrder, model::spec::Verify};
 const FLUSH_BYTES: u64 = MIB / 4;
 
 /// The lowest offset in the disk's body that was written after the first `from_did` calls.
-fn lowest_written(disk: &FileDisk, from_did: usize, bytes: u64) -> Option<u64> {
+fn lowest_written(disk: &MemoryDisk, from_did: usize, bytes: u64) -> Option<u64> {
     let tail = bytes.saturating_sub(MIB).max(MIB);
     let did = disk.did().into_iter().skip(from_did);
     let ranges = did.filter_map(|did| match did {
@@ -37,7 +37,7 @@ proptest! {
     ) {
         let (layout, contents) = layout_of(&parts, block);
         let capacity = layout.end().next_multiple_of(block).max(3 * MIB);
-        let disk = FileDisk::new(capacity, u32::try_from(block).unwrap(), Quirk::Slow);
+        let disk = MemoryDisk::new(capacity, u32::try_from(block).unwrap(), Quirk::Slow);
         let mut bench = Bench::new(1);
         bench.thresholds.flush_bytes = FLUSH_BYTES;
         bench.order = ImagingOrder { layout, verify, ..bench.order };
@@ -77,7 +77,7 @@ proptest! {
 
 #[tokio::test]
 async fn the_ends_are_wiped_again_before_a_killed_write_goes_on() {
-    let (mut bench, disk) = (Bench::new(8 * MIB), FileDisk::new(8 * MIB, 512, Quirk::None));
+    let (mut bench, disk) = (Bench::new(8 * MIB), MemoryDisk::new(8 * MIB, 512, Quirk::None));
     bench.order.verify = Verify::None;
     bench.order.checkpoint.resumes_at = 6 * MIB;
     bench.write(&disk).await.unwrap();

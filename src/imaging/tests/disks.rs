@@ -1,9 +1,7 @@
-//! A disk in a plain file, the ways in which it may misbehave, and connections to it that break.
+//! A disk in memory, the ways in which it may misbehave, and connections to it that break.
 
 use std::{
-    fs::File,
     ops::Range,
-    os::unix::fs::FileExt as _,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -113,9 +111,9 @@ struct Cache {
 }
 
 #[derive(Debug)]
-pub(super) struct FileDisk {
+pub(super) struct MemoryDisk {
     me: Weak<Self>,
-    file: File,
+    content: Mutex<Vec<u8>>,
     bytes: u64,
     block: u32,
     quirk: Quirk,
@@ -135,14 +133,12 @@ pub(super) struct FileDisk {
     one_at_a_time: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl FileDisk {
+impl MemoryDisk {
     pub(super) fn new(bytes: u64, block: u32, quirk: Quirk) -> Arc<Self> {
-        let file = tempfile::tempfile().unwrap();
         let old = vec![OLD; usize::try_from(bytes).unwrap()];
-        file.write_all_at(&old, 0).unwrap();
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            file,
+            content: Mutex::new(old.clone()),
             bytes,
             block,
             quirk,
@@ -162,9 +158,13 @@ impl FileDisk {
     }
 
     pub(super) fn content(&self) -> Vec<u8> {
-        let mut bytes = vec![0; usize::try_from(self.bytes).unwrap()];
-        self.file.read_exact_at(&mut bytes, 0).unwrap();
-        bytes
+        self.content.lock().unwrap().clone()
+    }
+
+    /// Replaces the content at this offset.
+    fn put(&self, offset: u64, data: &[u8]) {
+        let at = usize::try_from(offset).unwrap();
+        self.content.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
     }
 
     pub(super) fn did(&self) -> Vec<Did> {
@@ -225,7 +225,7 @@ impl FileDisk {
         let content = self.survives(keeps);
         let mut cache = self.cache.lock().unwrap();
         cache.writes.clear();
-        self.file.write_all_at(&content, 0).unwrap();
+        self.put(0, &content);
         cache.durable = content;
     }
 
@@ -288,12 +288,12 @@ impl FileDisk {
         self.misbehave(offset).await?;
         let range = offset..offset + data.len() as u64;
         let mut cache = self.cache.lock().unwrap();
-        self.file.write_all_at(&data, offset).unwrap();
+        self.put(offset, &data);
         if let Quirk::DropsWrites(dropped) = &self.quirk
             && range.contains(&dropped.start)
         {
             let old = vec![OLD; usize::try_from(dropped.end - dropped.start).unwrap()];
-            self.file.write_all_at(&old, dropped.start).unwrap();
+            self.put(dropped.start, &old);
         }
         self.wrote.lock().unwrap().push(Wrote { connection: link.number, open: self.open() });
         // A copy: the buffer goes back to whoever lent it.
@@ -331,9 +331,9 @@ impl FileDisk {
         }
         self.did.lock().unwrap().push(Did::Read(offset..offset + bytes));
         let bytes = if self.quirk == Quirk::ShortReads { bytes - 512 } else { bytes };
-        let mut data = vec![0; usize::try_from(bytes).unwrap()];
-        self.file.read_exact_at(&mut data, offset).unwrap();
-        Ok(data.into())
+        let from = usize::try_from(offset).unwrap();
+        let to = from + usize::try_from(bytes).unwrap();
+        Ok(Bytes::copy_from_slice(&self.content.lock().unwrap()[from..to]))
     }
 
     async fn flush(&self) -> Result<(), VolumeError> {
@@ -350,7 +350,7 @@ impl FileDisk {
     }
 }
 
-impl Connector for FileDisk {
+impl Connector for MemoryDisk {
     type Volume = Connection;
 
     async fn connect(&self) -> Result<Arc<Connection>, VolumeError> {
@@ -402,10 +402,10 @@ impl Connector for FileDisk {
     }
 }
 
-/// A connection to a [`FileDisk`].
+/// A connection to a [`MemoryDisk`].
 #[derive(Debug)]
 pub(super) struct Connection {
-    disk: Arc<FileDisk>,
+    disk: Arc<MemoryDisk>,
     link: Arc<Link>,
     bytes: u64,
     calls_left: AtomicUsize,

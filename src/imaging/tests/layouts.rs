@@ -143,7 +143,7 @@ proptest! {
         let spare_blocks = spare_blocks.min(4 * MIB / block);
         let capacity = layout.end().next_multiple_of(block) + spare_blocks * block;
         let quirk = breaks.map_or(Quirk::None, |calls| Quirk::Breaks { calls, times: 4 });
-        let disk = FileDisk::new(capacity, u32::try_from(block).unwrap(), quirk);
+        let disk = MemoryDisk::new(capacity, u32::try_from(block).unwrap(), quirk);
         let mut bench = Bench::new(1);
         bench.order = ImagingOrder { layout, verify, ..bench.order };
         let written = block_on(bench.write(&disk)).unwrap();
@@ -170,7 +170,7 @@ fn made(at: u64, bytes: u64) -> Segment {
 #[tokio::test]
 async fn a_layout_that_overlaps_or_cuts_a_block_touches_nothing() {
     for (second, misplaced) in [(512, true), (1024, false), (1100, true)] {
-        let disk = FileDisk::new(8 * MIB, 512, Quirk::None);
+        let disk = MemoryDisk::new(8 * MIB, 512, Quirk::None);
         let mut bench = Bench::new(1);
         bench.order.layout = Layout::new([made(0, 700), made(second, 10)]);
         let written = bench.write(&disk).await;
@@ -191,7 +191,7 @@ async fn holes_and_runs_of_zeros_are_zeroed_and_neighbours_with_one_command() {
     let (file, _) = file_of(&stretches, 0, 9 * MIB);
     let content = Content::File { file, offset: 0, bytes: 9 * MIB };
     let more = Segment { at: 9 * MIB, content: Content::Zeros(20 * MIB) };
-    let disk = FileDisk::new(40 * MIB, 512, Quirk::None);
+    let disk = MemoryDisk::new(40 * MIB, 512, Quirk::None);
     let mut bench = Bench::new(1);
     bench.order.layout = Layout::new([Segment { at: 0, content }, more]);
     bench.order.verify = Verify::None;
@@ -207,7 +207,7 @@ async fn holes_and_runs_of_zeros_are_zeroed_and_neighbours_with_one_command() {
 async fn a_layout_in_too_many_parts_for_the_node_is_read_back_instead() {
     let segments = (0..200).map(|number| made(number * 8 * 4096, 4096));
     let lie = 3 * MIB..3 * MIB + 4096;
-    let disk = FileDisk::new(16 * MIB, 512, Quirk::DropsWrites(lie));
+    let disk = MemoryDisk::new(16 * MIB, 512, Quirk::DropsWrites(lie));
     let mut bench = Bench::new(1);
     bench.order =
         ImagingOrder { layout: Layout::new(segments), verify: Verify::Node, ..bench.order };

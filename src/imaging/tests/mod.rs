@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use self::disks::{CREEP_BYTES, Did, FileDisk, OLD, Quirk};
+use self::disks::{CREEP_BYTES, Did, MemoryDisk, OLD, Quirk};
 use super::{thresholds::WriteThresholds, *};
 use crate::{
     checked_file::{self, CheckedFile},
@@ -60,14 +60,14 @@ impl Bench {
         Self { dir, order, bytes, thresholds, meter, cancel }
     }
 
-    async fn write(&self, disk: &Arc<FileDisk>) -> Result<Written, ImagingError> {
+    async fn write(&self, disk: &Arc<MemoryDisk>) -> Result<Written, ImagingError> {
         let written = self.begin(disk).await;
         assert_eq!(disk.under_way(), 0, "it returned while the disk was still busy");
         assert_eq!(disk.open(), 0, "it returned while a connection was still open");
         written
     }
 
-    async fn begin(&self, disk: &FileDisk) -> Result<Written, ImagingError> {
+    async fn begin(&self, disk: &MemoryDisk) -> Result<Written, ImagingError> {
         let cancel = self.cancel.subscribe();
         let opened = open(disk, cancel.clone()).await?;
         opened.write_at(self.thresholds, &self.order, &self.meter, cancel).await
@@ -96,7 +96,7 @@ fn expected(image: &[u8], disk_bytes: u64, block: u32) -> Vec<u8> {
     bytes
 }
 
-fn assert_wiped(disk: &FileDisk) {
+fn assert_wiped(disk: &MemoryDisk) {
     let (bytes, zeros) = (disk.content(), vec![0; 1 << 20]);
     assert!(bytes.starts_with(&zeros), "the head is not wiped");
     assert!(bytes.ends_with(&zeros), "the tail is not wiped");
@@ -112,7 +112,7 @@ proptest! {
         block in prop_oneof![Just(512_u32), Just(4096), Just(65536)],
     ) {
         let capacity = image.next_multiple_of(block.into()) + spare;
-        let (bench, disk) = (Bench::new(image), FileDisk::new(capacity, block, Quirk::None));
+        let (bench, disk) = (Bench::new(image), MemoryDisk::new(capacity, block, Quirk::None));
         let written = block_on(bench.write(&disk)).unwrap();
         prop_assert_eq!(written.bytes, image);
         prop_assert!(disk.content() == expected(&bench.bytes, capacity, block));
@@ -141,7 +141,7 @@ fn decayed(bench: &Bench, block: u64) -> ImageFile {
 fn a_block_that_has_decayed_stops_the_write_and_leaves_a_wiped_disk() {
     for (verify, block) in [(Verify::Full, 0), (Verify::Node, 50), (Verify::None, 95)] {
         let mut bench = Bench::new(6 * MIB);
-        let disk = FileDisk::new(8 * MIB, 512, Quirk::None);
+        let disk = MemoryDisk::new(8 * MIB, 512, Quirk::None);
         let image = decayed(&bench, block);
         bench.order = ImagingOrder { layout: Layout::of_file(image), verify, ..bench.order };
         let error = block_on(bench.write(&disk)).unwrap_err().to_string();
@@ -153,7 +153,7 @@ fn a_block_that_has_decayed_stops_the_write_and_leaves_a_wiped_disk() {
 
 #[tokio::test]
 async fn an_image_larger_than_the_disk_touches_nothing() {
-    let (bench, disk) = (Bench::new(3 * MIB + 1), FileDisk::new(3 * MIB + 511, 512, Quirk::None));
+    let (bench, disk) = (Bench::new(3 * MIB + 1), MemoryDisk::new(3 * MIB + 511, 512, Quirk::None));
     let error = bench.write(&disk).await.unwrap_err().to_string();
     assert_eq!(error, "the image has 3.0 MiB, the disk only 3.0 MiB");
     assert_eq!(disk.did(), []);
@@ -162,7 +162,7 @@ async fn an_image_larger_than_the_disk_touches_nothing() {
 #[tokio::test]
 async fn a_disk_with_impossible_blocks_is_refused() {
     for block in [0, 1, 520, 131_072, u32::MAX] {
-        let disk = FileDisk::new(8 * MIB, block, Quirk::None);
+        let disk = MemoryDisk::new(8 * MIB, block, Quirk::None);
         let error = Bench::new(MIB).write(&disk).await.unwrap_err();
         assert!(matches!(error, ImagingError::Blocks(bad) if bad == block), "{error}");
         assert_eq!(disk.did(), []);
@@ -173,7 +173,7 @@ async fn a_disk_with_impossible_blocks_is_refused() {
 /// failure.
 #[tokio::test]
 async fn the_ends_are_wiped_first_and_the_head_is_written_last_between_flushes() {
-    let (bench, disk) = (Bench::new(5 * MIB), FileDisk::new(8 * MIB, 512, Quirk::None));
+    let (bench, disk) = (Bench::new(5 * MIB), MemoryDisk::new(8 * MIB, 512, Quirk::None));
     bench.write(&disk).await.unwrap();
     let mut did = disk.did();
     did.retain(|did| !matches!(did, Did::Read(_)));
@@ -191,7 +191,7 @@ async fn the_ends_are_wiped_first_and_the_head_is_written_last_between_flushes()
 #[tokio::test]
 async fn a_disk_that_drops_a_write_is_caught_and_wiped_and_the_place_is_named() {
     let lie = 3 * MIB..3 * MIB + 4096;
-    let disk = FileDisk::new(8 * MIB, 512, Quirk::DropsWrites(lie));
+    let disk = MemoryDisk::new(8 * MIB, 512, Quirk::DropsWrites(lie));
     let error = Bench::new(5 * MIB + 7).write(&disk).await.unwrap_err();
     let ImagingError::Differs { from, to } = error else { panic!("{error}") };
     assert_eq!((from, to), (3 * MIB, 3 * MIB + 4096));
@@ -200,7 +200,7 @@ async fn a_disk_that_drops_a_write_is_caught_and_wiped_and_the_place_is_named() 
 
 #[tokio::test]
 async fn an_image_that_shrinks_meanwhile_is_an_error_and_leaves_a_wiped_disk() {
-    let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
+    let (bench, disk) = (Bench::new(9 * MIB), MemoryDisk::new(16 * MIB, 512, Quirk::None));
     let file = fs::OpenOptions::new().write(true).open(bench.dir.path().join("image")).unwrap();
     file.set_len(4 * MIB).unwrap();
     let error = bench.write(&disk).await.unwrap_err();
@@ -210,7 +210,7 @@ async fn an_image_that_shrinks_meanwhile_is_an_error_and_leaves_a_wiped_disk() {
 
 #[tokio::test]
 async fn a_disk_that_fails_midway_is_wiped() {
-    let disk = FileDisk::new(40 * MIB, 512, Quirk::FailsOnceAt(20 * MIB));
+    let disk = MemoryDisk::new(40 * MIB, 512, Quirk::FailsOnceAt(20 * MIB));
     let error = Bench::new(30 * MIB).write(&disk).await.unwrap_err();
     assert_eq!(error.to_string(), "writing the disk at 20.0 MiB: medium error");
     assert_wiped(&disk);
@@ -218,7 +218,7 @@ async fn a_disk_that_fails_midway_is_wiped() {
 
 #[tokio::test]
 async fn a_disk_that_is_gone_is_reported_as_not_wiped_with_both_causes() {
-    let disk = FileDisk::new(40 * MIB, 512, Quirk::GoneFrom(20 * MIB));
+    let disk = MemoryDisk::new(40 * MIB, 512, Quirk::GoneFrom(20 * MIB));
     let error = Bench::new(30 * MIB).write(&disk).await.unwrap_err();
     let both = error.to_string();
     let (cause, wipe) =
@@ -229,7 +229,7 @@ async fn a_disk_that_is_gone_is_reported_as_not_wiped_with_both_causes() {
 
 #[tokio::test]
 async fn a_short_read_is_an_error_and_not_a_match() {
-    let disk = FileDisk::new(8 * MIB, 512, Quirk::ShortReads);
+    let disk = MemoryDisk::new(8 * MIB, 512, Quirk::ShortReads);
     let error = Bench::new(3 * MIB).write(&disk).await.unwrap_err().to_string();
     assert!(error.contains("523776 bytes came back instead of 524288"), "{error}");
     assert_wiped(&disk);
@@ -238,7 +238,8 @@ async fn a_short_read_is_an_error_and_not_a_match() {
 #[tokio::test]
 async fn cancelled_at_any_moment_it_stops_at_once_and_nothing_boots() {
     for after in 1..14 {
-        let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::CarriesOut));
+        let (bench, disk) =
+            (Bench::new(9 * MIB), MemoryDisk::new(16 * MIB, 512, Quirk::CarriesOut));
         let cancelling = async {
             disk.wait_for_calls(after).await;
             bench.cancel.send_replace(true);
@@ -257,7 +258,7 @@ async fn cancelled_at_any_moment_it_stops_at_once_and_nothing_boots() {
 
 #[tokio::test]
 async fn cancelled_before_it_began_it_touches_nothing() {
-    let (bench, disk) = (Bench::new(MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
+    let (bench, disk) = (Bench::new(MIB), MemoryDisk::new(16 * MIB, 512, Quirk::None));
     let opened = open(&*disk, bench.cancel.subscribe()).await.unwrap();
     bench.cancel.send_replace(true);
     let written = opened.write(&bench.order, &bench.meter, bench.cancel.subscribe()).await;
@@ -270,7 +271,7 @@ async fn cancelled_before_it_began_it_touches_nothing() {
 
 #[tokio::test]
 async fn dropping_the_sender_of_the_cancel_cancels_too() {
-    let (mut bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::None));
+    let (mut bench, disk) = (Bench::new(9 * MIB), MemoryDisk::new(16 * MIB, 512, Quirk::None));
     let cancel = bench.cancel.subscribe();
     bench.cancel = watch::channel(false).0;
     let error = open(&*disk, cancel.clone()).await.unwrap_err();
@@ -284,7 +285,7 @@ async fn dropping_the_sender_of_the_cancel_cancels_too() {
 /// Invariant (disk): Nothing is written after an imaging has returned.
 #[tokio::test]
 async fn an_abandoned_imaging_writes_no_further() {
-    let (bench, disk) = (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::Slow));
+    let (bench, disk) = (Bench::new(9 * MIB), MemoryDisk::new(16 * MIB, 512, Quirk::Slow));
     tokio::select! {
         _ = bench.begin(&disk) => panic!("too fast"),
         () = disk.wait_for_calls(5) => {}
@@ -303,7 +304,7 @@ async fn a_disk_that_stands_still_is_given_up_after_the_stall_limit() {
     for (quirk, stage, done) in
         [(Quirk::HangsAt(4 * MIB), "write", 3 * MIB), (Quirk::HangsReading, "verify", 0)]
     {
-        let (mut bench, disk) = (Bench::new(6 * MIB), FileDisk::new(16 * MIB, 512, quirk));
+        let (mut bench, disk) = (Bench::new(6 * MIB), MemoryDisk::new(16 * MIB, 512, quirk));
         bench.order.stall = stall;
         let began = tokio::time::Instant::now();
         let error = bench.write(&disk).await.unwrap_err();
@@ -322,7 +323,7 @@ async fn a_disk_that_stands_still_is_given_up_after_the_stall_limit() {
 #[tokio::test]
 async fn a_dead_disk_cannot_hold_up_a_cancel_for_a_second() {
     let (bench, disk) =
-        (Bench::new(9 * MIB), FileDisk::new(16 * MIB, 512, Quirk::DeadFrom(2 * MIB)));
+        (Bench::new(9 * MIB), MemoryDisk::new(16 * MIB, 512, Quirk::DeadFrom(2 * MIB)));
     let cancelling = async {
         disk.wait_for_calls(8).await;
         bench.cancel.send_replace(true);
@@ -340,7 +341,7 @@ async fn a_dead_disk_cannot_hold_up_a_cancel_for_a_second() {
 
 #[tokio::test]
 async fn memory_in_flight_stays_bounded_however_slow_the_disk() {
-    let (bench, disk) = (Bench::new(40 * MIB), FileDisk::new(40 * MIB, 512, Quirk::Slow));
+    let (bench, disk) = (Bench::new(40 * MIB), MemoryDisk::new(40 * MIB, 512, Quirk::Slow));
     bench.write(&disk).await.unwrap();
     let most = disk.most_under_way();
     // A flush, which holds no buffer, may be in flight, too.

@@ -29,7 +29,7 @@ async fn a_connection_that_breaks_is_replaced_and_what_was_lost_is_written_again
     for verify in [Verify::Full, Verify::Node, Verify::None] {
         for calls in 0..16 {
             let (bench, expected) = bench(verify);
-            let disk = FileDisk::new(DISK_BYTES, 512, Quirk::Breaks { calls, times: 2 });
+            let disk = MemoryDisk::new(DISK_BYTES, 512, Quirk::Breaks { calls, times: 2 });
             bench.write(&disk).await.unwrap();
             assert!(disk.content() == expected, "after {calls} calls");
             assert!(disk.is_flushed());
@@ -42,18 +42,17 @@ async fn a_connection_that_breaks_is_replaced_and_what_was_lost_is_written_again
 #[tokio::test]
 async fn whenever_the_power_fails_the_disk_is_complete_or_does_not_boot() {
     for calls in 0..24 {
-        for seed in 0..2 {
-            let (bench, expected) = bench(Verify::Full);
-            let disk = FileDisk::new(DISK_BYTES, 512, Quirk::DeadAfter(calls));
-            tokio::select! {
-                done = bench.begin(&disk) => panic!("not dead after {calls} calls: {done:?}"),
-                () = disk.wait_for_calls(calls + 1) => {}
-            }
-            // Calls in flight on other threads end or hang.
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        let (bench, expected) = bench(Verify::Full);
+        let disk = MemoryDisk::new(DISK_BYTES, 512, Quirk::DeadAfter(calls));
+        tokio::select! {
+            done = bench.begin(&disk) => panic!("not dead after {calls} calls: {done:?}"),
+            () = disk.wait_for_calls(calls + 1) => {}
+        }
+        // Calls in flight on other threads end or hang.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        for seed in 0..3 {
             let mut random = fastrand::Rng::with_seed(seed);
-            disk.lose(|| random.bool());
-            let content = disk.content();
+            let content = disk.survives(|| random.bool());
             let edge = 1 << 20;
             let (head, rest) = content.split_at(edge);
             let (body, tail) = rest.split_at(rest.len() - edge);
@@ -74,7 +73,7 @@ async fn whenever_the_power_fails_the_disk_is_complete_or_does_not_boot() {
 async fn a_disk_that_stays_away_is_given_up_after_the_stall_limit() {
     let (mut bench, _) = bench(Verify::Full);
     bench.order.stall = Duration::from_secs(1);
-    let disk = FileDisk::new(DISK_BYTES, 512, Quirk::UnreachableFrom(3 * MIB));
+    let disk = MemoryDisk::new(DISK_BYTES, 512, Quirk::UnreachableFrom(3 * MIB));
     let began = tokio::time::Instant::now();
     let error = bench.write(&disk).await.unwrap_err().to_string();
     let message = "writing the disk at 3.0 MiB: unreachable; no new connection for 1 s: \
@@ -98,7 +97,7 @@ const MEASURED: Duration = Duration::from_millis(300);
 async fn creep(bytes_per_s: u64, breaks_after: u64) -> Result<Written, ImagingError> {
     let mut bench = Bench::new(18 * MIB);
     bench.order.least_rate = LeastRate { bytes_per_s, over: MEASURED };
-    let disk = FileDisk::new(20 * MIB, 512, Quirk::Creeps { breaks_after });
+    let disk = MemoryDisk::new(20 * MIB, 512, Quirk::Creeps { breaks_after });
     bench.write(&disk).await
 }
 
@@ -127,7 +126,7 @@ async fn a_disk_does_not_get_more_time_by_breaking_its_connections() {
 async fn another_disk_behind_the_new_connection_is_not_written() {
     let (bench, _) = bench(Verify::Full);
     let quirk = Quirk::TurnsInto { calls: 6, bytes: 2 * DISK_BYTES };
-    let disk = FileDisk::new(DISK_BYTES, 512, quirk);
+    let disk = MemoryDisk::new(DISK_BYTES, 512, quirk);
     let error = bench.write(&disk).await.unwrap_err().to_string();
     assert!(
         error.starts_with(
@@ -143,7 +142,7 @@ async fn another_disk_behind_the_new_connection_is_not_written() {
 #[tokio::test]
 async fn after_a_failure_the_disk_is_wiped_on_a_new_connection_if_need_be() {
     let (bench, _) = bench(Verify::Full);
-    let disk = FileDisk::new(DISK_BYTES, 512, Quirk::Breaks { calls: 6, times: 1 });
+    let disk = MemoryDisk::new(DISK_BYTES, 512, Quirk::Breaks { calls: 6, times: 1 });
     let cancelling = async {
         disk.wait_for_calls(6).await;
         bench.cancel.send_replace(true);
@@ -158,7 +157,7 @@ async fn after_a_failure_the_disk_is_wiped_on_a_new_connection_if_need_be() {
 async fn a_connection_that_breaks_again_and_again_does_not_start_from_the_beginning() {
     let image_bytes = 48 * MIB;
     let quirk = Quirk::Breaks { calls: 20, times: 90 };
-    let (mut bench, disk) = (Bench::new(image_bytes), FileDisk::new(image_bytes, 512, quirk));
+    let (mut bench, disk) = (Bench::new(image_bytes), MemoryDisk::new(image_bytes, 512, quirk));
     bench.order.verify = Verify::None;
     bench.thresholds.flush_bytes = 32 * MIB;
     bench.write(&disk).await.unwrap();

@@ -311,7 +311,7 @@ async fn a_refused_way_is_followed_by_the_next_and_no_block_is_left_out() {
     played.lun.write_zeros(0, 512).await.unwrap();
     let mut received = played.received.lock().unwrap().clone();
     // First with UNMAP, then without, and then only writes, which may overtake each other.
-    assert_eq!(received[..2], [(0x93, 0x08, 1, 1025), (0x93, 0, 1, 512)]);
+    assert_eq!(received[..2], [(0x93, 0x08, 1, 1025), (0x93, 0, 1, 1025)]);
     received[2..].sort_by_key(|(_, _, lba, _)| *lba);
     let writes = [(0, 1), (1, 512), (513, 512), (1025, 1)];
     assert_eq!(received[2..], writes.map(|(lba, blocks)| (0x8a, 0, lba, blocks)));
@@ -320,14 +320,16 @@ async fn a_refused_way_is_followed_by_the_next_and_no_block_is_left_out() {
 #[tokio::test(start_paused = true)]
 async fn without_a_promise_both_ways_take_turns_until_one_is_chosen() {
     let played = play([], (0, 0), None).await;
-    played.lun.write_zeros(0, 16 << 20).await.unwrap();
+    played.lun.write_zeros(0, 32 << 20).await.unwrap();
     let received = played.received.lock().unwrap().clone();
     let opcodes: Vec<u8> = received.iter().map(|(opcode, ..)| *opcode).collect();
-    assert_eq!(opcodes[..32], [0x93, 0x8a].repeat(16));
+    // Each turn is of 4 MiB: one WRITE SAME, or as many writes as are at work at once.
+    let turns = [vec![0x93], vec![0x8a; 16]].concat().repeat(2);
+    assert_eq!(opcodes[..turns.len()], turns);
     let blocks: u32 = received.iter().map(|(.., blocks)| blocks).sum();
-    assert_eq!(blocks, (16 << 20) / 512);
+    assert_eq!(blocks, (32 << 20) / 512);
     assert!(
-        opcodes[32..].iter().all(|opcode| *opcode == opcodes[32]),
+        opcodes[turns.len()..].iter().all(|opcode| *opcode == opcodes[turns.len()]),
         "one way stays: {opcodes:x?}"
     );
 }

@@ -302,7 +302,7 @@ fn specs_that_swapped_their_names_when_the_state_directory_was_lost_keep_their_m
 }
 
 /// Histories of mishaps, unless `MISHAP_SEEDS` says how many: `testbed/check damage` plays more.
-const SEEDS: u64 = 50;
+const SEEDS: u64 = 25;
 
 /// A mishap of files, processes or machines, none of which is consent.
 fn mishap(rack: &mut Rack, dice: &mut Rng, catalog: &mut Vec<NodeSpec>) {
@@ -333,7 +333,7 @@ fn mishap(rack: &mut Rack, dice: &mut Rng, catalog: &mut Vec<NodeSpec>) {
         // Only the spec of the same name tells which machine a damaged record was about.
         13 if !rack.broken.contains(&one) && !rack.clashes.contains_key(&one) => {
             rack.scan();
-            let damaged = serde_json::to_string(&Record::distrusted(rack.now)).unwrap();
+            let damaged = Record::distrusted(rack.now);
             rack.world.records.insert(one, damaged);
             rack.restart();
             rack.scan();

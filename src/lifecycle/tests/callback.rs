@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::{
     lifecycle::{Event, Outcome, Record, State},
     model::{
-        callback::{Call, Completed, DeployInfo, Lookup, Reply},
+        callback::{Call, Completed, DeployInfo, Lookup, Reply, VerifyProgress},
         disk::{Disk, RootDeviceHints},
         fault::RetryAdvice,
         secret::{AttemptKey, Secret},
@@ -123,6 +123,7 @@ fn any_call() -> impl Strategy<Value = Call> {
         4 => Just(Call::DeployState),
         3 => Just(completed("")),
         1 => notices,
+        1 => any::<u64>().prop_map(|done_bytes| Call::Verifying(VerifyProgress { done_bytes })),
     ]
 }
 
@@ -230,6 +231,10 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn whatever_a_ramdisk_says_the_record_and_the_status_stay_small(
@@ -359,6 +364,64 @@ fn a_late_disk_is_not_taken_for_the_only_one_while_others_may_follow() {
     let two = lookup_with(vec![named("vda"), named("vdb")]);
     let Reply::Failed(reason) = bench.call(&key(1), two) else { panic!("a disk was chosen") };
     assert!(reason.contains("2 disks match"), "{reason}");
+}
+
+/// A lookup with disks that have been the same for this time.
+fn lookup_same_for(disks: Vec<Disk>, same_for_ms: u64) -> Call {
+    let Call::Lookup(body) = lookup_with(disks) else { unreachable!() };
+    Call::Lookup(Lookup { disks_same_for_ms: Some(same_for_ms), ..body })
+}
+
+/// Invariant (disk): Without a hint that names one disk, none is chosen before the machine's disks
+/// have been the same for 10 s.
+#[test]
+fn a_single_disk_is_not_taken_for_the_only_one_right_after_it_appeared() {
+    let mut bench = Bench::with_spec();
+    // A short wait for a missing root device does not cut this one short.
+    bench.change(|spec| spec.timeouts.root_device = std::time::Duration::from_secs(1));
+    bench.go_to(Phase::WaitingRamdisk);
+    for (same_for_ms, passed_s, again_after_s) in [(4_000, 0, 3), (7_000, 3, 3), (9_000, 2, 1)] {
+        bench.pass(passed_s);
+        let lookup = lookup_same_for(vec![disk()], same_for_ms);
+        let Reply::LookupAgain(again) = bench.call(&key(1), lookup) else { panic!("it is taken") };
+        assert!(again.error.contains("another disk that fits may follow"), "{}", again.error);
+        let message = bench.message();
+        assert!(message.ends_with(&again.error), "{message}");
+        assert_eq!(again.look_again_after, again_after_s);
+    }
+    let two = lookup_same_for(vec![disk(), Disk { name: "vdb".into(), ..disk() }], 100);
+    assert!(matches!(bench.call(&key(1), two), Reply::Failed(_)), "the second one followed");
+    // The agent counts on from the ramdisk's report, whatever that says later.
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::WaitingRamdisk);
+    let again = |bench: &mut Bench, ms| bench.call(&key(1), lookup_same_for(vec![disk()], ms));
+    assert!(matches!(again(&mut bench, 4_000), Reply::LookupAgain(_)));
+    bench.pass(5);
+    assert!(matches!(again(&mut bench, 0), Reply::LookupAgain(_)));
+    bench.pass(1);
+    assert!(matches!(again(&mut bench, 0), Reply::Lookup(_)));
+}
+
+#[test]
+fn a_disk_that_nothing_may_follow_is_taken_at_once() {
+    let hinted = RootDeviceHints { serial: disk().serial, ..RootDeviceHints::default() };
+    let rotating = RootDeviceHints { rotational: Some(false), ..RootDeviceHints::default() };
+    for (hints, same_for_ms, is_taken) in [
+        (RootDeviceHints::default(), Some(10_000), true),
+        (RootDeviceHints::default(), Some(u64::MAX), true),
+        // An earlier version's ramdisk.
+        (RootDeviceHints::default(), None, true),
+        (hinted, Some(0), true),
+        (rotating, Some(9_999), false),
+    ] {
+        let mut bench = Bench::with_spec();
+        bench.change(|spec| spec.root_device = hints);
+        bench.go_to(Phase::WaitingRamdisk);
+        let Call::Lookup(body) = lookup() else { unreachable!() };
+        let lookup = Call::Lookup(Lookup { disks_same_for_ms: same_for_ms, ..body });
+        let reply = bench.call(&key(1), lookup);
+        assert_eq!(matches!(reply, Reply::Lookup(_)), is_taken, "{same_for_ms:?}: {reply:?}");
+    }
 }
 
 /// Invariant (ramdisk): A late root device is waited for; its node is given up only after a second

@@ -5,6 +5,7 @@ use crate::{
     model::{
         callback::{Call, DeployState, Reply},
         ids::OpId,
+        spec::DeployRamdisk,
         status::Phase,
     },
 };
@@ -125,6 +126,37 @@ fn an_operation_that_is_cancelled_before_it_could_start_never_starts() {
     assert_eq!(calls, [Start(OpId(2))]);
     rack.settle();
     assert_eq!(rack.phase(0), Phase::Deployed);
+}
+
+/// Invariant (ramdisk): A machine that offers its target is not switched off and on again.
+#[test]
+fn a_power_on_that_waits_for_its_record_never_starts_once_the_machine_offers_its_target() {
+    let mut rack = Rack::new(1, POLICY);
+    rack.edit(0, |spec| {
+        (spec.boot.ramdisk, spec.boot.require_chap) = (DeployRamdisk::Ironic, false);
+        spec.root_device.serial = Some("root-1".to_owned());
+    });
+    rack.scan_only();
+    while rack.phase(0) != Phase::PoweringOn {
+        assert!(rack.end_one());
+    }
+    // The machine was on before the agent was killed.
+    rack.restart();
+    rack.world.disk_full = true;
+    rack.edit(0, |spec| spec.timeouts.ramdisk *= 2);
+    rack.scan_only();
+    assert!(rack.executor.is_unsaved(&name(0)));
+    let mut call = ironic_target();
+    if let Call::IronicDeployInfo(info) = &mut call {
+        info.iqn = rack.node(0).iqn();
+    }
+    rack.send(0, Event::Callback { request: 1, peer: RAMDISK, key: key(1), call });
+    rack.world.disk_full = false;
+    rack.world.requested.clear();
+    rack.tick();
+    assert!(rack.world.requested.contains(&Reply(1, Reply::Accepted)));
+    let started = rack.world.running.iter().map(|job| &job.operation).collect::<Vec<_>>();
+    assert!(matches!(started.as_slice(), [Operation::Image { .. }]), "{started:?}");
 }
 
 #[test]

@@ -150,6 +150,8 @@ fn a_system_that_does_not_come_up_is_restarted_once_and_then_left_as_it_is() {
     for part in ["20m", "another restart", "connection refused"] {
         assert!(error.fault.message.contains(part), "{}", error.fault.message);
     }
+    let hint = &error.fault.hint;
+    assert!(hint.contains("192.0.2.101 is the address that its deploy ramdisk had"), "{hint}");
     // Days later, nothing has changed.
     for _ in 0..5 {
         bench.poll(PowerState::On);
@@ -240,12 +242,14 @@ fn an_agent_that_is_started_again_goes_on_waiting_until_the_same_time() {
     bench.restart();
     let spec = bench.node.spec().unwrap().clone();
     bench.send(Event::Spec(spec.clone()));
+    end_poll(&mut bench);
     assert_eq!((bench.node.record().deadline, running(&bench)), (before, probe()));
     // The deadline passed while the agent was stopped: the probe comes before a restart.
     bench.restart();
     bench.now = bench.now.checked_add(jiff::SignedDuration::from_hours(5)).unwrap();
     bench.send(Event::Spec(spec));
     assert_eq!(bench.node.record().state, State::Booting { boot: FirstBoot::Overdue });
+    end_poll(&mut bench);
     assert_eq!(running(&bench), probe());
     bench.pass(121);
     assert_eq!(bench.node.record().state, State::Booting { boot: FirstBoot::Restarting });
@@ -318,8 +322,13 @@ fn edits_that_are_not_about_the_check_let_the_wait_go_on_and_those_that_are_ask_
     let mut bench = missed();
     bench.change(|spec| spec.retry.attempts = 7);
     assert_eq!(bench.phase(), Phase::Failed);
-    bench.change(|spec| spec.boot_check = BootCheck::Tcp { port: 80, address: None });
+    let address = Some("192.0.2.77".to_owned());
+    bench.change(|spec| spec.boot_check = BootCheck::Tcp { port: 80, address });
     assert_eq!(bench.phase(), Phase::Booting);
+    end_cancelled(&mut bench);
+    let_time_pass(&mut bench);
+    let hint = status(&bench).last_error.unwrap().fault.hint;
+    assert!(hint.contains("[boot_check]") && !hint.contains("ramdisk"), "{hint}");
 }
 
 /// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
@@ -329,6 +338,7 @@ fn a_first_boot_never_restarts_another_machine() {
     let mut bench = booting();
     bench.change(|spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"));
     bench.done(Err(passing()));
+    end_poll(&mut bench);
     assert_eq!((bench.phase(), running(&bench)), (Phase::Booting, probe()));
     let_time_pass(&mut bench);
     assert_eq!((bench.phase(), booted(&bench)), (Phase::Failed, Some(Booted::Missed)));
@@ -337,11 +347,43 @@ fn a_first_boot_never_restarts_another_machine() {
     let_time_pass(&mut bench);
     bench.change(|spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"));
     bench.done(Err(passing()));
+    end_poll(&mut bench);
     assert_eq!(running(&bench), probe());
     // The number of restarts of another node's machine is unknown.
     let mut known = Record::new(bench.now);
     known.know(bench.node.record().installed.clone());
     assert!(known.restarted_again);
+}
+
+/// Invariant (consent): An edit that names another machine consents to nothing, whatever else it
+/// changes.
+#[test]
+fn a_restart_that_a_change_of_the_machine_cuts_short_orders_no_power() {
+    type Edit = fn(&mut NodeSpec);
+    let edits: [Edit; 3] = [
+        |spec| spec.bmc.as_mut().unwrap().move_to("192.0.2.24"),
+        |spec| spec.boot.macs = vec!["52:54:00:00:00:77".parse().unwrap()],
+        |spec| {
+            spec.bmc.as_mut().unwrap().move_to("192.0.2.24");
+            spec.boot.macs = vec!["52:54:00:00:00:77".parse().unwrap()];
+        },
+    ];
+    for edit in edits {
+        for power in [WantedPower::On, WantedPower::Off] {
+            let mut bench = booting();
+            let_time_pass(&mut bench);
+            assert_eq!(running(&bench), RESTART);
+            bench.change(|spec| {
+                edit(spec);
+                spec.power = power;
+            });
+            bench.done(Err(passing()));
+            assert!(!bench.node.record().power_ordered, "{power:?}");
+            end_poll(&mut bench);
+            let state = &bench.node.record().state;
+            assert!(!matches!(state, State::SettingPower { .. }), "{power:?}: {state:?}");
+        }
+    }
 }
 
 #[test]

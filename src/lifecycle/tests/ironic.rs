@@ -14,13 +14,17 @@ use super::support::*;
 
 /// A node that waits for Ironic's ramdisk, with a serial number as hint.
 fn waiting() -> Bench {
+    waiting_in(Phase::WaitingRamdisk)
+}
+
+fn waiting_in(phase: Phase) -> Bench {
     let mut bench = Bench::with_spec();
     bench.change(|spec| {
         spec.boot.ramdisk = DeployRamdisk::Ironic;
         spec.boot.require_chap = false;
         spec.root_device.serial = Some("root-1".to_owned());
     });
-    bench.go_to(Phase::WaitingRamdisk);
+    bench.go_to(phase);
     bench
 }
 
@@ -168,4 +172,15 @@ fn another_ramdisk_in_the_spec_ends_the_attempt_that_was_begun_with_the_old_one(
         assert!(matches!(bench.node.record().state, State::CleaningUp { .. }), "{go:?}");
         assert_eq!(bench.call(&key(1), ironic_target()), Reply::Refused);
     }
+}
+
+/// Invariant (ramdisk): A machine that offers its target is not switched off and on again.
+#[test]
+fn a_target_that_is_offered_before_the_bmc_reports_the_machine_on_ends_the_power_on() {
+    let mut bench = waiting_in(Phase::PoweringOn);
+    let (power_on, _) = bench.running.clone().unwrap();
+    assert_eq!(bench.call(&key(1), ironic_target()), Reply::Accepted);
+    assert_eq!((bench.phase(), &bench.cancelled), (Phase::Imaging, &vec![power_on]));
+    bench.done(Err(passing()));
+    assert!(matches!(running(&bench), Some(Operation::Image { .. })), "and fails no attempt");
 }

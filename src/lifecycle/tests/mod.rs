@@ -4,6 +4,7 @@
 mod adoption;
 mod boot_call;
 mod boot_evidence;
+mod booting_polls;
 mod breaker;
 mod callback;
 mod consent;
@@ -32,4 +33,5 @@ mod support;
 mod table;
 pub(super) mod transitions;
 mod trouble;
+mod unexpected_netboots;
 mod verify;

@@ -14,7 +14,7 @@ use crate::{
         callback::{Call, DeployState, DeployStateReply, Reply, Then},
         power::PowerState,
         spec::{DeployRamdisk, Goal, NodeSpec, WantedPower},
-        status::{Phase, Status},
+        status::Phase,
     },
 };
 
@@ -72,10 +72,6 @@ fn deployed() -> Bench {
 }
 
 impl Bench {
-    fn status(&self) -> Status {
-        self.node.status(self.now)
-    }
-
     fn state_reply(&mut self, n: u8) -> (DeployState, Then) {
         match self.call(&key(n), Call::DeployState) {
             Reply::State(DeployStateReply { state, then, .. }) => (state, then),

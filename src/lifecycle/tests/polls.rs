@@ -78,7 +78,8 @@ fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
         rack.world.faults.insert(host(0), passing());
         let mut pauses = Vec::new();
         let mut last = None;
-        for _ in 0..8 {
+        // 15, 30 and 60 s, and then the longest pause.
+        for _ in 0..6 {
             while !polled(&rack).contains(&host(0)) {
                 rack.now = rack.now.checked_add(SignedDuration::from_secs(1)).unwrap();
                 rack.tick();
@@ -92,7 +93,7 @@ fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
             rack.settle();
         }
         assert!(pauses.is_sorted() && pauses[0] <= 15, "{pauses:?}");
-        assert!((60..=longest_s).contains(&pauses[6]), "{pauses:?}");
+        assert!((60..=longest_s).contains(&pauses[4]), "{pauses:?}");
     }
 }
 

@@ -41,8 +41,8 @@ pub(super) struct Rack {
 /// The executor's effects.
 #[derive(Default)]
 pub(super) struct World {
-    /// The state directory.
-    pub(super) records: BTreeMap<NodeName, String>,
+    /// The state directory. [`Rack::restart`] encodes and decodes its records.
+    pub(super) records: BTreeMap<NodeName, Record>,
     pub(super) unclaimed: Option<String>,
     /// The status files.
     pub(super) statuses: BTreeMap<NodeName, Status>,
@@ -97,8 +97,7 @@ impl Effects for World {
             return Err("no space left".into());
         }
         self.requested.push(Requested::Save);
-        let saved = serde_json::to_string(record).map_err(|error| error.to_string())?;
-        self.records.insert(node.clone(), saved);
+        self.records.insert(node.clone(), record.clone());
         Ok(())
     }
 
@@ -404,12 +403,9 @@ impl Rack {
 
     /// Kills and restarts the agent, without a scan.
     pub(super) fn restart(&mut self) {
-        let records = self
-            .world
-            .records
-            .iter()
-            .map(|(name, saved)| (name.clone(), serde_json::from_str(saved).unwrap()));
-        self.start_with(records.collect());
+        let records = self.world.records.iter();
+        let read = records.map(|(name, record)| (name.clone(), saved_and_read(record)));
+        self.start_with(read.collect());
     }
 
     /// Restarts the agent after the loss of the state directory.

@@ -86,3 +86,9 @@ fn keep(name: &str, record: &Record) {
     let file = format!("../../../testbed/fuzz/seeds/record/{name}.json");
     expect_file![file].assert_eq(&serde_json::to_string_pretty(record).unwrap());
 }
+
+/// A site may have ten thousand nodes, nearly all of them at rest.
+#[test]
+fn a_node_at_rest_takes_two_kilobytes_of_memory_at_most() {
+    assert!(size_of::<Node>() <= 2048, "{} bytes", size_of::<Node>());
+}

@@ -18,7 +18,7 @@ use crate::{
         power::PowerState,
         secret::{AttemptKey, Secret},
         spec::{BootCheck, NodeSpec},
-        status::Phase,
+        status::{Phase, Status},
     },
 };
 
@@ -92,6 +92,7 @@ pub(super) fn disk() -> Disk {
 pub(super) fn lookup() -> Call {
     Call::Lookup(Lookup {
         macs: spec().boot.macs,
+        disks_same_for_ms: None,
         system_uuid: None,
         system_serial: None,
         disks: vec![disk()],
@@ -161,15 +162,20 @@ pub(super) fn lasting() -> Fault {
     Fault::lasting(crate::model::fault::Step::Imaging, "Test", "it is wrong", "change it")
 }
 
+/// Encodes a record and decodes it, as the state directory does.
+pub(super) fn saved_and_read(record: &Record) -> Record {
+    serde_json::from_str(&serde_json::to_string(record).unwrap()).unwrap()
+}
+
 /// Passes an event to a node, and checks that settling the node again changes nothing.
 pub(super) fn step(node: &mut Node, now: Timestamp, event: Event) -> Vec<Action> {
     let actions = node.step(now, event);
     // A forgotten node is not settled again.
     if !actions.contains(&Action::Forget) {
-        let before = format!("{node:?}");
+        let before = node.clone();
         let mut again = Vec::new();
         node.settle(now, &mut again);
-        assert_eq!((again, format!("{node:?}")), (Vec::new(), before), "it was not settled");
+        assert_eq!((&again, &*node), (&Vec::new(), &before), "it was not settled");
     }
     actions
 }
@@ -271,6 +277,10 @@ impl Bench {
         self.send(event).expect("every callback is answered")
     }
 
+    pub(super) fn status(&self) -> Status {
+        self.node.status(self.now)
+    }
+
     pub(super) fn pass(&mut self, seconds: i64) {
         self.now = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
         self.send(Event::Tick);
@@ -315,9 +325,7 @@ impl Bench {
 
     /// Restarts the agent with this record.
     pub(super) fn resume(&mut self, record: &Record) {
-        let saved = serde_json::to_string(record).unwrap();
-        let record = serde_json::from_str(&saved).unwrap();
-        self.node = Node::resume(spec().name, record, POLICY, self.now);
+        self.node = Node::resume(spec().name, saved_and_read(record), POLICY, self.now);
         self.running = None;
     }
 

@@ -51,7 +51,8 @@ fn target() -> Target {
 }
 
 fn states(has_bmc: bool) -> Vec<State> {
-    let (attempt, disk, target) = (attempt(has_bmc), disk(), target());
+    let (attempt, disk, target) =
+        (Box::new(attempt(has_bmc)), Box::new(disk()), Box::new(target()));
     let held = |reason| State::Held { redeploy: None, reason };
     vec![
         State::Idle,
@@ -90,12 +91,12 @@ fn causes(has_bmc: bool) -> Vec<Cause> {
         Cause::PowerWanted(PowerState::On),
         Cause::PowerReached,
         Cause::PowerMissed,
-        Cause::ImageVerified(attempt(has_bmc)),
+        Cause::ImageVerified(Box::new(attempt(has_bmc))),
         Cause::PowerConfirmed,
         Cause::PoweredOn,
         Cause::SeenBooting,
         Cause::CutOff,
-        Cause::TargetOffered { disk: disk(), target: target() },
+        Cause::TargetOffered { disk: Box::new(disk()), target: Box::new(target()) },
         Cause::ImagingGranted,
         Cause::Written { verify: Vec::new(), disk_bytes: 1, root_partuuid: None },
         Cause::Released,
@@ -395,6 +396,7 @@ fn take_first_boots() {
         boot_to(place, |bench| bench.pass(86_400));
     }
     boot_to(FirstBoot::Overdue, |bench| {
+        bench.poll(PowerState::On);
         let good = good_outcome(&bench.running.clone().unwrap().1);
         bench.done(Ok(good));
     });

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::{
     lifecycle::{Event, Menu, Operation, Outcome},
     model::{
-        callback::{Call, Completed, DeployState, Reply},
+        callback::{Call, Completed, DeployState, Reply, VerifyProgress},
         fault::{Fault, RetryAdvice},
-        status::Phase,
+        status::{ImagingStage, Phase},
     },
 };
 
@@ -102,6 +102,75 @@ fn a_ramdisk_that_cannot_compare_says_why_and_is_tried_again() {
     bench.call(&key(1), says("reading vda at byte 4096: I/O error", false));
     let fault = fault_of(&bench);
     assert_eq!((fault.code.as_ref(), fault.retry), ("RamdiskFailed", RetryAdvice::Backoff));
+}
+
+fn says_progress(done_bytes: u64) -> Call {
+    Call::Verifying(VerifyProgress { done_bytes })
+}
+
+/// Invariant (ramdisk): A ramdisk's progress never passes 100 %, never falls, and never extends a
+/// deadline.
+#[test]
+fn what_a_ramdisk_reports_of_its_comparison_is_shown_within_bounds_and_moves_nothing_else() {
+    let mut bench = comparing();
+    assert_eq!(bench.status().progress, None);
+    let before = bench.node.record().clone();
+    for (after_s, reported, done, rate) in [
+        (0, 0, 0, 0),
+        (10, IMAGE_BYTES / 4, IMAGE_BYTES / 4, IMAGE_BYTES / 40),
+        // Neither a hostile ramdisk nor a repeated call takes anything back.
+        (0, 1, IMAGE_BYTES / 4, IMAGE_BYTES / 40),
+        (10, u64::MAX, IMAGE_BYTES, IMAGE_BYTES / 20),
+    ] {
+        bench.pass(after_s);
+        assert_eq!(bench.call(&key(1), says_progress(reported)), Reply::Accepted);
+        let progress = bench.status().progress.unwrap();
+        assert_eq!(progress.stage, ImagingStage::Verify);
+        assert_eq!((progress.done_bytes, progress.total_bytes), (done, IMAGE_BYTES));
+        assert_eq!(progress.rate_bytes, rate, "{progress:?}");
+        assert_eq!(progress.remaining_s, (IMAGE_BYTES - done).checked_div(rate), "{progress:?}");
+    }
+    assert_eq!(bench.node.record().last_seen.address, Some(RAMDISK));
+    assert_eq!(*bench.node.record(), before, "nothing is written for a report");
+    bench.call(&key(1), says("", true));
+    assert_eq!(bench.status().progress, None);
+    assert_eq!(bench.call(&key(1), says_progress(1)), Reply::Accepted, "it was overtaken");
+    assert_eq!(bench.status().progress, None);
+}
+
+#[test]
+fn progress_is_taken_only_of_the_attempts_own_ramdisk_while_it_compares() {
+    let mut bench = comparing();
+    assert_eq!(bench.call(&key(9), says_progress(1)), Reply::Refused);
+    assert_eq!(bench.status().progress, None);
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Imaging);
+    assert_eq!(bench.call(&key(1), says_progress(1)), Reply::Refused);
+    bench.done(Ok(imaged()));
+    drop(bench.call(&key(1), Call::DeployState));
+    assert_eq!(bench.call(&key(1), says_progress(1)), Reply::Refused, "nothing is to be compared");
+    assert_eq!(bench.status().progress, None);
+}
+
+#[test]
+fn a_comparison_that_does_not_end_is_a_fault_with_how_far_it_came() {
+    for (reports, said) in [
+        (&[][..], "its comparison of the disk reported no progress"),
+        (&[1, 2], "came to 50 %, and reported no further progress for 7400 s"),
+        // A repetition is no progress.
+        (&[2, 2], "came to 50 %, and reported no further progress for 7450 s"),
+    ] {
+        let mut bench = comparing();
+        for quarters in reports {
+            bench.pass(50);
+            bench.call(&key(1), says_progress(IMAGE_BYTES / 4 * quarters));
+        }
+        let reported_s = 50 * i64::try_from(reports.len()).unwrap();
+        bench.pass(7500 - reported_s);
+        let fault = fault_of(&bench);
+        assert_eq!(fault.code, "CompletedTimeout");
+        assert!(fault.message.ends_with(said), "{}", fault.message);
+    }
 }
 
 #[test]

@@ -88,8 +88,8 @@ const PHYS: &[&str] = &[
 /// driver starts.
 pub(super) fn companions(driver: &str) -> &'static [&'static str] {
     match driver {
-        "dwmac_intel" | "lan743x" | "lan78xx" | "asix" | "smsc95xx" | "ax88179_178a" => PHYS,
-        "mvpp2" | "netsec" | "hns_dsaf" | "xgene_enet" | "thunder_bgx" | "fsl_enetc" => PHYS,
+        "dwmac_intel" | "lan743x" | "lan78xx" | "asix" | "smsc95xx" | "ax88179_178a" | "mvpp2"
+        | "netsec" | "hns_dsaf" | "xgene_enet" | "thunder_bgx" | "fsl_enetc" => PHYS,
         "genet" => &["broadcom", "mdio_bcm_unimac"],
         "tg3" => &["broadcom"],
         "r8169" => &["realtek"],

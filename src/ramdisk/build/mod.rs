@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn a_ramdisk_for_64_bit_arm_has_its_drivers_and_takes_no_pcs_program() {
         let dir = tempfile::tempdir().unwrap();
-        let mut options = package(dir.path());
+        let options = package(dir.path());
         let kernel = dir.path().join("package/lib/modules/6.1.0-1-amd64/kernel");
         for name in ["configfs", "target_core_mod", "target_core_iblock", "net/mlx4_core"] {
             let path = kernel.join(format!("{name}.ko"));

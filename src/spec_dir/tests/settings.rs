@@ -44,7 +44,7 @@ fn every_effective_value_has_its_origin() {
         image.checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" # edge-07.toml:9
         image.format = "auto" # default
         image.kind = "disk" # default
-        image.verify = "full" # default
+        image.verify = "node" # default
         boot_check.by = "none" # default
         timeouts.ramdisk = "20m" # default
         timeouts.root_device = "60s" # default

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use expect_test::{Expect, expect};
 
 use super::{Defaults, FILE, MINIMAL, check, good, parse, with};
-use crate::model::spec::{BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password};
+use crate::model::spec::{
+    BmcAddress, BmcDriver, DeployRamdisk, MachineId, NodeSpec, Password, Verify,
+};
 
 /// Formats the problems of each line, alone in its table of an otherwise valid spec.
 pub(super) fn check_each(table: &str, bad_lines: &[&str], expected: &Expect) {
@@ -141,6 +143,19 @@ fn bad_loaders_and_ramdisks_are_named() {
               nodes/edge-07.toml:3:16: boot.require_chap: an integer, must be true or false
         "#]],
     );
+}
+
+/// Invariant (disk): A disk that drops writes is caught by default.
+#[test]
+fn a_disk_is_verified_by_its_machine_or_by_hostler_unless_the_spec_says_otherwise() {
+    let ironic = with("boot", "ramdisk = \"ironic\"\nrequire_chap = false");
+    let ironic = format!("{ironic}[root_device]\nserial = \"root-1\"\n");
+    assert_eq!(good(MINIMAL).image.verify, Verify::Node);
+    assert_eq!(good(&ironic).image.verify, Verify::Full);
+    for text in [MINIMAL.to_owned(), ironic] {
+        let text = text.replace("[image]", "[image]\nverify = \"none\"");
+        assert_eq!(good(&text).image.verify, Verify::None);
+    }
 }
 
 #[test]

@@ -154,6 +154,7 @@ fn lookup() -> Lookup {
     let disk = Disk { name: "vda".into(), size: 480_000_000_000, serial, ..Disk::default() };
     Lookup {
         macs: SPEC.boot.macs.clone(),
+        disks_same_for_ms: None,
         system_uuid: None,
         system_serial: None,
         disks: vec![disk],

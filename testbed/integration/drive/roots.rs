@@ -140,6 +140,8 @@ fn what_can_be_no_root_is_named() {
     assert!(error.contains("no known file system"), "{error}");
 }
 
+/// Invariant (image): A boot partition has all files of the directory where the image's system
+/// mounts it, and those of no other.
 #[test]
 fn a_boot_partition_has_the_images_boot_files() {
     let files = [
@@ -148,7 +150,12 @@ fn a_boot_partition_has_the_images_boot_files() {
         ("boot/efi/EFI/debian/grub.cfg", 126),
         ("boot/efi/EFI/debian/A name that is quite long, longer than thirteen.\u{fc}", 5000),
         ("boot/efi/EFI/debian/sub/deeper/x", 1),
-        ("boot/efi/other", 9),
+        ("boot/efi/EFI/Linux/debian-6.1.0-50-amd64.efi", 70_000),
+        ("boot/efi/loader/loader.conf", 30),
+        ("boot/efi/loader/entries/debian-6.1.0-50-amd64+3.conf", 300),
+        ("boot/efi/debian/6.1.0-50-amd64/initrd.img-6.1.0-50-amd64", 90_000),
+        ("boot/efi/startup.nsh", 9),
+        ("boot/vmlinuz", 2),
         ("efi/EFI/BOOT/BOOTX64.EFI", 1),
     ];
     for (kind, block_bytes) in [("ext4", 512), ("ext4", 4096), ("ext2", 512)] {
@@ -161,16 +168,31 @@ fn a_boot_partition_has_the_images_boot_files() {
         assert_eq!((tag(&tags, "TYPE"), tag(&tags, "VERSION")), ("vfat", "FAT32"));
         assert_clean_fat(&partition);
         fs::create_dir(partition.path("out")).unwrap();
-        run("mcopy", &["-s", "-n", "-i", partition.text("image"), "::EFI", partition.text("out")]);
-        let theirs = place.path("tree/boot/efi/EFI");
-        run("diff", &["-r", theirs.to_str().unwrap(), partition.text("out/EFI")]);
-        assert!(!run("mdir", &["-b", "-i", partition.text("image"), "::"]).contains("other"));
+        run("mcopy", &["-s", "-n", "-i", partition.text("image"), "::*", partition.text("out")]);
+        let theirs = place.path("tree/boot/efi");
+        run("diff", &["-r", theirs.to_str().unwrap(), partition.text("out")]);
+    }
+}
+
+#[test]
+fn a_boot_partition_with_kernels_has_room_for_their_updates() {
+    const MIB: usize = 1 << 20;
+    for (kernel_mib, room_mib) in [(10, 64), (40, 120), (190, 448)] {
+        let kernel = ("boot/loader/linux", kernel_mib * MIB);
+        let made = esp(
+            &open(&root("ext4", &[kernel, ("boot/EFI/BOOT/BOOTX64.EFI", 1)])),
+            Arch::X86_64,
+            512,
+        );
+        let bytes = made.unwrap().len();
+        assert!(bytes >= room_mib * MIB, "{bytes} for a kernel of {kernel_mib} MiB");
+        assert!(bytes < (room_mib + 8) * MIB, "{bytes} for a kernel of {kernel_mib} MiB");
     }
 }
 
 #[test]
 fn a_lone_loader_is_put_where_firmware_looks() {
-    let cases: [(Files<'_>, Files<'_>); 3] = [
+    let cases: [(Files<'_>, Files<'_>); 5] = [
         (
             &[("boot/EFI/debian/shimx64.efi", 10), ("boot/EFI/debian/grubx64.efi", 20)],
             &[
@@ -183,7 +205,16 @@ fn a_lone_loader_is_put_where_firmware_looks() {
             &[("efi/EFI/fedora/grubx64.efi", 20)],
             &[("EFI/BOOT/BOOTX64.EFI", 20), ("EFI/fedora/grubx64.efi", 20)],
         ),
-        (&[("boot/efi/EFI/systemd/systemd-bootx64.efi", 7)], &[("EFI/BOOT/BOOTX64.EFI", 7)]),
+        (
+            &[
+                ("boot/efi/EFI/systemd/systemd-bootx64.efi", 7),
+                ("boot/efi/EFI/Linux/one.efi", 8),
+                ("boot/efi/old/grubx64.efi", 9),
+            ],
+            &[("EFI/BOOT/BOOTX64.EFI", 7), ("EFI/Linux/one.efi", 8), ("old/grubx64.efi", 9)],
+        ),
+        (&[("boot/efi/EFI/Linux/one.EFI", 8)], &[("EFI/BOOT/BOOTX64.EFI", 8)]),
+        (&[("efi/EFI/systemd/systemd-bootx64.efi", 7)], &[("EFI/BOOT/BOOTX64.EFI", 7)]),
     ];
     for (files, wanted) in cases {
         let partition = Place::with(&esp(&open(&root("ext4", files)), Arch::X86_64, 512).unwrap());
@@ -231,15 +262,31 @@ fn an_image_without_boot_files_that_can_be_taken_says_why() {
     assert_eq!(refused(&two), format!("{none}{which}{instead}"));
     let capitals = [("efi/EFI/BOOT/BOOTX64.EFI", 1), ("efi/EFI/BOOT/bootx64.efi", 1)];
     assert!(refused(&capitals).contains("is there twice"), "{}", refused(&capitals));
+    let two = [("efi/EFI/Linux/a.efi", 1), ("efi/EFI/Linux/b.efi", 1), ("efi/grubx64.efi", 1)];
+    let which = ": which of EFI/Linux/a.efi, EFI/Linux/b.efi is to be booted?";
+    assert_eq!(refused(&two), format!("{none}{which}{instead}"));
+    let name = [("efi/EFI/BOOT/BOOTX64.EFI", 1), ("efi/loader/entries/a:b.conf", 1)];
+    assert!(refused(&name).contains("FAT cannot have the name \"a:b.conf\""), "{}", refused(&name));
     let deep = format!("efi/EFI/{}x", "a/".repeat(9));
     assert!(refused(&[(&deep, 1)]).contains("more than 8 directories in each other"));
-    assert!(refused(&[("efi/EFI/x", 200 << 20)]).contains("more than 192 MiB"));
+    let large = [("efi/EFI/x", 100 << 20), ("efi/initrd", 100 << 20)];
+    assert!(refused(&large).contains("more than 192 MiB"));
+    let many: Vec<String> = (0..2001).map(|number| format!("efi/loader/{number}")).collect();
+    let many: Vec<_> = many.iter().map(|path| (&**path, 1)).chain([("efi/EFI/x", 1)]).collect();
+    assert!(refused(&many).contains("more than 2000 files and directories"));
 
-    let place = tree(&[("efi/EFI/x", 1)]);
-    symlink("/etc/passwd", place.path("tree/efi/EFI/BOOTX64.EFI")).unwrap();
-    make_root("ext4", &place);
-    let error = esp(&open(&place), Arch::X86_64, 512).unwrap_err().to_string();
-    assert!(error.contains("/efi/EFI/BOOTX64.EFI is neither file nor directory"), "{error}");
+    for (at, is_link) in [("EFI/BOOTX64.EFI", true), ("initrd", true), ("loader/pipe", false)] {
+        let place = tree(&[("efi/EFI/x", 1), ("efi/loader/loader.conf", 1)]);
+        let special = place.path("tree/efi").join(at);
+        if is_link {
+            symlink("/etc/passwd", special).unwrap();
+        } else {
+            run("mkfifo", &[special.to_str().unwrap()]);
+        }
+        make_root("ext4", &place);
+        let error = esp(&open(&place), Arch::X86_64, 512).unwrap_err().to_string();
+        assert!(error.contains(&format!("/efi/{at} is neither file nor directory")), "{error}");
+    }
 
     let error =
         esp(&open(&made(&["mkfs.xfs", "-q"], 320)), Arch::X86_64, 512).unwrap_err().to_string();
@@ -314,7 +361,7 @@ fn tree(files: Files<'_>) -> Place {
 
 fn make_root(kind: &str, place: &Place) {
     let tree = place.text("tree");
-    run("mke2fs", &["-q", "-F", "-t", kind, "-d", tree, place.text("image"), "64M"]);
+    run("mke2fs", &["-q", "-F", "-t", kind, "-d", tree, place.text("image"), "256M"]);
 }
 
 fn open(place: &Place) -> CheckedFile {

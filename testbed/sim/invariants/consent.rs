@@ -448,8 +448,12 @@ impl Site {
     }
 
     /// Notes a record that could not be written, which counts while the agent lives. Once the
-    /// attempt may write the disk, its consent stands and the earlier installation is gone.
+    /// attempt may write the disk, its consent stands and the earlier installation is gone. Its
+    /// installation counts from the beginning of the restart.
     pub(crate) fn note_unsaved(&mut self, node: &NodeName, record: &Record) {
+        if matches!(record.state, State::Restarting { .. }) {
+            self.ledger(node).let_go = record.installed.as_ref().map(|installed| installed.at);
+        }
         if matches!(record.state, State::Imaging { granted: true, .. }) {
             let ledger = self.ledger(node);
             (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, false);
@@ -502,7 +506,8 @@ impl Site {
         }
         // The installation counts once the ramdisk has released the disk, even if the restart
         // fails.
-        let is_let_go = matches!(record.state, State::Restarting { .. });
+        let is_let_go =
+            matches!(record.state, State::Restarting { .. }) || ledger.let_go == Some(installed.at);
         let is_done = std::mem::take(&mut ledger.restarted) || found || is_let_go;
         ledger.approved = false;
         if !found && let Some((_, spec)) = &ledger.begun {

@@ -9,6 +9,7 @@ mod consent;
 mod first_boot;
 mod order;
 mod permits;
+mod ramdisk_logs;
 mod settling;
 mod shown;
 
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use hostler::{
     lifecycle::{Event, Executor, Record, Specs},
     model::{
+        callback::Call,
         ids::{NodeName, OpId},
         problem::Problem,
     },
@@ -32,7 +34,7 @@ use crate::{
 pub(crate) use self::settling::settling;
 
 /// All invariants, by their names in violations.
-pub(crate) const RULES: [&str; 26] = [
+pub(crate) const RULES: [&str; 28] = [
     "consent_is_for_one_machine",
     "never_writes_without_consent",
     "never_two_writers",
@@ -53,6 +55,8 @@ pub(crate) const RULES: [&str; 26] = [
     "secrets_stay_inside",
     "strangers_are_refused",
     "stale_result_changes_nothing",
+    "ramdisk_logs_are_their_attempts",
+    "a_ramdisk_log_changes_nothing",
     "record_before_action",
     "deadlines_absolute",
     "never_woken_in_vain",
@@ -111,6 +115,7 @@ impl Site {
         self.watch.queue.clear();
         self.watch.shares.clear();
         self.watch.let_through.clear();
+        self.forget_log_counts();
     }
 
     pub(crate) fn touch(&mut self, node: &NodeName) {
@@ -118,8 +123,8 @@ impl Site {
     }
 
     /// The node's record, which must stay as it is by this invariant, if the event is a stranger's
-    /// call, a call with another token than the installation's, or the end of an operation that
-    /// does not run.
+    /// call, a call with another token than the installation's, a ramdisk's log, or the end of an
+    /// operation that does not run.
     pub(crate) fn unchanged_by(
         &self,
         executor: &Executor,
@@ -137,6 +142,7 @@ impl Site {
             {
                 "strangers_are_refused"
             }
+            Event::Callback { call: Call::Log(_), .. } => "a_ramdisk_log_changes_nothing",
             Event::BootCalled { token, .. } if node.record().boot_token.as_ref() != Some(token) => {
                 "strangers_are_refused"
             }
@@ -191,7 +197,13 @@ impl World {
         let unsaved = self.site.unsaved.iter().cloned().collect::<Vec<_>>();
         for name in touched.iter().chain(&unsaved) {
             match executor.fleet().node(name) {
-                Some(node) => self.site.note_share(name, node.record()),
+                Some(node) => {
+                    self.site.note_share(name, node.record());
+                    // A full disk may have kept the site file, so that the record was not tried.
+                    if self.site.unsaved.contains(name) {
+                        self.site.note_unsaved(name, node.record());
+                    }
+                }
                 None => self.site.forget_watch(name),
             }
             self.site.check_shown(executor.fleet(), name);

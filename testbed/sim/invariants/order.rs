@@ -51,6 +51,9 @@ impl Site {
             Menu::Deploy(key) => Some(key),
             Menu::LocalDisk | Menu::Network { .. } | Menu::Unknown => None,
         };
+        if let Some(key) = &shown {
+            self.note_key(node.name(), key, node.record().attempt);
+        }
         if shown.as_ref() != attempt {
             let what = format!("the wrong menu in {}", state_name(node.record()));
             self.broken("menu_only_for_the_present_attempt", Some(node.name()), what);
@@ -147,6 +150,9 @@ impl Site {
             let what = format!("{} starts", operation_name(operation));
             self.broken("never_asks_a_bmc_that_is_not_there", Some(node), what);
         }
+        if *operation == Operation::Prepare {
+            self.note_next_attempt(node);
+        }
         self.judge_consent(node, operation, spec);
         self.judge_means(node, operation, spec);
     }
@@ -155,5 +161,6 @@ impl Site {
         self.watch.waits.remove(node);
         self.watch.shares.remove(node);
         self.watch.queue.remove(node);
+        self.watch.unsaved.remove(node);
     }
 }

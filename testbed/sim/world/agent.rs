@@ -118,6 +118,8 @@ impl Site {
             0 => {
                 self.note(None, || "the state directory is lost".to_owned());
                 self.records.clear();
+                // The next start finds no deadlines, either.
+                self.watch.waits.clear();
                 self.unclaimed = None;
                 self.watch.unclaimed.clear();
                 self.watch.unclaimed_kept.clear();
@@ -138,6 +140,7 @@ impl Site {
                     self.statuses.remove(&name);
                 }
                 self.records.remove(&name);
+                self.watch.waits.remove(&name);
                 self.watch.garbled.insert(name);
             }
         }

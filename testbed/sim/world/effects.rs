@@ -109,12 +109,16 @@ impl Effects for Site {
                     self.after_ms(10, 800, Happening::Answer { id, reply });
                 }
             }
+            Some(Caller::Log(id, may)) => self.judge_log_reply(id, may, &reply),
             Some(Caller::System | Caller::Stranger) => {}
         }
     }
 
-    fn keep_log(&mut self, _: &NodeName, _: ReceivedLog) {
-        self.lives_to_call();
+    fn keep_log(&mut self, node: &NodeName, log: ReceivedLog) {
+        if self.lives_to_call() {
+            self.note(Some(node), || format!("  keep the log of attempt {}", log.attempt));
+            self.judge_log(node, log);
+        }
     }
 
     fn wake_ramdisks(&mut self) {

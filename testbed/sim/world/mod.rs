@@ -11,6 +11,7 @@ mod manual_power;
 mod netboot;
 mod operator;
 mod ramdisk;
+mod ramdisk_log;
 mod site;
 mod specs;
 mod work;
@@ -100,6 +101,12 @@ impl World {
             Happening::Firmware { machine, session } => site.firmware(machine, session),
             Happening::Fetching { machine, session, node, key, stage } => {
                 let event = site.fetching(machine, session, &node, key, stage);
+                if let Some(event) = event.filter(|_| self.executor.is_some()) {
+                    self.bring(&node, event);
+                }
+            }
+            Happening::LocalMenu { machine, session, node } => {
+                let event = site.local_menu(machine, session, &node);
                 if let Some(event) = event.filter(|_| self.executor.is_some()) {
                     self.bring(&node, event);
                 }

@@ -60,7 +60,31 @@ impl Site {
             Some((_, Menu::Network { files, command_line })) if !self.dead => {
                 self.boot_own_kernel(m, &files, &command_line);
             }
+            Some((node, Menu::LocalDisk)) if !self.dead => {
+                self.soon(Happening::LocalMenu { machine: m, session, node });
+                self.boot_disk(m);
+            }
             _ => self.boot_disk(m),
+        }
+    }
+
+    /// A machine netboots and comes to its own disk.
+    pub(crate) fn local_menu(&self, m: usize, session: u64, node: &NodeName) -> Option<Event> {
+        let fetch = self.fetch(m, node, BootStage::Menu);
+        self.lives_on(m, session).then_some(Event::Fetched(fetch))
+    }
+
+    /// A boot file that the machine has fetched.
+    fn fetch(&self, m: usize, node: &NodeName, stage: BootStage) -> Fetch {
+        Fetch {
+            refused_times: 0,
+            unknown_mac: None,
+            node: node.clone(),
+            stage,
+            path: "x".to_owned(),
+            peer: self.machines[m].ip,
+            sent_bytes: 1,
+            complete: true,
         }
     }
 
@@ -92,16 +116,7 @@ impl Site {
         let next =
             Happening::Fetching { machine, session, node: node.clone(), key, stage: stage + 1 };
         self.after_s(2, 20, next);
-        Some(Event::Fetched(Fetch {
-            refused_times: 0,
-            unknown_mac: None,
-            node: node.clone(),
-            stage: *fetched,
-            path: "x".to_owned(),
-            peer: self.machines[machine].ip,
-            sent_bytes: 1,
-            complete: true,
-        }))
+        Some(Event::Fetched(self.fetch(machine, node, *fetched)))
     }
 
     /// Boots the system's own kernel with the disk's content.

@@ -104,6 +104,9 @@ impl Site {
         }
         let mishap = self.mishap(20);
         let Ramdisk { machine, stage, .. } = self.ramdisks[id];
+        if (stage, stamp) == (Stage::Lookup, 0) || stage == Stage::Completed {
+            self.send_log(id);
+        }
         let quirk = self.machines[machine].quirk;
         let call = match stage {
             Stage::Lookup if self.ramdisks[id].is_ironics => {
@@ -140,6 +143,8 @@ impl Site {
 
     fn lookup(&mut self, machine: usize, quirk: Quirk) -> Call {
         let mishap = self.mishap(10);
+        // Often shorter than the agent waits for further disks.
+        let same_for_ms = self.t % 16_000;
         let machine = &self.machines[machine];
         let mut disks: Vec<_> = machine.platters.iter().map(|p| p.disk.clone()).collect();
         if quirk == Quirk::WrongDisks || mishap {
@@ -147,6 +152,7 @@ impl Site {
         }
         Call::Lookup(Lookup {
             macs: vec![machine.mac],
+            disks_same_for_ms: Some(same_for_ms),
             system_uuid: None,
             system_serial: None,
             disks,
@@ -184,7 +190,7 @@ impl Site {
     }
 
     /// Sends a call over the network, which may lose, delay or repeat it.
-    fn send(&mut self, id: usize, call: Call) {
+    pub(super) fn send(&mut self, id: usize, call: Call) {
         let ramdisk = &self.ramdisks[id];
         let (node, key) = (ramdisk.node.clone(), ramdisk.key.clone());
         let peer = self.machines[ramdisk.machine].ip;
@@ -208,7 +214,10 @@ impl Site {
         let Message { ramdisk, node, peer, key, call } = message;
         self.requests += 1;
         let request = self.requests;
-        let caller = ramdisk.map_or(Caller::Stranger, Caller::Ramdisk);
+        let caller = ramdisk.map_or(Caller::Stranger, |id| match call {
+            Call::Log(_) => Caller::Log(id, self.may_log(id)),
+            _ => Caller::Ramdisk(id),
+        });
         self.open_requests.insert(request, caller);
         (node, Event::Callback { request, peer, key, call })
     }
@@ -249,6 +258,7 @@ impl Site {
             ) => {
                 self.stop_target(id);
                 self.ramdisks[id].then = *then;
+                self.send_log(id);
                 self.leave(id);
             }
             // The ramdisk still needs to know how to end the machine.
@@ -264,6 +274,7 @@ impl Site {
                 self.leave(id);
             }
             _ if self.ramdisks[id].refused > REFUSALS_MAX => {
+                self.send_log(id);
                 self.ramdisks[id].then = Then::PowerOff;
                 self.leave(id);
             }
@@ -324,7 +335,9 @@ impl Site {
         let knows_key = self.dice.permille(500) && self.ramdisks[newest].stage != Stage::Lookup;
         let key = if knows_key { key } else { AttemptKey::from_bytes(&[7; 32]) };
         let peer = if knows_key { IpAddr::from([203, 0, 113, 66]) } else { own };
-        let call = match self.dice.roll(3) {
+        let calls = if self.plan.ramdisk_logs { 4 } else { 3 };
+        let call = match self.dice.roll(calls) {
+            3 => Call::Log(self.hostile_log(&key)),
             0 => Call::DeployState,
             1 => Call::Completed(Completed { verified: true, ..Completed::default() }),
             _ => self.deploy_info(newest, ""),

@@ -44,6 +44,8 @@ pub(crate) enum Happening {
     Firmware { machine: usize, session: u64 },
     /// A machine has fetched this much of the deploy ramdisk, by the menu it was served.
     Fetching { machine: usize, session: u64, node: NodeName, key: AttemptKey, stage: u64 },
+    /// A machine that is served its local disk has fetched that menu.
+    LocalMenu { machine: usize, session: u64, node: NodeName },
     /// A machine's own system has come up.
     SystemUp { machine: usize, session: u64 },
     /// An installed system calls, or a stranger that imitates one.
@@ -70,6 +72,8 @@ pub(crate) enum Happening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
     Ramdisk(usize),
+    /// A ramdisk that sends its log, and whether the agent may keep that.
+    Log(usize, bool),
     /// An installed system, or a stranger that imitates one: only the token tells.
     System,
     /// A stranger that imitates a ramdisk.
@@ -294,6 +298,12 @@ impl Site {
         let at = self.t + self.dice.between(from, to.max(from));
         self.arranged += 1;
         self.queue.insert((at, self.arranged), happening);
+    }
+
+    /// Lets something happen half a second later. No dice are rolled for it.
+    pub(crate) fn soon(&mut self, happening: Happening) {
+        self.arranged += 1;
+        self.queue.insert((self.t + 500, self.arranged), happening);
     }
 
     pub(crate) fn after_s(&mut self, from: u64, to: u64, happening: Happening) {
