@@ -209,6 +209,9 @@ impl Executor {
         let unsaved = self.unsaved.remove(&name);
         let is_retry = unsaved.is_some();
         let mut waiting = unsaved.unwrap_or_default();
+        if self.fleet.node(&name).is_none() {
+            waiting.iter_mut().for_each(refuse);
+        }
         waiting.extend(actions);
         let site_saved = self.save_changed_site(effects);
         let Some(node) = self.fleet.node(&name) else {
@@ -381,6 +384,13 @@ struct Decided {
 
 const fn is_refusal(action: &Action) -> bool {
     matches!(action, Action::Reply { reply: Reply::Refused, .. })
+}
+
+/// Replaces an answer that announces a decision of which no record will ever tell.
+fn refuse(action: &mut Action) {
+    if let Action::Reply { reply, .. } = action {
+        *reply = Reply::Refused;
+    }
 }
 
 /// Removes a cancelled operation that still waits for its record. An interrupted one, whose result

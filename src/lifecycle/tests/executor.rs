@@ -235,6 +235,37 @@ fn a_node_that_is_forgotten_while_its_record_cannot_be_written_answers_its_calle
     assert!(!rack.world.records.contains_key(&name(0)) && !rack.executor.has_unsaved());
 }
 
+/// Invariant (state): Record before menu before effects; a full disk loses and repeats nothing.
+#[test]
+fn an_answer_that_no_record_announced_is_a_refusal_once_its_node_is_forgotten() {
+    let mut rack = Rack::new(2, POLICY);
+    rack.world.silent = true;
+    rack.edit(0, |spec| spec.bmc = None);
+    rack.scan();
+    send_lookup(&mut rack, 1);
+    export(&mut rack, 2);
+    assert_eq!(rack.phase(0), Phase::Imaging);
+    let key = rack.node(0).record().state.attempt().unwrap().key.clone();
+    rack.world.disk_full = true;
+    rack.world.requested.clear();
+    while rack.end_one() {}
+    let poll = |request| {
+        let (key, call) = (key.clone(), Call::DeployState);
+        Event::Callback { request, peer: RAMDISK, key, call }
+    };
+    rack.send(0, poll(3));
+    assert_eq!(rack.phase(0), Phase::WaitingCompleted, "as no record tells");
+    rack.specs.remove(&name(0));
+    rack.scan_only();
+    rack.send(0, poll(4));
+    assert!(rack.executor.fleet().node(&name(0)).is_none());
+    let answers = rack.world.requested.iter().filter(|it| matches!(it, Reply(..)));
+    let [Reply(3, Reply::Refused), Reply(4, Reply::State(_))] = answers.collect::<Vec<_>>()[..]
+    else {
+        panic!("{:?}", rack.world.requested)
+    };
+}
+
 #[test]
 fn whoever_calls_for_a_node_that_is_not_there_is_refused() {
     let mut rack = waiting();
