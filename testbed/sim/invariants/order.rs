@@ -114,7 +114,12 @@ impl Site {
         let record = self.records.get(node);
         let announced = match (operation, record.map(|record| &record.state)) {
             (_, None) => false,
-            (Operation::PollPower | Operation::NetbootFiles { .. }, Some(state)) => state.at_rest(),
+            (Operation::PollPower, Some(state)) => {
+                let boots = State::Booting { boot: FirstBoot::Waiting };
+                let late = State::Booting { boot: FirstBoot::Overdue };
+                state.at_rest() || *state == boots || *state == late
+            }
+            (Operation::NetbootFiles { .. }, Some(state)) => state.at_rest(),
             (Operation::ConfirmPower, Some(state)) => {
                 matches!(state, State::Preparing { ready: Some(_) })
             }
