@@ -171,8 +171,8 @@ impl Record {
     }
 }
 
-/// The state of a node. Only the states of an attempt have one. Their content is boxed, because most
-/// nodes of a large site are at rest.
+/// The state of a node. Only the states of an attempt have one. Their content is boxed, because
+/// most nodes of a large site are at rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum State {

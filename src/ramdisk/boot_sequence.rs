@@ -31,7 +31,7 @@ use super::{
     mounts::{self, MountError},
     network::{self, NetworkError},
     send_log,
-    target::{self, Chap, Target},
+    target::{self, Chap, LioTarget},
     verify::verify,
 };
 use crate::model::{
@@ -210,7 +210,7 @@ async fn export(
     address: IpAddr,
     disks: &[Disk],
     reply: &LookupReply,
-) -> Result<(Disk, Target, DeployInfo), String> {
+) -> Result<(Disk, LioTarget, DeployInfo), String> {
     let chosen = disks.iter().find(|disk| disk.name == reply.disk).cloned();
     let chosen = chosen
         .ok_or_else(|| format!("the agent chose disk {:?}, which is not here", reply.disk))?;
@@ -220,7 +220,7 @@ async fn export(
     let chap = Chap::random().map_err(|error| format!("random numbers: {error}"))?;
     let info = deploy_info(address, reply, Some(&chap), String::new());
     let (disk, iqn) = (reply.disk.clone(), reply.iqn.clone());
-    let make = move || Target::export(&disk, &iqn, address, &chap);
+    let make = move || LioTarget::export(&disk, &iqn, address, &chap);
     let target = blocking(TARGET_LIMIT, "making the target", make).await?;
     Ok((chosen, target, info))
 }

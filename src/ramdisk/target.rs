@@ -72,13 +72,13 @@ impl Chap {
 
 /// An exported disk.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct LioTarget {
     backstore: PathBuf,
     name: PathBuf,
     portal: String,
 }
 
-impl Target {
+impl LioTarget {
     /// Exports `/dev/<disk>` as LUN 0 of `iqn`. A failed step undoes the steps before it.
     pub(super) fn export(
         disk: &str,

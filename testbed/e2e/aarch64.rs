@@ -38,6 +38,7 @@ fn an_aarch64_machine_netboots_grub_kernel_and_ramdisk_of_its_own_kind() {
     assert!(fault.message.contains("[ramdisk.aarch64]"), "{fault:?}");
     assert_eq!(machine.times_switched_on(), 0);
 
+    assert!(site.stop_agent().success());
     give_boot_files(&mut site, &[("grubaa64.efi", "grubaa64.efi")], ".");
     site.wait(&machine.name, "its ramdisk", ARM_LIMIT, |status| {
         let fetched = status.last_seen.as_ref().and_then(|seen| seen.fetched);
@@ -56,9 +57,8 @@ fn an_aarch64_machine_netboots_grub_kernel_and_ramdisk_of_its_own_kind() {
 }
 
 /// Adds boot loaders by the names that DHCP gives them, and `[ramdisk.aarch64]` from a directory,
-/// all of them built.
+/// all of them built, and starts the agent again.
 pub(crate) fn give_boot_files(site: &mut Site, loaders: &[(&str, &str)], ramdisk: &str) {
-    assert!(site.stop_agent().success());
     let loaders = loaders.iter().map(|(from, to)| ((*from).to_owned(), format!("tftp/{to}")));
     let ramdisk = [("vmlinuz", "kernel"), ("initramfs", "initramfs")]
         .map(|(name, to)| (format!("{ramdisk}/{name}"), format!("ramdisk/{to}-aarch64")));

@@ -26,6 +26,7 @@ fn arm_machines_are_installed_until_their_systems_call() {
     let loaders = [("site/grubaa64.efi", "grubaa64.efi"), ("grubaa64.efi", "grub-http.efi")];
     let more = ["--loader", &loaders.map(|(_, to)| to).join(",")];
     let mut site = Site::with("arm", &["uefi+aarch64"; 2], "512M", &more);
+    site.kill_agent();
     give_boot_files(&mut site, &loaders, "site");
     let machines = site.rack.machines();
     let data = machines.iter().map(|machine| Before::of(&machine.disks[1].path));

@@ -91,6 +91,43 @@ pub(crate) fn assert_zeros_after(machine: &Machine, image_bytes: u64) {
     assert!(compared.status.success(), "{}: {compared:?}", machine.name);
 }
 
+/// Asserts that the last partition begins with the image of a file system, bit for bit.
+pub(crate) fn assert_root_is(machine: &Machine, image: &Image) {
+    let disk = &machine.disks[0].path;
+    let root = partitions(disk).pop().unwrap();
+    let compared = Command::new("cmp")
+        .args(["-n", &image.bytes.to_string(), "-i", &format!("{}:0", root.start)])
+        .args([disk, &image.path])
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{}: {compared:?}", machine.name);
+}
+
+/// Asserts that the machine's disk has the partitions of a raw image where the image has them, bit
+/// for bit.
+pub(crate) fn assert_has_partitions_of(machine: &Machine, raw: &Path) {
+    let disk = &machine.disks[0].path;
+    let (wanted, found) = (partitions(raw), partitions(disk));
+    assert!(!wanted.is_empty() && found.starts_with(&wanted), "{found:?} for {wanted:?}");
+    wanted.into_iter().for_each(|partition| assert_same(disk, raw, partition));
+}
+
+/// The partitions in the order of the disk, by sfdisk, in bytes.
+pub(crate) fn partitions(disk: &Path) -> Vec<Range<u64>> {
+    let output = Command::new("sfdisk").arg("--json").arg(disk).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let table: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let partitions = table.pointer("/partitiontable/partitions").unwrap().as_array().unwrap();
+    let bytes = |partition: &serde_json::Value, key: &str| partition[key].as_u64().unwrap() * 512;
+    partitions
+        .iter()
+        .map(|partition| {
+            let start = bytes(partition, "start");
+            start..start + bytes(partition, "size")
+        })
+        .collect()
+}
+
 fn assert_same(one: &Path, other: &Path, range: Range<u64>) {
     let (bytes, from) = (range.end - range.start, range.start);
     let compared = Command::new("cmp")

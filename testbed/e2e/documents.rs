@@ -23,10 +23,14 @@ pub(crate) const HAND: &str = "hand";
 
 /// Every line of a shell block, with the suite that runs it. The numbered steps of [`INSTALL`] are
 /// omitted: the host suite runs all of them, in order.
-pub(crate) const LINES: [(&str, &str); 46] = [
+pub(crate) const LINES: [(&str, &str); 50] = [
     ("./testbed/demo", "demo"),
     ("./testbed/demo --real", HAND),
     ("examples/images/debian debian-12.qcow2", "e2e"),
+    ("examples/images/debian --layout ext4 debian-12.ext4", "e2e"),
+    ("examples/images/debian --layout xfs debian-12.xfs", "real"),
+    ("examples/images/debian --layout btrfs debian-12.btrfs", "real"),
+    ("examples/images/debian --layout ext4 --without-cloud-init --files my-files mine.ext4", "e2e"),
     // The suites themselves.
     ("./testbed/check", "fmt"),
     ("./testbed/check quick", "fmt"),

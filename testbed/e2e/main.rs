@@ -27,6 +27,7 @@ mod no_bmc;
 mod partition_images;
 mod rack;
 mod random_kills;
+mod real_layouts;
 mod real_systems;
 mod root_devices;
 mod secure_boot;

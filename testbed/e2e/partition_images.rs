@@ -1,7 +1,7 @@
 //! Partition images: hostler makes the partitions around one file system. The machine boots it from
 //! its disk, or by its own kernel from hostler (`boot.after = "network"`).
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{fs, ops::Range, path::Path, process::Command, thread, time::Duration};
 
 use hostler::model::status::Phase;
 
@@ -100,15 +100,10 @@ fn root_partuuid(machine: &Machine) -> String {
 /// Asserts the file systems that blkid finds in the machine's partitions, in the order of the disk.
 fn assert_partitions(machine: &Machine, kinds: &[&str]) {
     let disk = &machine.disks[0].path;
-    let table = output("sfdisk", &["--json".as_ref(), disk]);
-    let table: serde_json::Value = serde_json::from_str(&table).unwrap();
-    let partitions = table.pointer("/partitiontable/partitions").unwrap().as_array().unwrap();
-    let found: Vec<String> = partitions
-        .iter()
-        .map(|partition| {
-            let [start, size] =
-                ["start", "size"].map(|key| partition.get(key).unwrap().as_u64().unwrap() * 512);
-            let range = [format!("--offset={start}"), format!("--size={size}")];
+    let found: Vec<String> = disks::partitions(disk)
+        .into_iter()
+        .map(|Range { start, end }| {
+            let range = [format!("--offset={start}"), format!("--size={}", end - start)];
             let words = ["-p", "-o", "value", "-s", "TYPE", &range[0], &range[1]].map(Path::new);
             output("blkid", &[&words[..], &[disk.as_path()]].concat()).trim().to_owned()
         })

@@ -1,10 +1,11 @@
 //! Real operating systems on the machines: `deployed` says that their own system is up.
 //!
-//! Debian's image is the one of `examples/images/debian`, which `testbed/real/build` makes.
+//! The images are those of `examples/images/debian`, made by `testbed/real/build`.
 
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
+    process::Command,
     time::Duration,
 };
 
@@ -20,7 +21,9 @@ use crate::{
 };
 
 /// From the spec to the call of a system of 3 GiB on a machine without virtualisation.
-const REAL_LIMIT: Duration = Duration::from_secs(2400);
+pub(crate) const REAL_LIMIT: Duration = Duration::from_secs(2400);
+/// Memory for a system's own ramdisk.
+pub(crate) const MEMORY: [&str; 2] = ["--memory", "1024"];
 /// The marker that cloud-init has the system print, with the size of its root in MiB.
 const MARKER: &str = "HOSTLER-REAL root_mib=";
 /// The root of the image has 2900 MiB.
@@ -32,9 +35,8 @@ const DRIVE_IS_WITHIN_BYTES: usize = 128 << 20;
 /// UEFI.
 #[test]
 fn debian_is_installed_by_bios_and_by_uefi_and_deployed_once_it_has_called() {
-    let more = ["--memory", "1024"];
-    let mut site = Site::with("real_systems", &["bios", "uefi"], "4G", &more);
-    let image = debian(&site);
+    let mut site = Site::with("real_systems", &["bios", "uefi"], "4G", &MEMORY);
+    let image = real_image(&site, "debian.qcow2");
     let machines = site.rack.machines();
     for (machine, host) in machines.iter().zip(51..) {
         write_debian(&site, machine, &image, &format!("192.0.2.{host}"));
@@ -102,6 +104,41 @@ fn a_system_that_does_not_call_is_restarted_once_and_a_late_call_counts_without_
     assert!(site.rack.machine("node-1").is_on);
 }
 
+/// Invariant (attempt): A real system without cloud-init is deployed once its SSH server answers,
+/// and one whose root is broken fails at its first boot: its disk stays whole, and its last words
+/// are kept.
+#[test]
+fn a_debian_without_cloud_init_is_up_by_its_ssh_server_and_one_with_a_broken_root_fails() {
+    let mut site = Site::with("plain_systems", &["uefi", "uefi"], "2G", &MEMORY);
+    let [plain, broken] = <[Machine; 2]>::try_from(site.rack.machines()).unwrap();
+    let plain_image = real_image(&site, "plain.ext4");
+    let broken_image = real_image(&site, "broken.ext4");
+    site.write_spec(&plain, &file_system(&plain_image, &plain, "first_boot = \"20m\""));
+    site.write_spec(&broken, &file_system(&broken_image, &broken, "first_boot = \"60s\""));
+
+    let status = site.wait_for_phase(&broken.name, Phase::Failed, REAL_LIMIT);
+    let error = status.last_error.unwrap();
+    assert_eq!((error.fault.step, &*error.fault.code), (Step::FirstBoot, "NotBooted"), "{error:?}");
+    // The ramdisk, the installed system, and that once more.
+    assert_eq!(broken.times_switched_on(), 3);
+    let kept = fs::read_to_string(site.file("nodes/node-2.console.log")).unwrap();
+    let (_, last_words) = kept.rsplit_once("Linux version").unwrap();
+    assert!(last_words.contains("No init found"), "{kept}");
+    assert!(site.rack.machine(&broken.name).is_on);
+    disks::assert_root_is(&broken, &broken_image);
+
+    let status = site.wait_for_phase(&plain.name, Phase::Deployed, REAL_LIMIT);
+    let installed = status.installed.unwrap();
+    assert_eq!(installed.booted, Some(Booted::Up));
+    let system = installed.system.unwrap();
+    let banner = system.ssh_banner.unwrap();
+    assert!(banner.starts_with("SSH-2.0-OpenSSH") && banner.ends_with(" plain"), "{banner}");
+    assert_eq!(system.address.unwrap().to_string(), plain.address);
+    // The entry of systemd-boot, which lies beside EFI/.
+    assert!(plain.console().contains("initrd=\\debian\\"), "another loader's kernel");
+    assert!(site.stop_agent().success());
+}
+
 /// Reads the URL of the system's call from the config drive at the end of the machine's disk.
 fn boot_call_url(machine: &Machine) -> String {
     let disk = File::open(&machine.disks[0].path).unwrap();
@@ -117,31 +154,51 @@ fn boot_call_url(machine: &Machine) -> String {
     lines.find(is_url).expect("the drive has a URL").to_owned()
 }
 
-fn debian(site: &Site) -> Image {
-    let path = site.file("images/debian.qcow2");
-    fs::copy(repository().join("target/testbed/real/debian.qcow2"), &path).unwrap();
+pub(crate) fn real_image(site: &Site, name: &str) -> Image {
+    let path = site.file(&format!("images/{name}"));
+    let made = repository().join("target/testbed/real").join(name);
+    let copied = Command::new("cp").arg("--sparse=always").args([&made, &path]).status();
+    assert!(copied.unwrap().success(), "{}: run testbed/real/build", made.display());
     Image::at(path)
 }
 
-/// A spec whose config drive gives the system an address of its own.
+/// A file system that hostler makes the partitions for, with a check by SSH.
+fn file_system(image: &Image, machine: &Machine, timeouts: &str) -> String {
+    format!(
+        "console = true\n[image]\nsource = \"{}\"\nchecksum = \"sha256:{}\"\n\
+         kind = \"partition\"\nverify = \"node\"\n[root_device]\nserial = \"{}\"\n\
+         [boot_check]\nby = \"tcp\"\n[timeouts]\n{timeouts}\n",
+        image.path.file_name().unwrap().display(),
+        image.sha256,
+        machine.disks[0].serial
+    )
+}
+
 fn write_debian(site: &Site, machine: &Machine, image: &Image, address: &str) {
-    let Machine { name, mac, .. } = machine;
-    let user_data = format!(
-        "#cloud-config\nruncmd:\n  - echo {MARKER}$(($(findmnt -bno SIZE /) >> 20)) >/dev/ttyS0\n"
+    let command = format!("echo {MARKER}$(($(findmnt -bno SIZE /) >> 20)) >/dev/ttyS0");
+    let rest = format!(
+        "[image]\nsource = \"debian.qcow2\"\nchecksum = \"sha256:{}\"\nverify = \"node\"\n{}",
+        image.sha256,
+        cloud_init(site, machine, address, &command)
     );
+    site.write_spec(machine, &rest);
+}
+
+/// The tables of a spec for a system with cloud-init, which gets an address of its own, runs a
+/// command, and calls.
+pub(crate) fn cloud_init(site: &Site, machine: &Machine, address: &str, command: &str) -> String {
+    let Machine { name, mac, .. } = machine;
+    let user_data = format!("#cloud-config\nruncmd:\n  - {command}\n");
     let network = format!(
         "version: 2\nethernets:\n  lan:\n    match: {{ macaddress: \"{mac}\" }}\n    \
          addresses: [{address}/24]\n"
     );
     fs::write(site.file(&format!("nodes/{name}.user-data")), user_data).unwrap();
     fs::write(site.file(&format!("nodes/{name}.network")), network).unwrap();
-    let rest = format!(
-        "[image]\nsource = \"debian.qcow2\"\nchecksum = \"sha256:{}\"\nverify = \"node\"\n\
-         [root_device]\nserial = \"{}\"\n\
-         [config_drive]\nlabel = \"cidata\"\nuser_data_file = \"{name}.user-data\"\n\
-         network_config_file = \"{name}.network\"\n\
+    format!(
+        "[root_device]\nserial = \"{}\"\n[config_drive]\nlabel = \"cidata\"\n\
+         user_data_file = \"{name}.user-data\"\nnetwork_config_file = \"{name}.network\"\n\
          [boot_check]\nby = \"call\"\n",
-        image.sha256, machine.disks[0].serial
-    );
-    site.write_spec(machine, &rest);
+        machine.disks[0].serial
+    )
 }

@@ -160,6 +160,13 @@ impl Site {
         self.write_spec_after(machine, "disk", rest);
     }
 
+    /// Writes a spec that says whether the machine is on once it is deployed.
+    pub(crate) fn write_spec_with_power(&self, machine: &Machine, power: &str, rest: &str) {
+        let rest = spec(machine, "disk", "\"quiet\"", rest);
+        let spec = format!("power = \"{power}\"\n{rest}");
+        fs::write(self.file(&format!("nodes/{}.toml", machine.name)), spec).unwrap();
+    }
+
     /// Writes a spec for a machine with another `boot.after`.
     pub(crate) fn write_spec_after(&self, machine: &Machine, after: &str, rest: &str) {
         let spec = spec(machine, after, "\"quiet\"", rest);

@@ -63,7 +63,7 @@ fn by(driver: BmcDriver, config: IpmiConfig) -> IpmiClient {
     match driver {
         BmcDriver::Ipmi => IpmiClient::new(config, TIMING),
         BmcDriver::Ipmitool => by_ipmitool(config, TIMING),
-        BmcDriver::Program => panic!("it speaks no IPMI"),
+        BmcDriver::Program => panic!("a BMC program speaks no IPMI"),
     }
 }
 

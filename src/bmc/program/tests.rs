@@ -106,10 +106,8 @@ async fn fails(script: &str) -> ProgramErrorKind {
 }
 
 fn kind(error: BmcError) -> ProgramErrorKind {
-    match error {
-        BmcError::Program(error) => error.kind,
-        BmcError::Ipmi(error) => panic!("{error}"),
-    }
+    let BmcError::Program(error) = error else { panic!("{error}") };
+    error.kind
 }
 
 #[tokio::test]

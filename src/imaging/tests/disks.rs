@@ -44,7 +44,7 @@ pub(super) enum Quirk {
     /// As [`Quirk::Slow`], but a write once begun is performed even if its future is dropped, as
     /// real targets do. Zeros are faster than data, so that a wipe overtakes the writes before it.
     CarriesOut,
-    /// Each connection carries one write at a time, for [`WRITE_TIME`].
+    /// Each connection carries one write at a time, for [`WRITE_TIME`], and a flush takes a while.
     Narrow(Further),
     /// Performs one command of 64 KiB after the other, in turn for all calls, in [`CREEP`] each.
     Creeps {
@@ -339,6 +339,9 @@ impl MemoryDisk {
     async fn flush(&self) -> Result<(), VolumeError> {
         let _under_way = self.begin().await;
         self.misbehave(u64::MAX).await?;
+        if matches!(self.quirk, Quirk::Narrow(_)) {
+            tokio::time::sleep(WRITE_TIME / 4).await;
+        }
         let mut cache = self.cache.lock().unwrap();
         let Cache { durable, writes } = &mut *cache;
         for (offset, data) in writes.drain(..) {

@@ -12,7 +12,7 @@ const DRIVERS: &[&str] = &[
     // Virtual machines
     "virtio_pci", "virtio_mmio", "virtio_net", "virtio_blk", "virtio_scsi", "vmxnet3",
     "hv_vmbus", "hv_netvsc", "hv_storvsc", "pci_hyperv", "gve", "ena", "mana", "iavf", "igbvf",
-    "ixgbevf", "cxgb4vf",
+    "ixgbevf", "cxgb4vf", "virtio_rng",
     // Network interfaces
     "e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "ice", "idpf", "tg3", "bnx2", "bnx2x",
     "bnxt_en", "mlx4_core", "mlx4_en", "mlx5_core", "r8169", "atlantic", "be2net", "qede", "cxgb4",
@@ -40,6 +40,8 @@ const DRIVERS_AARCH64: &[&str] = &[
     // Network interfaces
     "thunder_bgx", "nicpf", "nicvf", "xgene_enet", "hns_enet_drv", "hns_dsaf", "genet", "mvpp2",
     "netsec", "qcom_emac", "fsl_enetc",
+    // Random numbers, without which the ramdisk waits before it can talk to anybody
+    "arm_smccc_trng", "xgene_rng", "cavium_rng_vf", "cn10k_rng",
     // USB and disk controllers
     "xhci_plat_hcd", "ehci_platform", "ahci_platform", "ahci_xgene", "hisi_sas_v2_hw",
     "sdhci_iproc",

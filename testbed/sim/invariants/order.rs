@@ -115,11 +115,9 @@ impl Site {
         let announced = match (operation, record.map(|record| &record.state)) {
             (_, None) => false,
             (Operation::PollPower, Some(state)) => {
-                let boots = matches!(
-                    state,
-                    State::Booting { boot: FirstBoot::Waiting | FirstBoot::Overdue }
-                );
-                boots || state.at_rest()
+                let boots = State::Booting { boot: FirstBoot::Waiting };
+                let late = State::Booting { boot: FirstBoot::Overdue };
+                state.at_rest() || *state == boots || *state == late
             }
             (Operation::NetbootFiles { .. }, Some(state)) => state.at_rest(),
             (Operation::ConfirmPower, Some(state)) => {
