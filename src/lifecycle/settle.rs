@@ -20,12 +20,12 @@ impl Node {
         self.expire(now, actions);
         // No clean-up without anything to do goes on.
         self.end_empty_clean_up(now);
-        // A node is held as `RecordLost` exactly while its spec wants an installation, the disk's
-        // content is unknown, and nobody has consented.
-        self.hold_lost_record(now);
         // A node is `Booting` exactly while its first boot is awaited and its spec wants the
         // machine to run. (`first_boot.rs`)
         self.await_boot(now, actions);
+        // A node is held as `RecordLost` exactly while its spec wants an installation, the disk's
+        // content is unknown, and nobody has consented. Comes after `await_boot`, which may end a first boot.
+        self.hold_lost_record(now);
         // A machine without a BMC is never held for being on, and never waits for a poll.
         // (`manual_power.rs`)
         self.advance_manual_power(now);

@@ -38,6 +38,7 @@ pub(crate) const LINES: [(&str, &str); 50] = [
     ("./testbed/bench tftp", BENCH),
     ("./testbed/bench ipmi", BENCH),
     ("./testbed/bench scale", BENCH),
+    ("THIN=1 ./testbed/bench link", BENCH),
     ("cargo build --locked", "lib"),
     ("./testbed/build binaries", "build"),
     ("./testbed/install arm", "arm"),

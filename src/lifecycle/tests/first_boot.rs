@@ -428,3 +428,13 @@ fn a_restart_that_was_owed_is_followed_by_the_check() {
     bench.done(Ok(Outcome::Restarted(PowerState::On)));
     assert_eq!((bench.phase(), running(&bench)), (Phase::Booting, probe()));
 }
+
+/// Invariant (consent): A machine whose record was lost is held, whatever it did before.
+#[test]
+fn a_first_boot_that_ends_because_the_record_is_lost_is_held_in_the_same_step() {
+    let mut bench = booting();
+    bench.node.record.know(None);
+    bench.send(Event::Tick);
+    assert_eq!(bench.phase(), Phase::Held);
+    assert!(matches!(bench.node.record().state, State::Held { .. }));
+}
