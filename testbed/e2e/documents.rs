@@ -23,7 +23,7 @@ pub(crate) const HAND: &str = "hand";
 
 /// Every line of a shell block, with the suite that runs it. The numbered steps of [`INSTALL`] are
 /// omitted: the host suite runs all of them, in order.
-pub(crate) const LINES: [(&str, &str); 50] = [
+pub(crate) const LINES: [(&str, &str); 51] = [
     ("./testbed/demo", "demo"),
     ("./testbed/demo --real", HAND),
     ("examples/images/debian debian-12.qcow2", "e2e"),
