@@ -24,7 +24,8 @@ impl Node {
         // machine to run. (`first_boot.rs`)
         self.await_boot(now, actions);
         // A node is held as `RecordLost` exactly while its spec wants an installation, the disk's
-        // content is unknown, and nobody has consented. Comes after `await_boot`, which may end a first boot.
+        // content is unknown, and nobody has consented. Comes after `await_boot`, which may end a
+        // first boot.
         self.hold_lost_record(now);
         // A machine without a BMC is never held for being on, and never waits for a poll.
         // (`manual_power.rs`)
