@@ -194,6 +194,15 @@ initramfs = "{dir}/initramfs"
         lines.map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()
     }
 
+    /// The lines of a node's record but those that change when a menu is fetched, which tests do
+    /// at any time.
+    pub(super) fn record_but_netboots(&self, node: &str) -> Vec<String> {
+        let changes = ["netboot", "switched_on_at", "sha256\":"];
+        let stays = |line: &&str| !changes.iter().any(|word| line.contains(word));
+        let record = self.record(node);
+        record.lines().filter(stays).map(|line| line.trim_end_matches(',').to_owned()).collect()
+    }
+
     /// The durable record of a node.
     pub(super) fn record(&self, node: &str) -> String {
         fs::read_to_string(self.path(&format!("state/{node}.json"))).unwrap_or_default()
