@@ -148,7 +148,10 @@ impl Site {
             }
             _ => return None,
         };
-        let quiet = node.next_wake().is_none_or(|(at, _)| at > self.now());
+        // After a restart of the agent, the first event notes the phase without a clash, which is
+        // known again with the first scan.
+        let is_noted = node.record().phase == node.phase();
+        let quiet = is_noted && node.next_wake().is_none_or(|(at, _)| at > self.now());
         quiet.then(|| (rule, node.record().clone()))
     }
 
