@@ -315,9 +315,7 @@ impl Effects for Adapters {
         // A client that has gone will call again.
         match self.replies.remove(&request) {
             Some(ReplySender::Ramdisk(node, waiting)) => {
-                if reply != Reply::Refused {
-                    self.last_words.note_call(&node, Instant::now());
-                }
+                self.last_words.note_reply(&node, &reply, Instant::now());
                 drop(waiting.send(reply));
             }
             Some(ReplySender::System(waiting)) => drop(waiting.send(reply == Reply::Accepted)),

@@ -12,7 +12,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    model::ids::NodeName,
+    model::{callback::Reply, ids::NodeName},
     progress::{Cancel, stopped},
 };
 
@@ -38,8 +38,11 @@ struct CallingRamdisk {
 pub(super) struct LogWait(Option<watch::Receiver<()>>);
 
 impl LastWords {
-    /// Notes an accepted call of a node's ramdisk.
-    pub(super) fn note_call(&mut self, node: &NodeName, now: Instant) {
+    /// Notes the answer to a call. A refused one may be anybody's.
+    pub(super) fn note_reply(&mut self, node: &NodeName, reply: &Reply, now: Instant) {
+        if *reply == Reply::Refused {
+            return;
+        }
         if let Some(ramdisk) = self.0.get_mut(node) {
             ramdisk.called_at = now;
         } else {
@@ -106,7 +109,10 @@ mod tests {
         let (stop, cancel) = watch::channel(false);
         let (mut words, start) = (LastWords::default(), Instant::now());
         assert_eq!(took(words.wait_for(&node(), start), &cancel).await, Duration::ZERO);
-        words.note_call(&node(), start);
+        words.note_reply(&node(), &Reply::Refused, start);
+        let wait = words.wait_for(&node(), start);
+        assert_eq!(took(wait, &cancel).await, Duration::ZERO, "a stranger's call");
+        words.note_reply(&node(), &Reply::Accepted, start);
         assert_eq!(took(words.wait_for(&node(), start), &cancel).await, LOG_WAIT);
         // A log from before the end of the attempt does not count, the one after it does.
         words.note_log(&node());

@@ -488,9 +488,8 @@ fn choose_disk(spec: &NodeSpec, needed_bytes: u64, disks: &[Disk]) -> Result<Dis
 
 /// The answer to a ramdisk that is to report its disks again, after `rest` at the latest.
 fn lookup_again(error: String, rest: Duration) -> Reply {
-    let seconds = rest.min(LOOKUP_PAUSE_MAX).as_secs_f32().ceil();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 3")]
-    let look_again_after = seconds as u32;
+    let seconds = rest.min(LOOKUP_PAUSE_MAX).as_millis().div_ceil(1000);
+    let look_again_after = u32::try_from(seconds).unwrap_or(u32::MAX);
     Reply::LookupAgain(LookupAgain { error, look_again_after })
 }
 

@@ -27,22 +27,14 @@ impl Node {
         now: Timestamp,
         report: VerifyProgress,
     ) -> Result<Reply, &'static str> {
-        let total_bytes = match &self.record.state {
-            State::WaitingCompleted { attempt, .. } => bytes_of(&attempt.verify),
-            // A report that the completed notice has overtaken.
-            State::Restarting { .. } => return Ok(Reply::Accepted),
-            State::Idle
-            | State::Held { .. }
-            | State::Failed
-            | State::SettingPower { .. }
-            | State::Preparing { .. }
-            | State::PoweringOn { .. }
-            | State::WaitingRamdisk { .. }
-            | State::Imaging { .. }
-            | State::Switching { .. }
-            | State::Booting { .. }
-            | State::CleaningUp { .. } => return Err("no comparison is expected in this phase"),
+        if matches!(self.record.state, State::Restarting { .. }) {
+            // The completed notice has overtaken the report.
+            return Ok(Reply::Accepted);
+        }
+        let State::WaitingCompleted { attempt, .. } = &self.record.state else {
+            return Err("no comparison is expected in this phase");
         };
+        let total_bytes = bytes_of(&attempt.verify);
         if total_bytes == 0 {
             return Err("no comparison was asked for");
         }

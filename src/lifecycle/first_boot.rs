@@ -388,10 +388,6 @@ impl Node {
         self.is_off() && !self.policy.enforce_power
     }
 
-    fn is_off(&self) -> bool {
-        self.power.is_some_and(|power| power.observed == PowerState::Off)
-    }
-
     /// Whether the system's only call may have come while the agent was stopped.
     fn may_have_called(&self) -> bool {
         self.record.state == State::Booting { boot: FirstBoot::Overdue }

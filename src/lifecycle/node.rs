@@ -486,6 +486,11 @@ impl Node {
         may_poll && self.bmc().is_some() && !self.clash
     }
 
+    /// Whether the BMC last reported that the machine is off.
+    pub(super) fn is_off(&self) -> bool {
+        self.power.is_some_and(|power| power.observed == PowerState::Off)
+    }
+
     /// Starts the operation that the state needs, if none runs.
     pub(super) fn drive(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         if self.running.is_some() || self.unread {

@@ -96,8 +96,7 @@ impl Node {
 
     /// Whether the machine is as its spec wants, as far as known.
     fn is_ready(&self, phase: Phase) -> bool {
-        let is_off = self.power.is_some_and(|power| power.observed == PowerState::Off);
-        let is_kept_off = is_off || !self.power_control().can_switch();
+        let is_kept_off = self.is_off() || !self.power_control().can_switch();
         let is_served = !self.drifted() && self.netboot_trouble().is_none();
         self.problems.is_empty()
             && (phase == Phase::Deployed && is_served || phase == Phase::Available && is_kept_off)

@@ -125,3 +125,25 @@ fn content_hash(text: &str) -> u64 {
     }
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Invariant (status): A status file that somebody changes is written again.
+    #[test]
+    fn a_mark_counts_only_if_any_later_change_would_change_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = StatusFiles::new(dir.path());
+        let text = "version = 2\nnode = \"a\"\nphase = \"pending\"\nready = false\nmessage = \"\"\n\
+            spec_valid = true\nsince = \"2026-11-30T12:00:00Z\"\nattempt = 0\n\
+            updated = \"2026-11-30T12:00:00Z\"\n";
+        let status: Status = toml::from_str(text).unwrap();
+        let rendered = files.render(&status).unwrap();
+        let mut known = files.put(&rendered).unwrap().unwrap();
+        assert!(known.mark.is_none(), "somebody may change the file before anything is read");
+        assert!(files.is_unchanged(&status.node, &mut known));
+        assert!(known.mark.is_none(), "the next change may come in the same tick of the clock");
+        assert!(files.find(&rendered).unwrap().mark.is_none());
+    }
+}

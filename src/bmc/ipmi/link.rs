@@ -315,6 +315,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::model::{secret::Secret, spec::Privilege};
 
     #[test]
     fn waits_that_begin_one_shortly_after_the_other_end_together() {
@@ -331,5 +332,30 @@ mod tests {
             assert!(ends.len() <= 2, "{wait:?}: {} ends", ends.len());
         }
         assert_eq!(shared_end(start, Duration::ZERO).duration_since(start).as_nanos(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_bmcs_that_are_asked_one_shortly_after_the_other_are_given_up_together() {
+        let silent = UdpSocket::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = silent.local_addr().unwrap();
+        let given_up_at = async |ms| {
+            sleep(Duration::from_millis(ms)).await;
+            let credentials = Credentials {
+                username: "admin".to_owned(),
+                password: Secret::new("password".to_owned()),
+                kg: None,
+                privilege: Privilege::Administrator,
+            };
+            let timing = Timing::default();
+            let opened = Link::open(address, credentials, CipherSuite::Sha256, timing, 2).await;
+            assert_eq!(opened.unwrap_err().failure, LoginFailure::Silent);
+            Instant::now()
+        };
+        let mut ends = BTreeSet::new();
+        for ms in [1, 7, 11] {
+            let (one, other) = tokio::join!(given_up_at(0), given_up_at(ms));
+            ends.insert(other.duration_since(one));
+        }
+        assert!(ends.contains(&Duration::ZERO), "{ends:?}");
     }
 }

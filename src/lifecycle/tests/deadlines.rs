@@ -17,15 +17,9 @@ use crate::{
 
 use super::support::*;
 
-const BUSY: [Phase; 7] = [
-    Phase::Preparing,
-    Phase::PoweringOn,
-    Phase::WaitingRamdisk,
-    Phase::Imaging,
-    Phase::Switching,
-    Phase::WaitingCompleted,
-    Phase::Restarting,
-];
+fn busy() -> impl Iterator<Item = Phase> {
+    [Phase::Preparing].into_iter().chain(WITH_KEY)
+}
 
 fn code_after_deadline(bench: &mut Bench) -> Fault {
     let (at, reason) = bench.node.deadline().expect("a deadline");
@@ -52,7 +46,7 @@ fn every_wait_of_an_attempt_has_a_deadline_and_ends_there_with_a_reason() {
         "CompletedTimeout",
         "RestartTimeout",
     ];
-    for (phase, code) in BUSY.into_iter().zip(codes) {
+    for (phase, code) in busy().into_iter().zip(codes) {
         let mut bench = Bench::with_spec();
         bench.go_to(phase);
         let fault = code_after_deadline(&mut bench);
@@ -125,7 +119,7 @@ fn every_fault_the_core_makes_says_what_where_and_what_to_do() {
 
 #[test]
 fn a_deadline_that_passed_while_the_agent_was_down_counts_once_the_directory_was_read() {
-    for phase in BUSY {
+    for phase in busy() {
         let mut bench = Bench::with_spec();
         bench.go_to(phase);
         bench.restart();
@@ -179,7 +173,7 @@ fn the_last_error_stays_until_a_success_and_no_longer() {
     bench.done(Err(passing()));
     bench.done(Ok(good_outcome(&Operation::CleanUp)));
     bench.pass(100);
-    for phase in BUSY {
+    for phase in busy() {
         bench.go_to(phase);
         assert!(bench.node.status(bench.now).last_error.is_some(), "{phase:?}");
     }

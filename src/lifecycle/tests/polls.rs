@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    lifecycle::{Event, Operation, Outcome, Policy},
+    lifecycle::{Event, Operation, Outcome, Policy, polls::Polls},
     model::{
+        fault::RetryAdvice,
         power::PowerState,
         spec::{Goal, NodeSpec},
         status::Phase,
@@ -68,6 +69,20 @@ fn a_site_of_silent_bmcs_is_polled_in_turn_and_all_get_theirs() {
         }
     }
     assert_eq!(requested.len(), 40);
+}
+
+#[test]
+fn on_a_site_of_ten_thousand_silent_bmcs_are_polled_each_half_minute() {
+    let start = Timestamp::UNIX_EPOCH;
+    for second in 0..60 {
+        let now = start.checked_add(SignedDuration::from_secs(second)).unwrap();
+        let mut polls = Polls::new(now);
+        (polls.interval, polls.misses) = (Duration::from_secs(2000), 20);
+        polls.missed(now, RetryAdvice::Backoff);
+        assert_eq!(polls.next_at().as_second() % 30, 0);
+        let pause = polls.next_at().duration_since(now).as_secs();
+        assert!((600..=667).contains(&pause), "{pause}");
+    }
 }
 
 /// Invariant (bmc): A repaired BMC is seen within 90 s, and at once when an operator asks.

@@ -2,12 +2,15 @@
 //! calls.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Write as _,
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
     process::{Command, Stdio},
+    sync::Mutex,
 };
 
-use hostler::model::{boot::RamdiskArgs, ids::NodeName};
+use hostler::model::{boot::RamdiskArgs, callback::DiskRange, ids::NodeName};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -67,8 +70,6 @@ impl Machine {
             ("bmc.password_file", format!("\"{}.bmc\"", self.node)),
             ("image.source", "\"disk.raw\"".to_owned()),
             ("image.checksum", format!("{:?}", site.checksum())),
-            // The pretended ramdisk compares nothing.
-            ("image.verify", "\"full\"".to_owned()),
             ("timeouts.power", "\"20s\"".to_owned()),
             ("timeouts.ramdisk", "\"40s\"".to_owned()),
             ("timeouts.completed", "\"40s\"".to_owned()),
@@ -168,6 +169,9 @@ pub(super) struct Ramdisk {
     certificate: NamedTempFile,
     mac: String,
     disk_bytes: u64,
+    disk_file: PathBuf,
+    /// The ranges to compare, from the answer that released the disk.
+    ranges: Mutex<Vec<DiskRange>>,
     /// The UUID that the machine's firmware reports.
     pub(super) uuid: Option<&'static str>,
     /// The correct target, in which tests make mistakes.
@@ -204,8 +208,16 @@ impl Ramdisk {
             "iqn": iqn(&machine.node), "chap_username": CHAP_USER, "chap_password": CHAP_SECRET,
             "error": "",
         });
-        let disk_bytes = machine.disk.disk_bytes;
-        Self { args, certificate, mac: machine.mac.clone(), disk_bytes, uuid: None, target }
+        Self {
+            args,
+            certificate,
+            mac: machine.mac.clone(),
+            disk_bytes: machine.disk.disk_bytes,
+            disk_file: machine.disk.disk_file(),
+            ranges: Mutex::default(),
+            uuid: None,
+            target,
+        }
     }
 
     /// Makes a call; returns status and answer, or status 0 without an answer.
@@ -265,15 +277,30 @@ impl Ramdisk {
     pub(super) fn wait_for(&self, wanted: &str) {
         let state = wait(|| {
             let (_, reply) = self.call("GET", "deploy_state", &Value::Null);
+            let ranges = reply.get("verify").cloned().unwrap_or_else(|| json!([]));
+            *self.ranges.lock().unwrap() = serde_json::from_value(ranges).unwrap();
             reply.get("state").filter(|state| **state != "imaging").cloned()
         });
         assert_eq!(state, Some(json!(wanted)));
     }
 
-    /// Reports that the target is stopped and the disk flushed.
+    /// Whether the disk has what the agent's digests say, if there are any.
+    fn compares_equal(&self) -> bool {
+        let disk = File::open(&self.disk_file).unwrap();
+        let ranges = self.ranges.lock().unwrap();
+        let is_equal = |range: &DiskRange| {
+            let mut bytes = vec![0; usize::try_from(range.bytes).unwrap()];
+            disk.read_exact_at(&mut bytes, range.from).unwrap();
+            range.digest.to_string() == format!("sha256:{}", hex(&Sha256::digest(&bytes)))
+        };
+        !ranges.is_empty() && ranges.iter().all(is_equal)
+    }
+
+    /// Reports that the target is stopped, and the disk flushed and compared.
     pub(super) fn complete(&self) {
+        let notice = json!({"error": "", "verified": self.compares_equal()});
         let answered = wait(|| {
-            let (status, _) = self.post("completed", &json!({"error": "", "verified": false}));
+            let (status, _) = self.post("completed", &notice);
             (status == 202).then_some(())
         });
         assert!(answered.is_some(), "completed is refused");

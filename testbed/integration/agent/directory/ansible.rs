@@ -71,8 +71,7 @@ fn inventory_of(site: &Site, machines: &serde_json::Value, forgotten: &[&str]) -
         "statuses": site.path("nodes"),
         "patience": 60,
         "defaults": format!(
-            "bmc.username = \"admin\"\n[image]\nsource = \"disk.raw\"\nchecksum = \"{}\"\n\
-             verify = \"full\"\n",
+            "bmc.username = \"admin\"\n[image]\nsource = \"disk.raw\"\nchecksum = \"{}\"\n",
             site.checksum()
         ),
         "machines": machines,
