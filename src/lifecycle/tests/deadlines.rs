@@ -46,7 +46,7 @@ fn every_wait_of_an_attempt_has_a_deadline_and_ends_there_with_a_reason() {
         "CompletedTimeout",
         "RestartTimeout",
     ];
-    for (phase, code) in busy().into_iter().zip(codes) {
+    for (phase, code) in busy().zip(codes) {
         let mut bench = Bench::with_spec();
         bench.go_to(phase);
         let fault = code_after_deadline(&mut bench);
