@@ -138,6 +138,13 @@ impl fmt::Display for MacAddr {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OpId(pub u64);
 
+impl OpId {
+    /// The lowest number.
+    pub const MIN: Self = Self(0);
+    /// The highest number.
+    pub const MAX: Self = Self(u64::MAX);
+}
+
 impl fmt::Display for OpId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "op-{}", self.0)

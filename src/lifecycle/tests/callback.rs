@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::{
     lifecycle::{Event, Outcome, Record, State},
     model::{
-        callback::{Call, Completed, DeployInfo, Lookup, Reply, VerifyProgress},
+        callback::{Call, Completed, DeployInfo, KnownRanges, Lookup, Reply, VerifyProgress},
         disk::{Disk, RootDeviceHints},
         fault::RetryAdvice,
         secret::{AttemptKey, Secret},
@@ -121,6 +121,7 @@ fn any_call() -> impl Strategy<Value = Call> {
         3 => Just(deploy_info("")),
         1 => infos,
         4 => Just(Call::DeployState),
+        1 => Just(Call::Flushed(KnownRanges { known: 0 })),
         3 => Just(completed("")),
         1 => notices,
         1 => any::<u64>().prop_map(|done_bytes| Call::Verifying(VerifyProgress { done_bytes })),
