@@ -244,21 +244,30 @@ impl Comparison {
         buffer: &mut Buffer,
         mut see: impl FnMut(Range<u64>, [u8; 32]),
     ) -> Result<Option<Digest>, VerifyError> {
-        let mut hasher = RangeHasher::new(salt);
-        for chunk in chunks(range) {
-            let bytes = clamped(chunk.end - chunk.start);
-            let (mut hash, mut in_parts) = (None, Sha256::new());
-            self.read(chunk.clone(), buffer, |found| {
-                if found.len() == bytes {
-                    hash = Some(chunk_hash(found));
-                } else {
-                    sha2::Digest::update(&mut in_parts, found);
+        let (mut hasher, mut in_parts) = (RangeHasher::new(salt), Sha256::new());
+        let (mut at, mut chunks) = (range.start, chunks(range.clone()).peekable());
+        // One read has several chunks.
+        self.read(range, buffer, |mut found| {
+            while let Some(chunk) = chunks.peek()
+                && !found.is_empty()
+            {
+                let (part, rest) = found.split_at(clamped(chunk.end - at).min(found.len()));
+                (at, found) = (at + part.len() as u64, rest);
+                let is_whole = part.len() as u64 == chunk.end - chunk.start;
+                if !is_whole {
+                    sha2::Digest::update(&mut in_parts, part);
                 }
-            })?;
-            let hash = hash.unwrap_or_else(|| in_parts.finalize().into());
-            hasher.chunk(&hash);
-            see(chunk, hash);
-        }
+                if at == chunk.end {
+                    let hash = if is_whole {
+                        chunk_hash(part)
+                    } else {
+                        sha2::Digest::finalize_reset(&mut in_parts).into()
+                    };
+                    hasher.chunk(&hash);
+                    chunks.next().into_iter().for_each(|chunk| see(chunk, hash));
+                }
+            }
+        })?;
         Ok(hasher.finish())
     }
 
@@ -396,7 +405,12 @@ mod tests {
             (DISK_BYTES - 700, 700),
         ] {
             for threads in [1, 4] {
-                let ranges = vec![range(&bench.content, from, bytes); 5];
+                let plain = range(&bench.content, from, bytes);
+                let mut hasher = RangeHasher::new(7);
+                hasher.data(&bench.content[from..from + bytes]);
+                let digest = hasher.finish().unwrap();
+                let salted = DiskRange { digest, salt: Some(7), ..plain.clone() };
+                let ranges = [vec![plain; 5], vec![salted; 5]].concat();
                 bench.run(ranges, threads).unwrap_or_else(|error| panic!("{from}: {error}"));
             }
         }
