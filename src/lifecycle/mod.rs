@@ -99,7 +99,7 @@ mod wake_ups;
 pub use event::{Action, DiskSize, Event, Menu, Operation, Outcome, Permit, ReceivedLog, Stages};
 pub use executor::{Effects, Executor};
 pub use first_boot::NO_ANSWER;
-pub use fleet::{Fleet, Specs};
+pub use fleet::{Fleet, Records, Specs};
 pub use limits::{POLL_LIMIT, Policy};
 pub use node::Node;
 pub use plan::{PlannedAction, PlannedChange, Planner};
