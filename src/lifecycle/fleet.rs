@@ -27,16 +27,13 @@ use super::{
     node::{Node, wants_reinstall},
     permits::ConcurrencyLimits,
     polls::Polls,
-    state::{Record, State},
+    state::{Record, Records, State},
     unclaimed::{Known, UnclaimedInstalls},
     wake_ups::WakeUps,
 };
 
 /// The result of one scan of the spec directory: a spec or its problems for each name.
 pub type Specs = BTreeMap<NodeName, Result<Arc<NodeSpec>, Vec<Problem>>>;
-/// Each node's record. Boxed, because a map's leaves are half empty and a record is large: ten
-/// thousand of them would leave megabytes behind.
-pub type Records = BTreeMap<NodeName, Box<Record>>;
 
 /// Polls of power states per second, of all nodes together: each is permanent load on a BMC and on
 /// this machine.

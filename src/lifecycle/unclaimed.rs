@@ -22,7 +22,7 @@ use crate::model::{
     status::Installed,
 };
 
-use super::{fleet::Records, state::Record};
+use super::state::{Record, Records};
 
 /// Most machines that are remembered: more than any site has. Forgetting one beyond that sets
 /// `incomplete`.
