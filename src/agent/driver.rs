@@ -28,6 +28,11 @@ use super::{clock::now, effects::Adapters, work::NodeEvent};
 const RECORD_RETRY: Duration = Duration::from_secs(1);
 /// The time for events of a scan before other events are served.
 const UPDATES_LIMIT: Duration = Duration::from_millis(50);
+/// The waiting status files after which the events of a scan pause: ten thousand of them would take
+/// memory that the agent keeps for good.
+const STATUSES_MAX: usize = 512;
+/// The length of the pause, by which a slow directory delays each few hundred of these events.
+const STATUSES_PAUSE: Duration = Duration::from_millis(50);
 /// The time between two removals of unused network boot files from the cache.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// The time for running operations to stop when the agent stops; the longest one, a write of zeros,
@@ -42,6 +47,8 @@ pub(super) struct Driver {
     /// The remaining events of the last scan. Other events come first: a thousand new specs need a
     /// thousand writes of records, for which no machine's call must wait.
     updates: VecDeque<(NodeName, Event)>,
+    /// When the next of them may be handled.
+    updates_at: Instant,
     /// The spec directory's name in messages.
     specs_dir: String,
     /// When unused network boot files were last removed from the cache.
@@ -63,7 +70,8 @@ impl Driver {
     /// Makes a driver for the specs in this directory.
     pub(super) fn new(executor: Executor, adapters: Adapters, specs_dir: &Path) -> Self {
         let specs_dir = specs_dir.display().to_string();
-        Self { executor, adapters, updates: VecDeque::new(), specs_dir, pruned: None }
+        let (updates, updates_at) = (VecDeque::new(), Instant::now());
+        Self { executor, adapters, updates, updates_at, specs_dir, pruned: None }
     }
 
     /// Handles events until `shutdown`, and then stops the running operations.
@@ -78,18 +86,8 @@ impl Driver {
                     self.compare(snapshot);
                     continue;
                 }
-                () = yield_now(), if !self.updates.is_empty() => {
-                    let began = Instant::now();
-                    let updates = &mut self.updates;
-                    let few = iter::from_fn(|| {
-                        let in_time = began.elapsed() < UPDATES_LIMIT;
-                        in_time.then(|| updates.pop_front()).flatten()
-                    });
-                    self.executor.step_all(now(), few, &mut self.adapters);
-                    if self.updates.is_empty() {
-                        // Frees the memory of perhaps ten thousand events.
-                        self.updates = VecDeque::new();
-                    }
+                () = after_others(self.updates_at), if !self.updates.is_empty() => {
+                    self.update();
                     continue;
                 }
                 Some(CallbackRequest { node, peer, key, call, reply }) = sources.calls.recv() => {
@@ -117,6 +115,25 @@ impl Driver {
             self.executor.step_all(now(), [event], &mut self.adapters);
         }
         self.stop(sources.reports).await;
+    }
+
+    /// Handles some events of the last scan.
+    fn update(&mut self) {
+        let began = Instant::now();
+        let (updates, mut taken) = (&mut self.updates, 0);
+        let few = iter::from_fn(|| {
+            taken += 1;
+            let may_go_on = began.elapsed() < UPDATES_LIMIT && taken <= STATUSES_MAX;
+            may_go_on.then(|| updates.pop_front()).flatten()
+        });
+        self.executor.step_all(now(), few, &mut self.adapters);
+        if self.updates.is_empty() {
+            // Frees the memory of perhaps ten thousand events.
+            self.updates = VecDeque::new();
+        }
+        if self.adapters.statuses_waiting() > STATUSES_MAX {
+            self.updates_at = Instant::now() + STATUSES_PAUSE;
+        }
     }
 
     /// Turns the result of a scan into events. An unreadable directory stops all nodes.
@@ -167,5 +184,13 @@ impl Driver {
         if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {
             warn!("some operations did not stop in time");
         }
+    }
+}
+
+/// Ends at this time, and never before other tasks had their turn.
+async fn after_others(at: Instant) {
+    yield_now().await;
+    if at > Instant::now() {
+        sleep_until(at).await;
     }
 }

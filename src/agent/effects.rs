@@ -206,6 +206,11 @@ impl Adapters {
         });
     }
 
+    /// The number of status files that wait to be written.
+    pub(super) fn statuses_waiting(&self) -> usize {
+        self.publisher.backlog()
+    }
+
     /// The resolved host names of BMCs.
     pub(super) fn bmc_names(&self) -> &BmcNames {
         &self.operations.bmc_names

@@ -3,14 +3,15 @@
 //! retries a status file that cannot be written, and restores one that somebody removed or changed.
 //!
 //! Called by the driver, which puts the latest status of each node into a map; the thread takes it
-//! from there. Neither ever waits for the other: a directory that hangs delays only its own files.
+//! from there. A directory that hangs delays only its own files: the driver never waits for them,
+//! and the pause that it makes after many new specs while [`Publisher::backlog`] is large is short.
 //! A file that is up to date is not touched.
 
 use std::{
     collections::BTreeMap,
     io, mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,9 @@ use super::work::NodeEvent;
 
 /// The pause between two writes of a file in the same phase, and between two tries after an error.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The wait for further updates after the first one. Updates often come in hundreds, and waking up
+/// for each costs more than its file.
+const GATHERING: Duration = Duration::from_millis(20);
 /// How long a stopping agent waits for its last status files.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// A write that takes longer is reported.
@@ -61,6 +65,8 @@ struct Updates {
     closed: bool,
     /// The thread has ended, perhaps by a panic.
     ended: bool,
+    /// The number of files that the thread has taken and not written yet.
+    in_hand: usize,
     /// When the thread began with its current file.
     busy_since: Option<Instant>,
     reported_slow: bool,
@@ -103,7 +109,7 @@ impl Shared {
         done
     }
 
-    /// Waits for updates, at most for `limit`.
+    /// Waits for updates, at most for `limit`, and gathers those that come at the same time.
     fn wait(&self, limit: Duration) -> Updates {
         let is_idle = |updates: &mut Updates| {
             updates.files.is_empty()
@@ -112,7 +118,12 @@ impl Shared {
                 && !updates.closed
         };
         let waited = self.changed.wait_timeout_while(self.lock(), limit, is_idle);
-        let (mut updates, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (mut updates, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if !timeout.timed_out() && !updates.closed {
+            drop(updates);
+            thread::sleep(GATHERING);
+            updates = self.lock();
+        }
         Updates {
             files: mem::take(&mut updates.files),
             consoles: mem::take(&mut updates.consoles),
@@ -134,7 +145,7 @@ impl Publisher {
         let shared = Arc::new(Shared::default());
         let mut writer = StatusWriter::new(files, rescan, driver, Arc::clone(&shared));
         let ends = EndsOnDrop(Arc::clone(&shared));
-        let thread = std::thread::spawn(move || {
+        let thread = thread::spawn(move || {
             let _ends = ends;
             writer.work();
         });
@@ -145,6 +156,12 @@ impl Publisher {
     pub(super) fn show(&self, status: Status) {
         let node = status.node.clone();
         self.shared.change(|updates| drop(updates.files.insert(node, Some(Box::new(status)))));
+    }
+
+    /// The number of status files that wait to be written. Each takes memory.
+    pub(super) fn backlog(&self) -> usize {
+        let updates = self.shared.lock();
+        updates.files.len() + updates.in_hand
     }
 
     /// Queues a console log to be written.
@@ -263,6 +280,7 @@ impl StatusWriter {
     fn take_up(&mut self, updates: Updates, now: Instant) {
         let Updates { files, consoles, ramdisk_logs, closed, .. } = updates;
         self.waiting.extend(files);
+        self.shared.lock().in_hand = self.waiting.len();
         for (name, console) in consoles {
             let kept = self.shared.busy(|| match &console {
                 Some(log) => self.files.write_console(log),
@@ -336,6 +354,7 @@ impl StatusWriter {
             self.waiting.iter().filter(is_due).map(|(name, _)| name.clone()).collect();
         for name in due {
             let Some(wanted) = self.waiting.remove(&name) else { continue };
+            self.shared.lock().in_hand = self.waiting.len();
             if let Err(error) = self.write(&name, wanted.as_deref(), now) {
                 self.put_off(name, wanted, format!("{error}{}", way_out(&error)), now);
             } else if self.failed.remove(&name).is_some() {
@@ -433,7 +452,7 @@ fn way_out(error: &StatusFileError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, thread};
+    use std::{fs, path::Path};
 
     use tokio::sync::mpsc::channel;
 
@@ -511,6 +530,35 @@ mod tests {
         writer.take_up(Updates::default(), start + INTERVAL);
         assert_eq!(message(&gone).as_deref(), Some("10%"));
         assert!(writer.failed.is_empty());
+    }
+
+    #[test]
+    fn the_backlog_has_each_file_that_waits_and_none_that_is_written_or_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        for (files, is_there) in [(dir.path(), true), (&gone, false)] {
+            let (driver, _reports) = channel(1);
+            let shared = Arc::<Shared>::default();
+            let publisher = Publisher { shared: Arc::clone(&shared), thread: None };
+            let files = StatusFiles::new(files);
+            let mut writer =
+                StatusWriter::new(files, HOUR, driver.downgrade(), Arc::clone(&shared));
+            let start = Instant::now();
+            publisher.show(status("10%"));
+            assert_eq!(publisher.backlog(), 1);
+            writer.take_up(shared.wait(HOUR), start);
+            assert_eq!(publisher.backlog(), 0);
+            publisher.show(status("20%"));
+            writer.take_up(shared.wait(HOUR), start + INTERVAL / 2);
+            assert_eq!(publisher.backlog(), 1, "it is put off");
+            writer.take_up(Updates::default(), start + INTERVAL);
+            assert_eq!(publisher.backlog(), 0);
+            assert_eq!(message(dir.path()).is_some(), is_there);
+            drop(EndsOnDrop(shared));
+            drop(publisher);
+            assert!(!is_there || message(dir.path()).as_deref() == Some("20%"));
+            fs::remove_file(dir.path().join("edge-07.status.toml")).unwrap_or_default();
+        }
     }
 
     /// Invariant (status): A status that was put off, or could not be written, is written when it

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::{
-    lifecycle::{Fleet, Known, Policy, Record, UnclaimedInstalls, format_1},
+    lifecycle::{Fleet, Known, Policy, Record, Records, UnclaimedInstalls, format_1},
     model::ids::NodeName,
     status_file::{self, StatusFileError, StatusFiles},
     store::{Loaded, Store, StoreError},
@@ -59,7 +59,7 @@ pub(super) fn recall(
     // Durable at once, because the damaged file may be gone at the next start.
     for name in changed {
         if let Some(record) = records.get(&name) {
-            store.save(&name, record)?;
+            store.save(&name, record.as_ref())?;
         }
     }
     if upgraded {
@@ -89,7 +89,7 @@ struct Reading<'a> {
     files: &'a StatusFiles,
     now: Timestamp,
     overtaken: bool,
-    records: BTreeMap<NodeName, Record>,
+    records: Records,
     /// The nodes whose record differs from its file.
     changed: Vec<NodeName>,
     /// The nodes without a good record, and what became of it.
@@ -103,7 +103,7 @@ impl Reading<'_> {
     /// file says what is installed.
     fn lose(&mut self, name: &NodeName, loss: String) {
         self.doubts.push((name.clone(), loss));
-        self.records.insert(name.clone(), Record::distrusted(self.now));
+        self.records.insert(name.clone(), Box::new(Record::distrusted(self.now)));
         self.changed.push(name.clone());
     }
 
@@ -156,7 +156,7 @@ impl Reading<'_> {
                 return None;
             }
         }
-        let newest = record.map(Record::newest);
+        let newest = record.map(|record| record.newest());
         let status = match status_file::read(&self.files.path(name)) {
             Ok(status) => status,
             Err(error) if error.is_absence() => return None,

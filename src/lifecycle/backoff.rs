@@ -14,13 +14,18 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// to a fifth.
 pub(super) fn pause(node: &NodeName, attempt: u32, first: Duration) -> Duration {
     let base = Backoff::doubling(first, PAUSE_MAX).pause_after(attempt);
+    base + base / 5 * percent(node, attempt) / 100
+}
+
+/// A number from 0 to 100 that differs between nodes.
+pub(super) fn percent(node: &NodeName, attempt: u32) -> u32 {
     // FNV-1a over name and attempt.
     let hash = node
         .as_str()
         .bytes()
         .chain(attempt.to_be_bytes())
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    base + base / 5 * (hash % 101) / 100
+    hash % 101
 }
 
 #[cfg(test)]

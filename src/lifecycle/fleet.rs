@@ -27,7 +27,7 @@ use super::{
     node::{Node, wants_reinstall},
     permits::ConcurrencyLimits,
     polls::Polls,
-    state::{Record, State},
+    state::{Record, Records, State},
     unclaimed::{Known, UnclaimedInstalls},
     wake_ups::WakeUps,
 };
@@ -48,6 +48,8 @@ pub struct Fleet {
     /// Boxed, because a map's leaves are half empty and a node is large.
     nodes: BTreeMap<NodeName, Box<Node>>,
     wake_ups: WakeUps,
+    /// Nodes at rest whose BMC did not answer its last poll.
+    silent: BTreeSet<NodeName>,
     permits: ConcurrencyLimits,
     /// Permits of the last durable records of nodes whose present record cannot be written: after a
     /// crash they would go on with these permits, so that nobody else may get them.
@@ -66,7 +68,7 @@ impl Fleet {
     /// status files of nodes whose record is missing or damaged.
     pub fn resume(
         policy: Policy,
-        records: BTreeMap<NodeName, Record>,
+        records: Records,
         mut unclaimed: UnclaimedInstalls,
         recovered: BTreeMap<NodeName, Known>,
         now: Timestamp,
@@ -77,6 +79,7 @@ impl Fleet {
             policy,
             nodes: BTreeMap::new(),
             wake_ups: WakeUps::default(),
+            silent: BTreeSet::new(),
             permits: ConcurrencyLimits::new(&policy),
             first_poll: now,
             held_on_record: BTreeMap::new(),
@@ -87,7 +90,7 @@ impl Fleet {
         let first_polls = (0..).map(|n| after(now, Duration::from_secs(1) / POLLS_PER_S * n));
         for ((name, record), first_poll) in records.into_iter().zip(first_polls) {
             let mut node = Node::resume(name.clone(), record, policy, now);
-            node.polls = Polls::new(first_poll);
+            node.polls = Polls::new(&name, first_poll);
             fleet.nodes.insert(name.clone(), Box::new(node));
             fleet.adopt(now, &name);
             fleet.update_indexes(&name);
@@ -228,7 +231,7 @@ impl Fleet {
                 return None;
             }
             let mut node = Node::new(name.clone(), self.policy, now);
-            node.polls = Polls::new(self.first_poll.max(now));
+            node.polls = Polls::new(name, self.first_poll.max(now));
             let pause = Duration::from_secs(1) / FIRST_POLLS_PER_S;
             self.first_poll = after(self.first_poll.max(now), pause);
             self.nodes.insert(name.clone(), Box::new(node));
@@ -238,9 +241,10 @@ impl Fleet {
         if let Event::Spec(spec) | Event::MassChange(spec) = &event {
             self.recall(now, name, spec);
         }
-        let interval = self.poll_interval();
+        let (interval, silent) = (self.poll_interval(), self.silent.len());
         let node = self.nodes.get_mut(name)?;
         node.polls.interval = interval;
+        node.polls.silent = u32::try_from(silent).unwrap_or(u32::MAX);
         let was_written = matches!(node.record.state, State::Imaging { .. });
         let actions = node.step(now, event);
         if let (State::Imaging { .. }, Some(spec), false) =
@@ -266,7 +270,7 @@ impl Fleet {
             return;
         };
         match self.unclaimed.node(name).filter(|_| node.record.installed.is_none()).cloned() {
-            Some(None) if !node.record.is_disk_unknown() => node.record = Record::distrusted(now),
+            Some(None) if !node.record.is_disk_unknown() => *node.record = Record::distrusted(now),
             Some(Some(installed)) => node.record.know(Some(installed)),
             Some(None) | None => {}
         }
@@ -296,7 +300,7 @@ impl Fleet {
         let known = self.unclaimed.machine(spec).or_else(|| doubted.then_some(None));
         match (change, known) {
             (Some(MachineChange::None | MachineChange::Part), _) | (None, None) => {}
-            (_, Some(None)) => node.record = Record::distrusted(now),
+            (_, Some(None)) => *node.record = Record::distrusted(now),
             (_, Some(installed)) => node.record.know(installed),
             // The record that knew more is lost.
             (Some(MachineChange::Whole), None) => node.record.know(None),
@@ -308,10 +312,16 @@ impl Fleet {
         }
     }
 
-    /// Updates the node's wake-up, and the permits that it holds and waits for.
+    /// Updates the node's wake-up, its place among the silent ones, and the permits that it holds
+    /// and waits for.
     fn update_indexes(&mut self, name: &NodeName) {
         let node = self.nodes.get(name).map(Box::as_ref);
         self.wake_ups.put(name, node.and_then(|node| Some(node.next_wake()?.0)));
+        if !node.is_some_and(|node| node.observes() && node.polls.is_silent()) {
+            self.silent.remove(name);
+        } else if !self.silent.contains(name) {
+            self.silent.insert(name.clone());
+        }
         let holds = node.and_then(|node| node.record.state.holds());
         let polls = node.and_then(Node::holds_poll);
         let on_record = self.held_on_record.get(name).copied();
@@ -362,7 +372,7 @@ impl Fleet {
         let records = self.nodes.values().map(|node| &node.record);
         let records =
             records.filter(|record| record.installed.is_some() || record.is_disk_unknown());
-        records.flat_map(Record::bmcs).chain(self.unclaimed.bmcs())
+        records.flat_map(|record| record.bmcs()).chain(self.unclaimed.bmcs())
     }
 
     /// Sets the nodes whose spec names the BMC of an installed machine by another name or address.

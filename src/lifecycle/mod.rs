@@ -104,5 +104,5 @@ pub use limits::{POLL_LIMIT, Policy};
 pub use node::Node;
 pub use plan::{PlannedAction, PlannedChange, Planner};
 pub use power_control::PowerControl;
-pub use state::{Attempt, FirstBoot, Hold, PreparedImage, Purpose, Record, State, Target};
+pub use state::{Attempt, FirstBoot, Hold, PreparedImage, Purpose, Record, Records, State, Target};
 pub use unclaimed::{Known, UnclaimedInstalls};

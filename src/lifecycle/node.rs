@@ -35,7 +35,8 @@ use super::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub(super) name: NodeName,
-    pub(super) record: Record,
+    /// Boxed, so that a start moves the records that it reads, and copies none.
+    pub(super) record: Box<Record>,
     pub(super) policy: Policy,
     /// The identity of the last good spec's installation, cached because hashing it at every poll
     /// would cost too much.
@@ -117,10 +118,17 @@ impl Node {
 
     /// Makes a node from its durable record, as after a crash. The first scan restarts its
     /// operation within the old deadlines.
-    pub fn resume(name: NodeName, mut record: Record, policy: Policy, now: Timestamp) -> Self {
+    pub fn resume(
+        name: NodeName,
+        record: impl Into<Box<Record>>,
+        policy: Policy,
+        now: Timestamp,
+    ) -> Self {
+        let mut record = record.into();
         record.note_machine();
         upgrade_record(&mut record);
         let wanted = record.spec.as_ref().map(|spec| spec.identity());
+        let polls = Polls::new(&name, now);
         Self {
             name,
             policy,
@@ -144,7 +152,7 @@ impl Node {
             ramdisk_logs: RamdiskLogs::default(),
             moved_here: None,
             queued_since: None,
-            polls: Polls::new(now),
+            polls,
             netboot: NetbootUpdate::default(),
             missing_in_a_row: 0,
             next_op: 1,

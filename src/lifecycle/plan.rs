@@ -127,7 +127,7 @@ impl Planner {
             if let (Some(old), Some(seen)) = (&old, last_power(status)) {
                 power.insert(old.machine(), seen);
             }
-            records.insert(status.node.clone(), record(status, old, now));
+            records.insert(status.node.clone(), Box::new(record(status, old, now)));
         }
         let long_ago = SignedDuration::try_from(LONG_AGO).unwrap_or_default();
         let began = now.checked_sub(long_ago).unwrap_or(now);

@@ -9,12 +9,26 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use crate::model::{backoff::Backoff, fault::RetryAdvice};
+use crate::model::{backoff::Backoff, fault::RetryAdvice, ids::NodeName};
 
-use super::limits::{POLL_INTERVAL, after};
+use super::{
+    backoff,
+    limits::{POLL_INTERVAL, after},
+};
 
 /// The pause after the first unanswered poll, which doubles with each further one.
 const SILENT_INTERVAL_MIN: Duration = Duration::from_secs(15);
+/// The longest pause on a site of up to [`SILENT_FEW`] silent BMCs: a repaired one is found soon.
+const SILENT_INTERVAL_SOON: Duration = Duration::from_secs(90);
+/// The number of silent BMCs that get at least one poll in each [`SILENT_INTERVAL_SOON`].
+const SILENT_FEW: u32 = 1350;
+/// Polls per second of silent BMCs, of all together, while each has its poll in time.
+const SILENT_POLLS_PER_S: u32 = 5;
+/// Polls per second of the silent BMCs beyond [`SILENT_FEW`].
+const MORE_SILENT_POLLS_PER_S: u32 = 4;
+/// Polls per second of BMCs that have not answered one poll: a missing password file may concern
+/// all nodes.
+const ONCE_SILENT_POLLS_PER_S: u32 = 50;
 /// Polls of silent BMCs are aligned to multiples of so many seconds.
 const TOGETHER_S: i64 = 5;
 /// The same for pauses of [`LONG_PAUSE`] and more, which only sites of thousands of machines have.
@@ -53,8 +67,13 @@ pub(super) struct Polls {
     pub(super) next_at: Timestamp,
     /// The pause after an answered poll, which grows with the number of nodes.
     pub(super) interval: Duration,
+    /// The site's number of silent BMCs, with which their pauses grow.
+    pub(super) silent: u32,
     /// Unanswered polls in a row.
     pub(super) misses: u32,
+    /// The node's share of the longest pause when that begins, so that thousands of BMCs that fell
+    /// silent together are not polled together.
+    share_percent: u32,
     /// Whether the BMC rejected its login. Polls then do not repeat that login, which could lock
     /// the user out, but check whether the credentials have changed.
     refused: bool,
@@ -77,11 +96,13 @@ pub(super) enum PollPermit {
 }
 
 impl Polls {
-    pub(super) fn new(first_at: Timestamp) -> Self {
+    pub(super) fn new(node: &NodeName, first_at: Timestamp) -> Self {
         Self {
             next_at: first_at,
             interval: POLL_INTERVAL,
+            silent: 0,
             misses: 0,
+            share_percent: backoff::percent(node, 0),
             refused: false,
             urgent: false,
             permit: PollPermit::None,
@@ -122,22 +143,33 @@ impl Polls {
         rounded.unwrap_or(at)
     }
 
-    /// The pause until the next poll. For a silent BMC, it grows up to a limit at which a site of a
-    /// thousand machines notices a repaired one within a minute and a half.
+    /// The pause until the next poll. For a silent BMC, it grows up to a limit that grows with the
+    /// number of silent BMCs.
     fn pause(&self) -> Duration {
         if self.misses == 0 {
             return self.interval;
         }
-        let longest = POLL_INTERVAL.max(self.interval / 3);
-        if self.refused {
-            return longest;
+        let longest = longest_pause(self.silent);
+        let first = SILENT_INTERVAL_MIN.max(seconds(self.silent / ONCE_SILENT_POLLS_PER_S));
+        match self.misses {
+            _ if self.refused => longest,
+            0..=1 => first,
+            2 if longest > SILENT_INTERVAL_SOON => {
+                first + longest.saturating_sub(first) * self.share_percent / 100
+            }
+            _ if longest > SILENT_INTERVAL_SOON => longest,
+            misses => Backoff::doubling(first, longest).pause_after(misses),
         }
-        Backoff::doubling(SILENT_INTERVAL_MIN, longest).pause_after(self.misses)
     }
 
     /// Bounds the pause to its full length after the clock was set back.
     pub(super) fn bound(&mut self, now: Timestamp) {
         self.next_at = self.next_at.min(self.due_after(now));
+    }
+
+    /// Whether the BMC did not answer its last poll.
+    pub(super) fn is_silent(&self) -> bool {
+        self.misses > 0
     }
 
     pub(super) fn next_at(&self) -> Timestamp {
@@ -174,4 +206,16 @@ impl Polls {
     pub(super) fn began(&mut self, is_poll: bool) {
         self.permit = if is_poll { PollPermit::Running } else { PollPermit::None };
     }
+}
+
+/// The longest pause between two polls of a silent BMC on a site with so many of them. A repaired
+/// one is found within a minute and a half among up to [`SILENT_FEW`]; more of them cost no more
+/// polls.
+fn longest_pause(silent: u32) -> Duration {
+    let pause = seconds(silent / SILENT_POLLS_PER_S).clamp(POLL_INTERVAL, SILENT_INTERVAL_SOON);
+    pause + seconds(silent.saturating_sub(SILENT_FEW) / MORE_SILENT_POLLS_PER_S)
+}
+
+fn seconds(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into())
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     callback::DiskRange,
     disk::Disk,
-    ids::Digest,
+    ids::{Digest, NodeName},
     machine::Machine,
     netboot::{self, NetbootFiles},
     power::PowerState,
@@ -84,6 +84,10 @@ pub struct Record {
     /// The last phase changes, oldest first.
     pub history: Vec<HistoryEntry>,
 }
+
+/// Each node's record. Boxed, because a map's leaves are half empty and a record is large: ten
+/// thousand of them would leave megabytes behind.
+pub type Records = BTreeMap<NodeName, Box<Record>>;
 
 impl Record {
     /// Makes the record of a node never seen before.

@@ -22,7 +22,7 @@ use crate::model::{
     status::Installed,
 };
 
-use super::state::Record;
+use super::state::{Record, Records};
 
 /// Most machines that are remembered: more than any site has. Forgetting one beyond that sets
 /// `incomplete`.
@@ -103,17 +103,14 @@ impl UnclaimedInstalls {
     }
 
     /// The listed nodes whose record is missing or has no spec.
-    pub fn missing<'a>(
-        &'a self,
-        records: &'a BTreeMap<NodeName, Record>,
-    ) -> impl Iterator<Item = &'a NodeName> {
+    pub fn missing<'a>(&'a self, records: &'a Records) -> impl Iterator<Item = &'a NodeName> {
         let is_known = |name| records.get(name).is_some_and(|record| record.spec.is_some());
         self.listed.keys().filter(move |name| !is_known(name))
     }
 
     /// Marks the nodes of missing records, and their machines, as unknown unless a status file has
     /// their installation, and takes them off the list.
-    pub(super) fn miss(&mut self, records: &BTreeMap<NodeName, Record>) {
+    pub(super) fn miss(&mut self, records: &Records) {
         let missing: Vec<NodeName> = self.missing(records).cloned().collect();
         for name in missing {
             let machine = self.listed.remove(&name).flatten();

@@ -91,8 +91,8 @@ pub type Upgrade<T> = fn(Value) -> Result<T, String>;
 /// Every record of a state directory.
 #[derive(Debug)]
 pub struct Loaded<T> {
-    /// The whole records.
-    pub records: BTreeMap<NodeName, T>,
+    /// The whole records. Boxed, because a map's leaves are half empty and a record is large.
+    pub records: BTreeMap<NodeName, Box<T>>,
     /// The nodes whose record is damaged, each with a [`StoreError::Damaged`].
     pub damaged: BTreeMap<NodeName, StoreError>,
     /// The nodes whose record is of format 1 and must be saved again.
@@ -198,7 +198,7 @@ impl Store {
             match self.load(&node, upgrade) {
                 Ok(Some((record, is_old))) => {
                     loaded.old.extend(is_old.then(|| node.clone()));
-                    loaded.records.insert(node, record);
+                    loaded.records.insert(node, Box::new(record));
                 }
                 Ok(None) => {}
                 Err(damaged @ StoreError::Damaged { .. }) => {

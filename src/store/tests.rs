@@ -82,7 +82,10 @@ fn what_was_saved_is_there_after_a_restart_and_gone_after_a_removal() {
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(load(&store, "a").unwrap(), Some(record(2)));
     let loaded = store.load_all(upgrade).unwrap();
-    assert_eq!(loaded.records, BTreeMap::from([(node("a"), record(2)), (node("b"), record(3))]));
+    assert_eq!(
+        loaded.records,
+        BTreeMap::from([(node("a"), record(2).into()), (node("b"), record(3).into())])
+    );
     assert!(loaded.damaged.is_empty());
 
     store.remove(&node("a")).unwrap();

@@ -283,7 +283,7 @@ fn a_damaged_record_stays_in_mind_when_the_spec_goes_away_and_comes_back() {
     let now = Bench::new().now;
     let name = spec().name;
     for forgotten_at_once in [true, false] {
-        let records = BTreeMap::from([(name.clone(), Record::distrusted(now))]);
+        let records = BTreeMap::from([(name.clone(), Record::distrusted(now).into())]);
         let mut fleet =
             Fleet::resume(POLICY, records, UnclaimedInstalls::default(), BTreeMap::new(), now);
         if forgotten_at_once {

@@ -173,7 +173,7 @@ fn plan(statuses: Vec<Status>, before: &Specs, specs: Specs, now: Timestamp) -> 
 
 /// Whether a fleet with this record writes a disk if the machine's BMC reports `power`.
 fn really_wipes(bench: &Bench, new: &Specs, mut power: PowerState) -> bool {
-    let records = BTreeMap::from([(spec().name, bench.node.record().clone())]);
+    let records = BTreeMap::from([(spec().name, bench.node.record().clone().into())]);
     let mut now = bench.now;
     let mut fleet =
         Fleet::resume(POLICY, records, UnclaimedInstalls::default(), BTreeMap::new(), now);

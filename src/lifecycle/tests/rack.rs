@@ -423,6 +423,7 @@ impl Rack {
         let recovered = statuses
             .filter_map(|(name, status)| Some((name.clone(), Some(status.installed.clone()?))))
             .collect();
+        let records = records.into_iter().map(|(name, record)| (name, record.into())).collect();
         self.world.running.clear();
         let unclaimed =
             self.world.unclaimed.as_ref().map(|unclaimed| serde_json::from_str(unclaimed).unwrap());

@@ -438,8 +438,8 @@ fn after_a_crash_every_waiting_state_goes_on_with_its_old_deadline() {
         let before = bench.node.deadline();
         let saved = serde_json::to_string(bench.node.record()).unwrap();
         bench.pass(30);
-        bench.node =
-            Node::resume(spec().name, serde_json::from_str(&saved).unwrap(), POLICY, bench.now);
+        let read: crate::lifecycle::Record = serde_json::from_str(&saved).unwrap();
+        bench.node = Node::resume(spec().name, read, POLICY, bench.now);
         bench.running = None;
         bench.send(Event::Spec(Arc::new(spec())));
         assert_eq!((bench.phase(), bench.node.deadline()), (phase, before));

@@ -21,6 +21,7 @@ MANY = 10_000
 IDLE_S = 60
 SILENT_PORT = 624
 SILENT_S = int(os.environ.get("SILENT_S", "1200"))
+SILENT_IDLE_S = 10 * IDLE_S
 
 
 def say(case, **numbers):
@@ -81,9 +82,11 @@ def silent(base):
     crowd(site, MANY, lambda n: f"{address(3, n)}:{SILENT_PORT}", 'state = "unmanaged"')
     agent, numbers = first_start(site, MANY)
     time.sleep(SILENT_S)
+    wakes, cpu_percent = agent.wakes(), agent.idle(SILENT_IDLE_S)
     say("silent",
         **numbers,
-        idle_cpu_percent=agent.idle(2 * IDLE_S),
+        idle_cpu_percent=cpu_percent,
+        wakes_per_s=(agent.wakes() - wakes) / SILENT_IDLE_S,
         rss_mib=agent.memory(),
         rss_max_mib=agent.memory("VmHWM"))
     agent.stop()

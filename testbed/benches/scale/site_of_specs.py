@@ -116,6 +116,15 @@ class Agent:
         with open(f"/proc/{self.process.pid}/status") as file:
             return int(re.search(rf"{key}:\s+(\d+)", file.read()).group(1)) / 1024
 
+    def wakes(self):
+        """The number of times that a thread waited for something: voluntary context switches."""
+        total = 0
+        for thread in os.scandir(f"/proc/{self.process.pid}/task"):
+            with open(f"{thread.path}/status") as file:
+                found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", file.read(), re.M)
+                total += int(found.group(1))
+        return total
+
     def settle(self, limit=120):
         """Waits until the agent has been idle for three seconds."""
         quiet, last, end = 0, self.cpu(), time.monotonic() + limit

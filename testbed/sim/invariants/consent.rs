@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hostler::{
-    lifecycle::{Operation, Outcome, Record, Specs, State},
+    lifecycle::{Operation, Outcome, Record, Records, Specs, State},
     model::{
         fault::Fault,
         ids::NodeName,
@@ -558,7 +558,7 @@ impl Site {
     /// files.
     pub(crate) fn judge_start_of_agent(
         &mut self,
-        records: &BTreeMap<NodeName, Record>,
+        records: &Records,
         recovered: &BTreeMap<NodeName, Installed>,
         is_lost: bool,
     ) {

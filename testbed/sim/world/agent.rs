@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use hostler::{
-    lifecycle::{Executor, Fleet, Record, UnclaimedInstalls},
+    lifecycle::{Executor, Fleet, Record, Records, UnclaimedInstalls},
     model::{ids::NodeName, status::Installed},
     spec_dir::clashes,
 };
@@ -147,7 +147,7 @@ impl Site {
     }
 
     /// Reads the records from their files.
-    fn read_back(&mut self) -> BTreeMap<NodeName, Record> {
+    fn read_back(&mut self) -> Records {
         let now = self.now();
         let garbled = std::mem::take(&mut self.watch.garbled);
         for name in &garbled {
@@ -156,8 +156,8 @@ impl Site {
         let mut records = BTreeMap::new();
         for (name, record) in self.records.clone() {
             let text = serde_json::to_string(&record).unwrap();
-            let read: Record = serde_json::from_str(&text).unwrap();
-            if read != record {
+            let read: Box<Record> = serde_json::from_str(&text).unwrap();
+            if *read != record {
                 let what = "the record does not survive its file".to_owned();
                 self.broken("status_matches_record", Some(&name), what);
             }
@@ -167,10 +167,7 @@ impl Site {
     }
 
     /// The installations in status files without a good record.
-    fn installs_on_status(
-        &self,
-        records: &BTreeMap<NodeName, Record>,
-    ) -> BTreeMap<NodeName, Installed> {
+    fn installs_on_status(&self, records: &Records) -> BTreeMap<NodeName, Installed> {
         let unknown =
             |name: &NodeName| records.get(name).is_none_or(|record| record.spec.is_none());
         self.statuses
