@@ -23,6 +23,7 @@ mod ipmi;
 mod iscsi;
 mod layers;
 mod namespace;
+mod package;
 mod ports;
 mod tables;
 mod tftp;
