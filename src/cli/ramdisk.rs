@@ -32,9 +32,10 @@ pub(super) enum RamdiskCommand {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("kernel").required(true))]
 pub(super) struct BuildArgs {
     /// Fetch Debian's kernel with apt-get. No package is installed.
-    #[arg(long, required_unless_present = "kernel_package", conflicts_with = "kernel_package")]
+    #[arg(long, group = "kernel")]
     debian: bool,
     /// With --debian: fetch this package, too: one with firmware, or one with another kernel. May
     /// be given several times.
@@ -42,7 +43,7 @@ pub(super) struct BuildArgs {
     packages: Vec<String>,
     /// The unpacked kernel package: a directory with boot/ and lib/modules/. Packages of firmware
     /// may be unpacked into the same directory, or beside it in directories of their own.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", group = "kernel")]
     kernel_package: Option<PathBuf>,
     /// Add this module and its dependencies. May be given several times.
     #[arg(long = "module", value_name = "NAME")]
@@ -59,16 +60,24 @@ pub(super) struct BuildArgs {
     out: PathBuf,
 }
 
+/// The program of the ramdisk is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: no such file; hostler's package brings {BINARY}, or give --binary", .0.display())]
+struct NoBinary(PathBuf);
+
 pub(super) fn run(command: RamdiskCommand, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let RamdiskCommand::Build(args) = command;
     let BuildArgs { packages, kernel_package, modules, all_drivers, binary, out: dir, .. } = args;
-    // A directory, or one that is removed afterwards.
-    let (kernel_package, fetched) = match kernel_package {
-        Some(given) => (given, None),
-        None => {
-            let fetched = debian::unpack(&debian::with_kernel(&packages)?)?;
-            (fetched.path().to_owned(), Some(fetched))
-        }
+    // Before anything is fetched.
+    if !binary.exists() {
+        return Err(NoBinary(binary).into());
+    }
+    // A fetched directory is removed in the end.
+    let (kernel_package, fetched) = if let Some(given) = kernel_package {
+        (given, None)
+    } else {
+        let fetched = debian::unpack(&debian::with_kernel(&packages)?)?;
+        (fetched.path().to_owned(), Some(fetched))
     };
     let options = BuildOptions { kernel_package, modules, all_drivers, binary, out: dir };
     show(&build::build(&options)?, fetched.is_some(), out)?;

@@ -10,6 +10,7 @@ mod admin;
 mod agent;
 mod callback;
 mod consent_words;
+mod dependencies;
 mod dhcp;
 mod docs;
 #[path = "../e2e/documents.rs"]
