@@ -1,5 +1,7 @@
 //! The crates that hostler is built from, against the book: reasons, licences, sources, versions.
 
+#![expect(clippy::indexing_slicing, reason = "helpers of tests may fail like tests")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
