@@ -227,6 +227,11 @@ fn package(loader: &Loader) -> String {
     format!("{}:{arch}", loader.package)
 }
 
+/// The Debian package of a boot loader, by the name under which machines request it.
+pub(super) fn package_of(name: &str) -> Option<String> {
+    LOADERS.iter().find(|loader| loader.name == name).map(package)
+}
+
 fn report(loaders: &[&Loader], outcomes: &[Outcome], to: &Path) -> String {
     let rows: Vec<_> = loaders.iter().zip(outcomes).collect();
     let lines: Vec<[String; 3]> = rows

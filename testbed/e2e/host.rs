@@ -221,6 +221,7 @@ impl Host {
         assert!(self.rack.machine(MACHINE).is_on);
         self.shown("hostler check nodes", 0);
         self.shown("hostler plan", 0);
+        assert!(!self.shown("hostler doctor", 0).contains("FAIL"));
         let fetched = self.shown("hostler cache fetch edge-07", 0);
         assert!(self.shown("hostler cache list", 0).contains("debian-13.qcow2"), "{fetched}");
 
