@@ -128,7 +128,7 @@ fn way_out(error: &io::Error) -> &'static str {
              gives"
         }
         io::ErrorKind::NotFound => {
-            "; make that directory and put the boot loaders into it, or set tftp.loaders"
+            "; run `hostler loaders install`, which makes that directory, or set tftp.loaders"
         }
         _ => "",
     }

@@ -3,16 +3,20 @@
 //! The `hostler` binary runs them. Read-only commands need no agent: `check`, `show` and `digest`
 //! read specs, `status`, `watch`, `wait` and `explain` read status files, and `plan` both.
 //! `approve`, `retry`, `bmc` and `show-boot` ask the running agent, and `cache` shares its images
-//! with it. No command changes a node by itself.
+//! with it. `ramdisk` and `loaders` prepare a site's boot files. No command changes a node by
+//! itself.
 
 mod agent_alive;
 mod bmc;
 mod cache;
 mod check;
+mod debian;
 mod dhcp_snippet;
 mod digest;
 mod doctor;
 mod explain;
+mod generate;
+mod loaders;
 pub mod log;
 mod orders;
 mod plan;
@@ -37,7 +41,6 @@ use crate::{
     admin::AdminError,
     config::{self, Config, ConfigError},
     model::{admin::Order, ids::NodeName, problem::Problem, toml_reader::Document},
-    ramdisk::build::{self, BuildOptions},
 };
 
 /// The first steps, for `--help`.
@@ -148,36 +151,18 @@ enum CliCommand {
     /// Build the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
-        command: RamdiskCommand,
+        command: ramdisk::RamdiskCommand,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum RamdiskCommand {
-    /// Build the deploy kernel and ramdisk from an unpacked kernel package. The same input gives
-    /// the same bytes.
-    ///
-    /// Prints the ramdisk's drivers, usual drivers that the kernel lacks, and firmware that its
-    /// drivers may request and the packages lack.
-    Build {
-        /// The unpacked kernel package: a directory with boot/ and lib/modules/. Packages of
-        /// firmware may be unpacked into the same directory, or beside it in directories of their
-        /// own.
-        #[arg(long)]
-        kernel_package: PathBuf,
-        /// Add this module and its dependencies. May be given several times.
-        #[arg(long = "module", value_name = "NAME")]
-        modules: Vec<String>,
-        /// Add all drivers of network interfaces and disk controllers, also of old ones and of
-        /// storage networks, but none of USB storage.
-        #[arg(long)]
-        all_drivers: bool,
-        /// The static hostler-ramdisk binary.
-        #[arg(long)]
-        binary: PathBuf,
-        /// The directory for vmlinuz and initramfs.
-        #[arg(long)]
-        out: PathBuf,
+    /// Install the boot loaders that machines load by TFTP.
+    Loaders {
+        #[command(subcommand)]
+        command: loaders::LoadersCommand,
+    },
+    /// Generate manual pages and completions, for packages.
+    #[command(hide = true)]
+    Generate {
+        #[command(subcommand)]
+        command: generate::GenerateCommand,
     },
 }
 
@@ -269,19 +254,9 @@ impl Args {
             CliCommand::ShowBoot(args) => show_boot::show(&args, out),
             CliCommand::Cache { command } => command.run(out),
             CliCommand::DhcpSnippet(args) => dhcp_snippet::print(&args, out),
-            CliCommand::Ramdisk { command } => {
-                let RamdiskCommand::Build {
-                    kernel_package,
-                    modules,
-                    all_drivers,
-                    binary,
-                    out: dir,
-                } = command;
-                let options =
-                    BuildOptions { kernel_package, modules, all_drivers, binary, out: dir };
-                ramdisk::show(&build::build(&options)?, out)?;
-                Ok(ExitCode::SUCCESS)
-            }
+            CliCommand::Ramdisk { command } => ramdisk::run(command, out),
+            CliCommand::Loaders { command } => loaders::run(command, out),
+            CliCommand::Generate { command } => generate::run(&command, out),
         }
     }
 }

@@ -32,7 +32,8 @@ pub const DEFAULT_PATH: &str = "/etc/hostler/hostler.toml";
 
 const STATE_DIR: &str = "/var/lib/hostler";
 const SECRETS_DIR: &str = "/etc/hostler/secrets";
-const LOADERS_DIR: &str = "/usr/share/hostler/loaders";
+/// The directory of boot loaders, unless `tftp.loaders` names another.
+pub const LOADERS_DIR: &str = "/usr/share/hostler/loaders";
 const ADMIN_SOCKET: &str = "/run/hostler/admin.sock";
 /// Four writes fill most links, and a fifth would only make each slower.
 const IMAGING_MAX: usize = 4;

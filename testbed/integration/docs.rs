@@ -21,7 +21,7 @@ const INVARIANTS: &str = "docs/contributing/invariants.md";
 const CHANGELOG: &str = "CHANGELOG.md";
 const WIDTH: usize = 100;
 /// The first directories of paths in the documents.
-const ROOTS: [&str; 5] = ["src/", "testbed/", "docs/", "systemd/", "examples/"];
+const ROOTS: [&str; 6] = ["src/", "testbed/", "docs/", "systemd/", "packaging/", "examples/"];
 
 /// The names of all functions.
 fn functions() -> BTreeSet<String> {

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     agent::Preflight,
+    cli::loaders,
     config::Config,
     model::{
         boot::{Arch, Firmware},
@@ -16,13 +17,13 @@ use crate::{
 use super::finding::Finding;
 
 pub(super) fn check(config: &Config, specs: &[Arc<NodeSpec>]) -> Vec<Finding> {
-    let mut findings = loaders(&config.tftp.loaders, specs);
+    let mut findings = first_files(&config.tftp.loaders, specs);
     findings.extend(ramdisks(&Preflight::new(config), specs));
     findings
 }
 
 /// One finding for each kind of machine.
-fn loaders(dir: &Path, specs: &[Arc<NodeSpec>]) -> Vec<Finding> {
+fn first_files(dir: &Path, specs: &[Arc<NodeSpec>]) -> Vec<Finding> {
     let files = LoaderFiles::in_dir(dir);
     let mut kinds: Vec<(Firmware, Arch, Loader)> = Vec::new();
     for spec in specs {
@@ -67,18 +68,17 @@ fn loader(
     }
 }
 
-/// The Debian package that has a boot loader.
+/// The way to get a boot loader.
 fn package(file: &str) -> String {
-    let package = match file {
-        "ldlinux.c32" => "syslinux-common",
-        "grub.pxe" => "grub-pc-bin",
-        "undionly.kpxe" | "snponly.efi" | "ipxe.efi" => "ipxe",
-        "grubx64.efi" => "grub-efi-amd64-signed (grubnetx64.efi.signed there)",
-        "grubaa64.efi" => "grub-efi-arm64-signed (grubnetaa64.efi.signed there)",
-        "shimx64.efi" | "shimaa64.efi" => "shim-signed",
-        _ => "pxelinux",
-    };
-    format!("copy {file} there from Debian's package {package}")
+    loaders::package_of(file).map_or_else(
+        || format!("put {file} there; it is in no package that hostler copies from"),
+        |package| {
+            format!(
+                "run \"hostler loaders install --debian\", which takes {file} from Debian's \
+                 package {package}"
+            )
+        },
+    )
 }
 
 /// One finding for each deploy ramdisk that the specs need.
