@@ -80,10 +80,16 @@ pub(super) fn check(
     out: &mut print::Printer<&mut impl Write>,
 ) -> Result<ExitCode, Failure> {
     let mut report = CheckReport::default();
+    let mut place = match args.paths.as_slice() {
+        [one] if one != Path::new(STDIN) => Some(one.to_string_lossy().into_owned()),
+        _ => None,
+    };
     match configuration(args.config.as_deref()) {
         Ok(config) => {
             let checker = Checker { args, config: config.as_ref() };
             checker.check_all(&mut report)?;
+            let own = config.filter(|_| args.paths.is_empty()).map(|config| config.specs.dir);
+            place = place.or(own.map(|dir| dir.to_string_lossy().into_owned()));
         }
         // Specs have no meaning without the agent's [defaults].
         Err(ConfigError::Invalid(problems)) => report.add(of_configuration(args, problems)),
@@ -92,17 +98,13 @@ pub(super) fn check(
     if args.allow_empty {
         report.problems.retain(|problem| problem.kind != ProblemKind::NothingFound);
     }
-    let place = match args.paths.as_slice() {
-        [one] if one != Path::new(STDIN) => Some(one.to_string_lossy().into_owned()),
-        _ => None,
-    };
     let totals = Totals::of(&report, place);
     match args.format {
-        CheckFormat::Full => {
-            let styled = print::may_color();
-            // The drawing has nothing but its own control characters.
-            out.0.write_all(draw::full(&report, &totals, styled).as_bytes())?;
+        // The drawing has nothing but its own control characters.
+        CheckFormat::Full if print::may_color() => {
+            out.0.write_all(draw::full(&report, &totals, true).as_bytes())?;
         }
+        CheckFormat::Full => write!(out, "{}", draw::full(&report, &totals, false))?,
         CheckFormat::Short => write!(out, "{}", draw::short(&report, &totals))?,
         CheckFormat::Json => writeln!(out, "{}", draw::json(&report, &totals)?)?,
         CheckFormat::Github => write!(out, "{}", draw::github(&report, &totals))?,

@@ -50,7 +50,7 @@ pub(super) struct ExplainArgs {
     config: Option<PathBuf>,
 }
 
-/// What is explained. Codes are in upper case, and names of nodes are not.
+/// The subject of an explanation. Codes are in upper case, and names of nodes are not.
 #[derive(Clone, Debug)]
 enum Subject {
     Node(NodeName),

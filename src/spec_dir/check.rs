@@ -40,7 +40,7 @@ pub struct CheckReport {
     pub texts: BTreeMap<String, String>,
 }
 
-/// What a check knows besides the files.
+/// The knowledge of a check besides the files.
 #[expect(missing_debug_implementations, reason = "it holds a closure")]
 pub struct CheckContext<'a> {
     /// The agent's `[defaults]`.
@@ -56,6 +56,15 @@ impl CheckReport {
         self.problems.extend(other.problems);
         self.passed_over.extend(other.passed_over);
         self.texts.extend(other.texts);
+    }
+
+    /// Adds the text of the agent's configuration, if a problem is in its `[defaults]`.
+    fn add_agent_text(&mut self, context: &CheckContext<'_>) {
+        if let Some(agent) = context.agent_defaults
+            && self.problems.iter().any(|problem| problem.file == agent.name())
+        {
+            self.texts.insert(agent.name().to_owned(), agent.text().to_owned());
+        }
     }
 
     /// A report with a single problem.
@@ -117,6 +126,7 @@ pub fn check_dir(
         }
     }
     report.texts = checked.texts;
+    report.add_agent_text(context);
     Ok(report)
 }
 
@@ -186,6 +196,7 @@ pub fn check_text(
         beside.load_text(&named(defaults_name, OsStr::new(DEFAULTS_FILE)));
         report.texts.append(&mut beside.texts);
     }
+    report.add_agent_text(context);
     report
 }
 

@@ -267,3 +267,60 @@ impl Excerpt {
         Snippet::source(self.text.clone()).line_start(self.line).path(escaped(file))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::spec_dir::{CheckContext, Naming, check_text};
+
+    /// Pieces of specs and of attacks on terminals.
+    const PIECES: [&str; 18] = [
+        "[boot]\n",
+        "mac = ",
+        "\"52:54\"",
+        "\n",
+        "\r\n",
+        "\t",
+        "\u{feff}",
+        "\u{1b}[2J",
+        "\u{202e}",
+        "“",
+        "ü",
+        ":",
+        "=",
+        "\"",
+        "boot",
+        "firmware = \"efi\"\n",
+        "\u{9b}",
+        "🚀",
+    ];
+
+    proptest! {
+        /// Invariant (secrets): No text from outside does anything to a terminal; JSON and TOML
+        /// read back the same.
+        #[test]
+        fn any_text_is_drawn_without_its_control_characters(
+            pieces in prop::collection::vec(prop::sample::select(&PIECES[..]), 0..30),
+        ) {
+            let context = CheckContext { agent_defaults: None, known_disks: &|_| None };
+            let text = pieces.concat();
+            let nowhere = Path::new("/proc/nowhere");
+            let name = "a\u{1b}.toml";
+            let report = check_text((name, text.as_bytes()), Naming::Temporary, nowhere, &context);
+            let totals = Totals { place: Some(name.to_owned()), good: 0, errors: 1, warnings: 0 };
+            let drawn = full(&report, &totals, false);
+            prop_assert!(!drawn.contains(|c| is_escaped(c) && c != '\n'), "{drawn:?}");
+            let styled = full(&report, &totals, true);
+            let own = styled.split('\u{1b}').skip(1).all(|rest| {
+                rest.trim_start_matches(|c: char| c == '[' || c == ';' || c.is_ascii_digit())
+                    .starts_with('m')
+            });
+            prop_assert!(own, "{styled:?}");
+            prop_assert!(!json(&report, &totals).unwrap().contains(|c| is_escaped(c) && c != '\n'));
+        }
+    }
+}

@@ -87,8 +87,8 @@ kinds! {
     NotUtf8 "HS004" Error "a file is not UTF-8"
         "TOML is UTF-8. Save the file as UTF-8, not as UTF-16 or Latin-1.";
     ConflictMarker "HS005" Error "a git conflict marker"
-        "A merge left both versions in the file. Choose one, remove the lines with <<<<<<<, ======= \
-        and >>>>>>>, and commit the result.";
+        "A merge left both versions in the file. Choose one, remove the lines with <<<<<<<, \
+        ======= and >>>>>>>, and commit the result.";
     Syntax "HS006" Error "a TOML syntax error"
         "The file is no TOML at this place. A line is `key = value`, `[table]`, or a comment after \
         `#`; strings stand in double quotes.";
@@ -133,7 +133,8 @@ kinds! {
         "A duration is a string with units: \"90s\", \"20m\", \"1h 30m\". It is from one second to \
         168 hours.";
     BadSize "HS023" Error "a wrong size"
-        "A size is a string with its unit: \"480GB\" (powers of 1000) or \"64MiB\" (powers of 1024).";
+        "A size is a string with its unit: \"480GB\" (powers of 1000) or \"64MiB\" (powers of \
+        1024).";
     BadChecksum "HS024" Error "a wrong checksum"
         "A checksum is sha256: or sha512: with the hex digits of the file as published, or the \
         path or URL of a list such as SHA256SUMS.";
@@ -154,8 +155,8 @@ kinds! {
     BadText "HS030" Error "a text that is not allowed"
         "The text is empty, too long, or has control characters.";
     BadFileName "HS040" Error "a file name that names no node"
-        "The name of a spec without .toml is the node's name: at most 63 lower-case letters, digits \
-        and hyphens. Defaults for all specs are in _defaults.toml.";
+        "The name of a spec without .toml is the node's name: at most 63 lower-case letters, \
+        digits and hyphens. Defaults for all specs are in _defaults.toml.";
     Clash "HS041" Error "one machine in two specs"
         "Two specs name the same network interface or BMC. hostler touches neither machine until \
         one of them is corrected.";

@@ -82,7 +82,8 @@ fn every_mistake_of_the_corpus_is_shown_as_expected() {
 #[test]
 fn a_file_is_good_once_the_advice_is_followed() {
     let mut followed = 0;
-    for case in cases().iter().filter(|case| case.ends_with(".toml")) {
+    let is_file = |case: &&String| Path::new(case).extension().is_some_and(|end| end == "toml");
+    for case in cases().iter().filter(is_file) {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join(case);
         copy(&Path::new(CORPUS).join(case), &file);
@@ -220,7 +221,7 @@ fn files_and_directories_are_checked_together_and_no_problem_hides_another() {
         1 good, 3 problems
     "#]]
     .assert_eq(&said);
-    // What other specs say of the machine of a single file matters, and their mistakes do not.
+    // A single file is compared with the specs beside it, whose own mistakes do not matter.
     assert_eq!(check_there(&place, &["a.toml"]).0, 0);
     fs::write(place.path().join("e.toml"), good(1)).unwrap();
     let (code, said) = check_there(&place, &["a.toml"]);
