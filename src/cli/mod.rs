@@ -11,6 +11,7 @@ mod cache;
 mod check;
 mod dhcp_snippet;
 mod digest;
+mod doctor;
 mod explain;
 pub mod log;
 mod orders;
@@ -43,6 +44,7 @@ use crate::{
 const FIRST_STEPS: &str = "\
 The agent is `hostler run`, as a service; /etc/hostler/hostler.toml names its directory of specs.
 A spec is NODE.toml in that directory. In this order:
+  hostler doctor        is the site ready: ports, boot files, BMCs, images, DHCP?
   hostler check         is every spec good?
   hostler plan          what would the agent do, and which disks would it WIPE?
   hostler watch         what does it do?
@@ -70,6 +72,10 @@ enum CliCommand {
     /// Check specs: every problem of each, with its line.
     #[command(after_help = check::EXIT_CODES)]
     Check(check::CheckArgs),
+    /// Check all that the site needs: configuration, ports, directories, boot loaders, ramdisk,
+    /// password files, BMCs, images, and the DHCP server. Changes nothing.
+    #[command(after_help = doctor::EXIT_CODES)]
+    Doctor(doctor::DoctorArgs),
     /// Show the phase of every node, and whether an agent runs.
     #[command(after_help = status::EXIT_CODES)]
     Status {
@@ -237,6 +243,7 @@ impl Args {
                 Ok(ExitCode::SUCCESS)
             }
             CliCommand::Check(args) => check::check(&args, out),
+            CliCommand::Doctor(args) => doctor::doctor(&args, out),
             CliCommand::Status { place, output } => {
                 status::show(&place.directory()?, &place.specs()?, output, out)
             }
