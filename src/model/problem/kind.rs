@@ -87,8 +87,8 @@ kinds! {
     NotUtf8 "HS004" Error "a file is not UTF-8"
         "TOML is UTF-8. Save the file as UTF-8, not as UTF-16 or Latin-1.";
     ConflictMarker "HS005" Error "a git conflict marker"
-        "A merge left both versions in the file. Choose one, remove the lines with <<<<<<<, \
-        ======= and >>>>>>>, and commit the result.";
+        "A merge left both versions in the file. Choose one, remove git's three marker lines, and \
+        commit the result.";
     Syntax "HS006" Error "a TOML syntax error"
         "The file is no TOML at this place. A line is `key = value`, `[table]`, or a comment after \
         `#`; strings stand in double quotes.";
