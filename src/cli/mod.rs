@@ -72,15 +72,9 @@ enum CliCommand {
         #[arg(long)]
         print_config: bool,
     },
-    /// Check every spec in a directory, or one; exit code 1 if one has a problem.
-    Check {
-        /// The directory of specs, or one of them; by default the agent's own directory.
-        dir: Option<PathBuf>,
-        /// The agent's configuration, for its [defaults]; without it the one of this machine, if
-        /// there is one.
-        #[arg(long)]
-        config: Option<PathBuf>,
-    },
+    /// Check specs: every problem of each, with its line.
+    #[command(after_help = check::EXIT_CODES)]
+    Check(check::CheckArgs),
     /// Check all that the site needs: configuration, ports, directories, boot loaders, ramdisk,
     /// password files, BMCs, images, and the DHCP server. Changes nothing.
     #[command(after_help = doctor::EXIT_CODES)]
@@ -121,11 +115,9 @@ enum CliCommand {
         #[command(flatten)]
         goal: wait::Goal,
     },
-    /// Show the timeline of a node: its history, its evidence, the next step, and your options.
-    Explain {
-        #[command(flatten)]
-        place: NodeArgs,
-    },
+    /// Show the timeline of a node: its history, its evidence, the next step, and your options. Or
+    /// explain a code of `hostler check`.
+    Explain(explain::ExplainArgs),
     /// Show what the agent would do with a directory of specs, and which disks it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::PlanArgs),
@@ -235,9 +227,7 @@ impl Args {
                 run::run(config, left_out)?;
                 Ok(ExitCode::SUCCESS)
             }
-            CliCommand::Check { dir, config } => {
-                check::check(dir.as_deref(), config.as_deref(), out)
-            }
+            CliCommand::Check(args) => check::check(&args, out),
             CliCommand::Doctor(args) => doctor::doctor(&args, out),
             CliCommand::Status { place, output } => {
                 status::show(&place.directory()?, &place.specs()?, output, out)
@@ -246,7 +236,7 @@ impl Args {
             CliCommand::Show { place } => show::show(&place, out),
             CliCommand::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
             CliCommand::Wait { place, goal } => wait::wait(&place, &goal),
-            CliCommand::Explain { place } => explain::explain(&place, out),
+            CliCommand::Explain(args) => explain::explain(args, out),
             CliCommand::Plan(args) => plan::plan(&args, out),
             CliCommand::Approve(approval) => orders::approve(approval, out),
             CliCommand::Retry(whom) => orders::give(Order::Retry, whom, out),

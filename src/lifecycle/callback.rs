@@ -152,6 +152,8 @@ impl Node {
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
         let same_for = lookup.disks_same_for_ms.map(Duration::from_millis);
         let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
+        let writable = disks.iter().filter(|disk| !disk.read_only && !disk.removable).count();
+        self.record.last_seen.disks = u32::try_from(writable).ok();
         let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
         let vague = !spec.root_device.name_one();
         match chosen {

@@ -15,8 +15,11 @@ use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use crate::{
     config::{self, Config, ConfigError},
-    model::spec::{Goal, NodeSpec},
-    spec_dir,
+    model::{
+        problem::{Problem, ProblemKind, Severity},
+        spec::{Goal, NodeSpec},
+    },
+    spec_dir::{self, CheckContext},
 };
 
 use self::finding::Finding;
@@ -86,8 +89,10 @@ fn of_site(config: &Config) -> Result<Vec<Finding>, Failure> {
 fn specs(config: &Config) -> (Vec<Arc<NodeSpec>>, Vec<Finding>) {
     let dir = &config.specs.dir;
     let hint = "correct it; `hostler check` shows the specs alone";
-    let read = spec_dir::read_dir(dir, &dir.to_string_lossy(), config.defaults.as_ref());
-    let report = spec_dir::check(dir, config.defaults.as_ref());
+    let agent_defaults = config.defaults.as_ref();
+    let read = spec_dir::read_dir(dir, &dir.to_string_lossy(), agent_defaults);
+    let context = CheckContext { agent_defaults, known_disks: &|_| None };
+    let report = spec_dir::check_dir(dir, &dir.to_string_lossy(), None, &context);
     let (snapshot, report) = match (read, report) {
         (Ok(snapshot), Ok(report)) => (snapshot, report),
         (Err(error), _) | (_, Err(error)) => {
@@ -95,11 +100,14 @@ fn specs(config: &Config) -> (Vec<Arc<NodeSpec>>, Vec<Finding>) {
             return (Vec::new(), vec![Finding::failure("specs", error.to_string(), hint)]);
         }
     };
-    let problem = |problem: &crate::model::problem::Problem| {
-        Finding::failure("specs", problem.to_string(), hint)
+    let problem = |problem: &Problem| match problem.kind.severity() {
+        Severity::Error => Finding::failure("specs", problem.to_string(), hint),
+        Severity::Warning | Severity::Note => Finding::warning("specs", problem.to_string(), hint),
     };
-    let mut findings: Vec<Finding> = report.problems.iter().map(problem).collect();
-    findings.extend(report.passed_over.iter().map(|passed_over| {
+    // A site may wait for its first spec.
+    let reported = report.problems.iter().filter(|found| found.kind != ProblemKind::NothingFound);
+    let mut findings: Vec<Finding> = reported.map(problem).collect();
+    findings.extend(snapshot.passed_over.iter().map(|passed_over| {
         Finding::warning("specs", passed_over.to_string(), "rename it if it is a spec")
     }));
     if report.good.is_empty() && findings.is_empty() {
