@@ -5,13 +5,16 @@
 
 use std::{
     future::Future,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, time::timeout};
 
-use crate::model::status::{ImagingStage, Progress};
+use crate::model::{
+    callback::DiskRange,
+    status::{ImagingStage, Progress},
+};
 
 /// Becomes `true` when the work is to stop. A dropped sender means the same.
 pub type Cancel = watch::Receiver<bool>;
@@ -55,9 +58,53 @@ impl Watch<'_> {
     }
 }
 
-/// The progress of one piece of work, stage by stage.
+/// The progress of one piece of work, stage by stage, and the disk's ranges that it has written.
 #[derive(Debug, Default)]
-pub struct Meter(Mutex<Stages>);
+pub struct Meter {
+    stages: Mutex<Stages>,
+    ranges: Mutex<Option<Arc<WrittenRanges>>>,
+}
+
+/// The ranges of one write of a disk, with their digests.
+#[derive(Debug, Default)]
+pub struct WrittenRanges(Mutex<Ranges>);
+
+#[derive(Debug, Default)]
+struct Ranges {
+    /// In the order of the disk.
+    hashed: Vec<DiskRange>,
+    /// The offset up to which the disk holds them.
+    flushed_bytes: u64,
+}
+
+impl WrittenRanges {
+    /// Adds a range, which follows those before.
+    pub fn add(&self, range: DiskRange) {
+        self.ranges().hashed.push(range);
+    }
+
+    /// Notes the offset up to which the disk holds its ranges.
+    pub fn flushed(&self, bytes: u64) {
+        self.ranges().flushed_bytes = bytes;
+    }
+
+    /// The ranges that the disk holds.
+    pub fn on_disk(&self) -> Vec<DiskRange> {
+        let ranges = self.ranges();
+        let is_on_disk =
+            |range: &&DiskRange| range.from.saturating_add(range.bytes) <= ranges.flushed_bytes;
+        ranges.hashed.iter().take_while(is_on_disk).cloned().collect()
+    }
+
+    /// All ranges so far.
+    pub fn hashed(&self) -> Vec<DiskRange> {
+        self.ranges().hashed.clone()
+    }
+
+    fn ranges(&self) -> MutexGuard<'_, Ranges> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[derive(Clone, Debug, Default)]
 struct Stages {
@@ -135,8 +182,19 @@ impl Meter {
         *self.stages() = stages;
     }
 
+    /// Shows the ranges of a write that begins, instead of those of an earlier one.
+    pub fn show_ranges(&self, ranges: Option<Arc<WrittenRanges>>) {
+        *self.ranges.lock().unwrap_or_else(PoisonError::into_inner) = ranges;
+    }
+
+    /// The ranges that the disk holds.
+    pub fn ranges_on_disk(&self) -> Vec<DiskRange> {
+        let ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ranges.map_or_else(Vec::new, |ranges| ranges.on_disk())
+    }
+
     fn stages(&self) -> MutexGuard<'_, Stages> {
         // Nothing in here can be left half done by a panic elsewhere.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

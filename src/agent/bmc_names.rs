@@ -21,7 +21,7 @@ use tokio::{
 use crate::model::{
     fault::{Fault, Step},
     ids::NodeName,
-    problem::Problem,
+    problem::{Problem, ProblemKind},
     spec::{BmcAddress, HostPort, NodeSpec},
 };
 
@@ -168,9 +168,10 @@ impl BmcNames {
                 let message = format!("{address} is at {ip}, and so is the BMC of {others}");
                 let problem = Problem {
                     file: format!("{shown_as}/{node}.toml"),
-                    at: None,
                     key: "bmc.address".to_owned(),
                     message,
+                    kind: ProblemKind::Clash,
+                    ..Problem::default()
                 };
                 let problems = found.entry(node.clone()).or_default();
                 // Two names may share several addresses.

@@ -176,6 +176,7 @@ mod tests {
             iqn: "iqn.2026-11.hostler:edge-07".to_owned(),
             chap_username: "user".to_owned(),
             chap_password: Some(Secret::new("secret of this boot".to_owned())),
+            knows_salt: true,
         }
     }
 

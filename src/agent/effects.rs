@@ -20,7 +20,7 @@ use crate::{
     },
     model::{
         admin::{BmcCommand, NicBoot},
-        callback::Reply,
+        callback::{FlushedRanges, Reply},
         fault::{CANCELLED, Fault, Step},
         ids::{Digest, MacAddr, NodeName, OpId},
         spec::NodeSpec,
@@ -84,6 +84,7 @@ struct RunningOperation {
     /// Cancels the operation.
     stop: watch::Sender<bool>,
     is_poll: bool,
+    meter: Arc<Meter>,
 }
 
 impl Adapters {
@@ -225,6 +226,13 @@ impl Adapters {
         self.menus.show(mac, secrets)
     }
 
+    /// The ranges of the node's running write that its disk holds.
+    fn flushed_ranges(&self, node: &NodeName) -> FlushedRanges {
+        let all = (node.clone(), OpId::MIN)..=(node.clone(), OpId::MAX);
+        let its = self.running.range(all).map(|(_, running)| running.meter.ranges_on_disk());
+        FlushedRanges { ranges: its.flatten().collect() }
+    }
+
     /// Cancels all running operations and returns their number.
     pub(super) fn stop_all(&self) -> usize {
         for running in self.running.values() {
@@ -271,14 +279,15 @@ impl Effects for Adapters {
     fn start(&mut self, node: &NodeName, op: OpId, operation: Operation, spec: Arc<NodeSpec>) {
         let (stop, cancel) = watch::channel(false);
         let is_poll = operation == Operation::PollPower;
-        self.running.insert((node.clone(), op), RunningOperation { stop, is_poll });
+        let meter = Arc::new(Meter::default());
+        let running = RunningOperation { stop, is_poll, meter: Arc::clone(&meter) };
+        self.running.insert((node.clone(), op), running);
         let last_words = (operation == Operation::CleanUp)
             .then(|| self.last_words.wait_for(node, Instant::now()));
         let (node, operations, reports) =
             (node.clone(), Arc::clone(&self.operations), self.reports.clone());
         let has_progress = matches!(operation, Operation::Prepare | Operation::Image { .. });
         tokio::spawn(async move {
-            let meter = Arc::new(Meter::default());
             let work = tokio::spawn({
                 let meter = Arc::clone(&meter);
                 async move {
@@ -321,6 +330,10 @@ impl Effects for Adapters {
         match self.replies.remove(&request) {
             Some(ReplySender::Ramdisk(node, waiting)) => {
                 self.last_words.note_reply(&node, &reply, Instant::now());
+                let reply = match reply {
+                    Reply::Flushed(_) => Reply::Flushed(self.flushed_ranges(&node)),
+                    other => other,
+                };
                 drop(waiting.send(reply));
             }
             Some(ReplySender::System(waiting)) => drop(waiting.send(reply == Reply::Accepted)),

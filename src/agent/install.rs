@@ -38,8 +38,8 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// disk fails.
 const DECAYED_MAX: usize = 3;
 
-fn random() -> Result<[u8; 32], Fault> {
-    let mut random = [0; 32];
+fn random<const BYTES: usize>() -> Result<[u8; BYTES], Fault> {
+    let mut random = [0; BYTES];
     getrandom::fill(&mut random).map_err(faults::no_randomness)?;
     Ok(random)
 }
@@ -154,6 +154,7 @@ impl Operations {
         mut cancel: Cancel,
     ) -> Result<Outcome, Fault> {
         let DiskWrite { spec, image, target, boot_token, .. } = wanted;
+        let salt = u32::from_be_bytes(random()?);
         let url = boot_token.map(|token| boot_call::url(self.boot_calls_at, &spec.name, token));
         let target_disk = TargetDisk::new(target);
         let disk = imaging::open(&target_disk, cancel.clone()).await;
@@ -175,10 +176,12 @@ impl Operations {
             }
         };
         let root_partuuid = layout.root_partuuid().map(str::to_owned);
+        let salt = target.knows_salt.then_some(salt);
         let (checkpoint, saver) = write.start(fingerprint);
         let order = ImagingOrder {
             layout,
             verify: spec.image.verify,
+            salt,
             stall: spec.timeouts.imaging_stall,
             least_rate: LeastRate { bytes_per_s: self.imaging_rate_min, over: RATE_WINDOW },
             checkpoint,

@@ -22,7 +22,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{timeout, timeout_at},
+    time::{sleep, timeout, timeout_at},
 };
 use tracing::debug;
 
@@ -31,11 +31,15 @@ use crate::{
     boot_call::BootCalls,
     listener::ConnectionPermit,
     model::{
-        callback::{BODY_BYTES_MAX, DeployState},
+        callback::{BODY_BYTES_MAX, DeployState, FlushedRanges, KnownRanges},
         ids::NodeName,
         secret::AttemptKey,
     },
 };
+
+/// The pause between two looks for more flushed ranges: as often as the agent reads a running
+/// operation's progress.
+const RANGES_PAUSE: Duration = Duration::from_millis(500);
 
 /// State shared by all handlers.
 #[derive(Debug)]
@@ -148,6 +152,7 @@ fn parse(
             serde_json::from_slice(body).map(Call::PassDeployInfo)
         }
         (&Method::POST, "completed") => serde_json::from_slice(body).map(Call::Completed),
+        (&Method::POST, "flushed") => serde_json::from_slice(body).map(Call::Flushed),
         (&Method::POST, "verifying") => serde_json::from_slice(body).map(Call::Verifying),
         (&Method::POST, "log") => serde_json::from_slice(body).map(Call::Log),
         (&Method::GET, "deploy_state") => Ok(Call::DeployState),
@@ -166,6 +171,7 @@ fn bearer(headers: &HeaderMap) -> Option<AttemptKey> {
 pub(super) async fn hand_over(state: &AppState, args: CallArgs) -> Response {
     let reply = match args.call {
         Call::DeployState => poll(state, &args).await,
+        Call::Flushed(KnownRanges { known }) => more_ranges(state, &args, known).await,
         Call::Lookup(_)
         | Call::PassDeployInfo(_)
         | Call::Completed(_)
@@ -177,6 +183,7 @@ pub(super) async fn hand_over(state: &AppState, args: CallArgs) -> Response {
     let answer = match reply {
         Some(Reply::Lookup(reply)) => json(StatusCode::OK, &reply),
         Some(Reply::State(state)) => json(StatusCode::OK, &state),
+        Some(Reply::Flushed(ranges)) => json(StatusCode::OK, &ranges),
         Some(Reply::Accepted) => json(StatusCode::ACCEPTED, &serde_json::json!({})),
         Some(Reply::Refused) => refused(),
         Some(Reply::LookupAgain(reply)) => json(StatusCode::CONFLICT, &reply),
@@ -203,6 +210,23 @@ async fn poll(state: &AppState, args: &CallArgs) -> Option<Reply> {
         if let Ok(Err(_driver_gone)) = timeout_at(over, changed.changed()).await {
             return Some(reply);
         }
+    }
+}
+
+/// Repeats the call to the driver until the ramdisk knows another number of ranges or the long poll
+/// is over.
+async fn more_ranges(state: &AppState, args: &CallArgs, known: usize) -> Option<Reply> {
+    let over = tokio::time::Instant::now() + state.limits.poll;
+    loop {
+        let reply = ask(state, args).await?;
+        match &reply {
+            Reply::Flushed(FlushedRanges { ranges }) if ranges.len() == known => {}
+            _ => return Some(reply),
+        }
+        if tokio::time::Instant::now() >= over {
+            return Some(reply);
+        }
+        sleep(RANGES_PAUSE).await;
     }
 }
 

@@ -164,6 +164,7 @@ fn parse(name: &str, body: &[u8]) -> Option<(AttemptKey, Call)> {
                 // The ramdisk's `safe_url_encode` writes spaces as `+` and drops every other
                 // special character.
                 error: error.replace('+', " "),
+                knows_salt: false,
             };
             Some((key, Call::IronicDeployInfo(info)))
         }
@@ -239,6 +240,7 @@ mod tests {
             chap_username: String::new(),
             chap_password: None,
             error: String::new(),
+            knows_salt: false,
         };
         assert_eq!(info, expected);
         for fields in [r#""port":"3261","lun":"2""#, r#""port":3261,"lun":2"#] {

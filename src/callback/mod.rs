@@ -10,6 +10,8 @@
 //! POST /v1/nodes/{node}/vendor_passthru/pass_deploy_info  202
 //! GET  /v1/nodes/{node}/vendor_passthru/deploy_state      200 DeployStateReply, held back
 //!                                                         while it is `imaging`
+//! POST /v1/nodes/{node}/vendor_passthru/flushed           200 FlushedRanges, held back while
+//!                                                         there are no more of them
 //! POST /v1/nodes/{node}/vendor_passthru/completed         202
 //! POST /v1/nodes/{node}/vendor_passthru/log               202
 //! ```

@@ -45,15 +45,15 @@ enum Dialect {
 }
 
 /// A kind of firmware, and its boot loader.
-struct FirmwareLoader {
+pub(super) struct FirmwareLoader {
     tag: &'static str,
     /// The firmware's numbers in option 93.
     architectures: &'static [u16],
-    file: &'static str,
+    pub(super) file: &'static str,
     why: &'static str,
 }
 
-const CHOICES: [FirmwareLoader; 3] = [
+pub(super) const CHOICES: [FirmwareLoader; 3] = [
     FirmwareLoader {
         tag: "hostler-bios",
         architectures: &[0],

@@ -7,6 +7,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
+    str::FromStr,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +15,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     model::{
         consent,
-        problem::Problem,
+        ids::NodeName,
+        problem::{Problem, ProblemKind},
         spec::NodeSpec,
         status::{Booted, Installed, LastSeen, Phase, Status},
     },
@@ -26,13 +28,65 @@ use super::{
     Failure, NodeArgs,
     agent_alive::AgentAlive,
     print,
-    text::{clock, progress, span},
+    text::{clock, filled, progress, span},
 };
+
+/// Longest line of an explanation, in characters.
+const LINE_CHARS_MAX: usize = 80;
 
 /// The current spec file; `None` if it does not exist, or its directory is unknown.
 type SpecNow = Option<Result<NodeSpec, Vec<Problem>>>;
 
-pub(super) fn explain(place: &NodeArgs, out: &mut impl Write) -> Result<ExitCode, Failure> {
+#[derive(Debug, clap::Args)]
+pub(super) struct ExplainArgs {
+    /// The node's name, or a code such as HS012.
+    #[arg(value_name = "NODE|CODE")]
+    subject: Subject,
+    /// The directory of the node's status file; by default that of the configuration.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The agent's configuration; without it the one of this machine, if there is one.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// The subject of an explanation. Codes are in upper case, and names of nodes are not.
+#[derive(Clone, Debug)]
+enum Subject {
+    Node(NodeName),
+    Code(ProblemKind),
+}
+
+impl FromStr for Subject {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(kind) = ProblemKind::with_code(text) {
+            return Ok(Self::Code(kind));
+        }
+        let is_code = text.strip_prefix("HS").is_some_and(|number| number.parse::<u16>().is_ok());
+        if is_code {
+            let last = ProblemKind::ALL.last().map_or("", |kind| kind.code());
+            return Err(format!("there is no code {text}; they are HS001 to {last}"));
+        }
+        text.parse().map(Self::Node)
+    }
+}
+
+pub(super) fn explain(args: ExplainArgs, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let ExplainArgs { subject, dir, config } = args;
+    match subject {
+        Subject::Node(node) => timeline(&NodeArgs { node, dir, config }, out),
+        Subject::Code(kind) => {
+            let severity = kind.severity().as_str();
+            writeln!(out, "{} ({severity}): {}\n", kind.code(), kind.title())?;
+            write!(out, "{}", filled(kind.explanation(), LINE_CHARS_MAX))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn timeline(place: &NodeArgs, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let files = StatusFiles::new(place.status_dir()?);
     let (status, doubt) = match status_file::read(&files.path(&place.node)) {
         Ok(status) => (status, None),

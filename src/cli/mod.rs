@@ -3,15 +3,20 @@
 //! The `hostler` binary runs them. Read-only commands need no agent: `check`, `show` and `digest`
 //! read specs, `status`, `watch`, `wait` and `explain` read status files, and `plan` both.
 //! `approve`, `retry`, `bmc` and `show-boot` ask the running agent, and `cache` shares its images
-//! with it. No command changes a node by itself.
+//! with it. `ramdisk` and `loaders` prepare a site's boot files. No command changes a node by
+//! itself.
 
 mod agent_alive;
 mod bmc;
 mod cache;
 mod check;
+mod debian;
 mod dhcp_snippet;
 mod digest;
+mod doctor;
 mod explain;
+mod generate;
+mod loaders;
 pub mod log;
 mod orders;
 mod plan;
@@ -36,13 +41,13 @@ use crate::{
     admin::AdminError,
     config::{self, Config, ConfigError},
     model::{admin::Order, ids::NodeName, problem::Problem, toml_reader::Document},
-    ramdisk::build::{self, BuildOptions},
 };
 
 /// The first steps, for `--help`.
 const FIRST_STEPS: &str = "\
 The agent is `hostler run`, as a service; /etc/hostler/hostler.toml names its directory of specs.
 A spec is NODE.toml in that directory. In this order:
+  hostler doctor        is the site ready: ports, boot files, BMCs, images, DHCP?
   hostler check         is every spec good?
   hostler plan          what would the agent do, and which disks would it WIPE?
   hostler watch         what does it do?
@@ -67,15 +72,13 @@ enum CliCommand {
         #[arg(long)]
         print_config: bool,
     },
-    /// Check every spec in a directory, or one; exit code 1 if one has a problem.
-    Check {
-        /// The directory of specs, or one of them; by default the agent's own directory.
-        dir: Option<PathBuf>,
-        /// The agent's configuration, for its [defaults]; without it the one of this machine, if
-        /// there is one.
-        #[arg(long)]
-        config: Option<PathBuf>,
-    },
+    /// Check specs: every problem of each, with its line.
+    #[command(after_help = check::EXIT_CODES)]
+    Check(check::CheckArgs),
+    /// Check all that the site needs: configuration, ports, directories, boot loaders, ramdisk,
+    /// password files, BMCs, images, and the DHCP server. Changes nothing.
+    #[command(after_help = doctor::EXIT_CODES)]
+    Doctor(doctor::DoctorArgs),
     /// Show the phase of every node, and whether an agent runs.
     #[command(after_help = status::EXIT_CODES)]
     Status {
@@ -112,11 +115,9 @@ enum CliCommand {
         #[command(flatten)]
         goal: wait::Goal,
     },
-    /// Show the timeline of a node: its history, its evidence, the next step, and your options.
-    Explain {
-        #[command(flatten)]
-        place: NodeArgs,
-    },
+    /// Show the timeline of a node: its history, its evidence, the next step, and your options. Or
+    /// explain a code of `hostler check`.
+    Explain(explain::ExplainArgs),
     /// Show what the agent would do with a directory of specs, and which disks it would WIPE.
     #[command(after_help = plan::EXIT_CODES)]
     Plan(plan::PlanArgs),
@@ -142,36 +143,18 @@ enum CliCommand {
     /// Build the deploy ramdisk.
     Ramdisk {
         #[command(subcommand)]
-        command: RamdiskCommand,
+        command: ramdisk::RamdiskCommand,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum RamdiskCommand {
-    /// Build the deploy kernel and ramdisk from an unpacked kernel package. The same input gives
-    /// the same bytes.
-    ///
-    /// Prints the ramdisk's drivers, usual drivers that the kernel lacks, and firmware that its
-    /// drivers may request and the packages lack.
-    Build {
-        /// The unpacked kernel package: a directory with boot/ and lib/modules/. Packages of
-        /// firmware may be unpacked into the same directory, or beside it in directories of their
-        /// own.
-        #[arg(long)]
-        kernel_package: PathBuf,
-        /// Add this module and its dependencies. May be given several times.
-        #[arg(long = "module", value_name = "NAME")]
-        modules: Vec<String>,
-        /// Add all drivers of network interfaces and disk controllers, also of old ones and of
-        /// storage networks, but none of USB storage.
-        #[arg(long)]
-        all_drivers: bool,
-        /// The static hostler-ramdisk binary.
-        #[arg(long)]
-        binary: PathBuf,
-        /// The directory for vmlinuz and initramfs.
-        #[arg(long)]
-        out: PathBuf,
+    /// Install the boot loaders that machines load by TFTP.
+    Loaders {
+        #[command(subcommand)]
+        command: loaders::LoadersCommand,
+    },
+    /// Generate manual pages and completions, for packages.
+    #[command(hide = true)]
+    Generate {
+        #[command(subcommand)]
+        command: generate::GenerateCommand,
     },
 }
 
@@ -244,9 +227,8 @@ impl Args {
                 run::run(config, left_out)?;
                 Ok(ExitCode::SUCCESS)
             }
-            CliCommand::Check { dir, config } => {
-                check::check(dir.as_deref(), config.as_deref(), out)
-            }
+            CliCommand::Check(args) => check::check(&args, out),
+            CliCommand::Doctor(args) => doctor::doctor(&args, out),
             CliCommand::Status { place, output } => {
                 status::show(&place.directory()?, &place.specs()?, output, out)
             }
@@ -254,7 +236,7 @@ impl Args {
             CliCommand::Show { place } => show::show(&place, out),
             CliCommand::Digest { file, config } => digest::digest(&file, config.as_deref(), out),
             CliCommand::Wait { place, goal } => wait::wait(&place, &goal),
-            CliCommand::Explain { place } => explain::explain(&place, out),
+            CliCommand::Explain(args) => explain::explain(args, out),
             CliCommand::Plan(args) => plan::plan(&args, out),
             CliCommand::Approve(approval) => orders::approve(approval, out),
             CliCommand::Retry(whom) => orders::give(Order::Retry, whom, out),
@@ -262,19 +244,9 @@ impl Args {
             CliCommand::ShowBoot(args) => show_boot::show(&args, out),
             CliCommand::Cache { command } => command.run(out),
             CliCommand::DhcpSnippet(args) => dhcp_snippet::print(&args, out),
-            CliCommand::Ramdisk { command } => {
-                let RamdiskCommand::Build {
-                    kernel_package,
-                    modules,
-                    all_drivers,
-                    binary,
-                    out: dir,
-                } = command;
-                let options =
-                    BuildOptions { kernel_package, modules, all_drivers, binary, out: dir };
-                ramdisk::show(&build::build(&options)?, out)?;
-                Ok(ExitCode::SUCCESS)
-            }
+            CliCommand::Ramdisk { command } => ramdisk::run(command, out),
+            CliCommand::Loaders { command } => loaders::run(command, out),
+            CliCommand::Generate { command } => generate::run(&command, out),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -41,6 +41,13 @@ impl<W: Write> Write for Printer<W> {
 /// Standard error, for messages beside the answer.
 pub(super) fn stderr() -> Printer<io::StderrLock<'static>> {
     Printer(io::stderr().lock())
+}
+
+/// Whether the answer may have colors: standard output is a terminal, and `NO_COLOR` is not set
+/// (no-color.org).
+pub(super) fn may_color() -> bool {
+    let is_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stdout().is_terminal() && !is_refused
 }
 
 /// Encodes JSON without characters that control a terminal.

@@ -56,6 +56,22 @@ pub(super) fn span(duration: SignedDuration) -> String {
     }
 }
 
+/// Breaks a text into lines of at most so many characters.
+pub(super) fn filled(text: &str, chars_max: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= chars_max => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
 /// Formats a time to the second, in UTC: administrators compare it with logs.
 pub(super) fn clock(at: Timestamp) -> String {
     at.round(Unit::Second).unwrap_or(at).to_string()

@@ -17,7 +17,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     model::{
-        problem::Problem,
+        problem::{Problem, ProblemKind},
         size::parse_bytes,
         toml_reader::{Document, Extent, FILE_BYTES_MAX, Section, duration, read as read_layers},
     },
@@ -32,7 +32,8 @@ pub const DEFAULT_PATH: &str = "/etc/hostler/hostler.toml";
 
 const STATE_DIR: &str = "/var/lib/hostler";
 const SECRETS_DIR: &str = "/etc/hostler/secrets";
-const LOADERS_DIR: &str = "/usr/share/hostler/loaders";
+/// The directory of boot loaders, unless `tftp.loaders` names another.
+pub const LOADERS_DIR: &str = "/usr/share/hostler/loaders";
 const ADMIN_SOCKET: &str = "/run/hostler/admin.sock";
 /// Four writes fill most links, and a fifth would only make each slower.
 const IMAGING_MAX: usize = 4;
@@ -297,15 +298,15 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
     let state = State { dir: state_dir.unwrap_or_else(|| STATE_DIR.into()) };
     let images = config.key("images").table(|table| images(table, &state, outside));
     let secrets_dir = config.key("secrets").table(|secrets| secrets.key("dir").text(absolute));
-    let advertise =
-        config.key("network").table(|network| network.key("advertise").required().text(advertised));
+    let advertise = config.key("network").table(|network| {
+        let address = network.key("advertise").of_kind(ProblemKind::BadAddress);
+        address.required("\"192.0.2.1\"").text(advertised)
+    });
     let tftp = config.key("tftp").table(|table| tftp(table, advertise));
     let http_listen = config.key("http").table(|table| table.key("listen").text(socket));
     let callback_listen = config.key("callback").table(|table| table.key("listen").text(socket));
     let ramdisk = config.key("ramdisk").table(ramdisk);
-    let has_ironic = config.has("ironic");
-    let ironic = config.key("ironic");
-    let ironic = if has_ironic { Some(ironic.table(ironic_ramdisk)) } else { None };
+    let ironic = config.key("ironic").table_if_there(ironic_ramdisk);
     let admin_socket = config.key("admin").table(|admin| admin.key("socket").text(absolute));
     let limits = config.key("limits").table(limits);
     let safety = config.key("safety").table(safety);
@@ -339,7 +340,7 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
 }
 
 fn specs(specs: &mut Section<'_>) -> Option<Specs> {
-    let dir = specs.key("dir").required().text(absolute);
+    let dir = specs.key("dir").required("\"/etc/hostler/nodes\"").text(absolute);
     let status_dir = specs.key("status_dir").text(absolute);
     let rescan = specs.key("rescan").text(duration).unwrap_or(RESCAN);
     Some(Specs { dir: dir?, status_dir, rescan })
@@ -354,9 +355,21 @@ fn images(
         dir: images.key("dir").text(absolute).unwrap_or_else(|| state.dir.join("images")),
         allowed_dirs: images.key("allowed_dirs").list(absolute).unwrap_or_default(),
         cache_dir: images.key("cache_dir").text(outside).unwrap_or_else(|| state.dir.join("cache")),
-        cache_size: images.key("cache_size").text(parse_bytes).unwrap_or(CACHE_BYTES),
-        published_max: images.key("published_max").text(limit).unwrap_or(PUBLISHED_BYTES_MAX),
-        raw_max: images.key("raw_max").text(limit).unwrap_or(RAW_BYTES_MAX),
+        cache_size: images
+            .key("cache_size")
+            .of_kind(ProblemKind::BadSize)
+            .text(parse_bytes)
+            .unwrap_or(CACHE_BYTES),
+        published_max: images
+            .key("published_max")
+            .of_kind(ProblemKind::BadSize)
+            .text(limit)
+            .unwrap_or(PUBLISHED_BYTES_MAX),
+        raw_max: images
+            .key("raw_max")
+            .of_kind(ProblemKind::BadSize)
+            .text(limit)
+            .unwrap_or(RAW_BYTES_MAX),
     }
 }
 
@@ -364,7 +377,7 @@ fn images(
 fn tftp(tftp: &mut Section<'_>, advertise: Option<IpAddr>) -> Option<Tftp> {
     let listen = tftp.key("listen").text(socket);
     let loaders = tftp.key("loaders").text(absolute);
-    let block_max = tftp.key("block_max").text(block);
+    let block_max = tftp.key("block_max").of_kind(ProblemKind::BadSize).text(block);
     Some(Tftp {
         listen: listen.or_else(|| Some(SocketAddr::new(advertise?, TFTP_PORT)))?,
         loaders: loaders.unwrap_or_else(|| LOADERS_DIR.into()),
@@ -374,16 +387,18 @@ fn tftp(tftp: &mut Section<'_>, advertise: Option<IpAddr>) -> Option<Tftp> {
 
 fn ramdisk(ramdisk: &mut Section<'_>) -> Option<Ramdisk> {
     let files = boot_files(ramdisk);
-    let has_aarch64 = ramdisk.has("aarch64");
-    let aarch64 = ramdisk.key("aarch64");
-    let aarch64 = if has_aarch64 { Some(aarch64.table(boot_files)?) } else { None };
+    let aarch64 = match ramdisk.key("aarch64").table_if_there(boot_files) {
+        Some(files) => Some(files?),
+        None => None,
+    };
     let BootFiles { kernel, initramfs } = files?;
     Some(Ramdisk { kernel, initramfs, aarch64 })
 }
 
 fn boot_files(section: &mut Section<'_>) -> Option<BootFiles> {
-    let kernel = section.key("kernel").required().text(absolute);
-    let initramfs = section.key("initramfs").required().text(absolute);
+    let kernel = section.key("kernel").required("\"/usr/share/hostler/vmlinuz\"").text(absolute);
+    let initramfs =
+        section.key("initramfs").required("\"/usr/share/hostler/initramfs\"").text(absolute);
     Some(BootFiles { kernel: kernel?, initramfs: initramfs? })
 }
 
@@ -397,6 +412,7 @@ fn limits(limits: &mut Section<'_>) -> Limits {
         waiting: limits.key("waiting").integer(at_least_one).unwrap_or(WAITING_MAX),
         imaging_rate_min: limits
             .key("imaging_rate_min")
+            .of_kind(ProblemKind::BadSize)
             .text(parse_bytes)
             .unwrap_or(IMAGING_RATE_MIN_BYTES),
         bmc_spacing: limits.key("bmc_spacing").text(duration).unwrap_or(BMC_SPACING),

@@ -166,22 +166,22 @@ enforce_power = 1
 socket = "admin.sock"
 "#,
         &expect![[r#"
-            hostler.toml: ramdisk.kernel: missing
-            hostler.toml: ramdisk.initramfs: missing
+            hostler.toml: ramdisk.kernel: missing; add to [ramdisk] for example kernel = "/usr/share/hostler/vmlinuz"
+            hostler.toml: ramdisk.initramfs: missing; add to [ramdisk] for example initramfs = "/usr/share/hostler/initramfs"
             hostler.toml:1:12: defaults: an integer, must be a table
             hostler.toml:3:7: specs.dir: `nodes` is not an absolute path
             hostler.toml:4:10: specs.rescan: `0s` is out of range, 1s to 168h is allowed
             hostler.toml:6:17: images.allowed_dirs: `/srv/../etc` has a `..` in it
             hostler.toml:6:32: images.allowed_dirs: `x` is not an absolute path
-            hostler.toml:6:37: images.allowed_dirs: an integer, must be a string; put it in quotes
+            hostler.toml:6:37: images.allowed_dirs: an integer, must be a string: `1` is not an absolute path
             hostler.toml:7:14: images.cache_size: `20 gigs` is not a size; write for example 480GB or 64MiB
-            hostler.toml:8:17: images.published_max: an integer, must be a string; put it in quotes
+            hostler.toml:8:17: images.published_max: an integer, must be a string with a unit; write for example "5GB" or "5GiB"
             hostler.toml:9:11: images.raw_max: `0GiB`, must be at least 1 byte
             hostler.toml:11:13: network.advertise: 0.0.0.0 is no address that a machine could call back
             hostler.toml:12:1: network.interface: unknown key
             hostler.toml:14:10: tftp.listen: `69` is not address:port; write for example 192.0.2.1:69 or [::]:69
             hostler.toml:15:1: tftp.loader: unknown key; did you mean `loaders`?
-            hostler.toml:17:10: callback.listen: an integer, must be a string; put it in quotes
+            hostler.toml:17:10: callback.listen: an integer, must be a string: `8443` is not address:port; write for example 192.0.2.1:69 or [::]:69
             hostler.toml:19:11: limits.imaging: 0, must be at least 1
             hostler.toml:22:17: safety.enforce_power: an integer, must be true or false
             hostler.toml:24:10: admin.socket: `admin.sock` is not an absolute path
@@ -189,17 +189,17 @@ socket = "admin.sock"
     );
     check(
         "specs.dir = \"/x\"\n",
-        &expect![[r"
-        hostler.toml: network.advertise: missing
-        hostler.toml: ramdisk.kernel: missing
-        hostler.toml: ramdisk.initramfs: missing
-    "]],
+        &expect![[r#"
+            hostler.toml: network.advertise: missing; add to [network] for example advertise = "192.0.2.1"
+            hostler.toml: ramdisk.kernel: missing; add to [ramdisk] for example kernel = "/usr/share/hostler/vmlinuz"
+            hostler.toml: ramdisk.initramfs: missing; add to [ramdisk] for example initramfs = "/usr/share/hostler/initramfs"
+        "#]],
     );
     check(
         "[specs\ndir = \"/x\"\n",
-        &expect![[r"
-        hostler.toml:1:7: unclosed table, expected `]`
-    "]],
+        &expect![[r#"
+            hostler.toml:1:1: a table without its second bracket; write [specs]
+        "#]],
     );
     check(
         &format!("{MINIMAL}[network]\n[ramdisk.aarch64]\nkernel = \"/x\"\n"),
@@ -217,7 +217,7 @@ fn a_ramdisk_for_aarch64_is_whole_or_not_there() {
          initramfs = \"/i\"\n\
          [ramdisk.aarch64]\nkernel = \"k\"\n",
         &expect![[r#"
-            hostler.toml:6:1: ramdisk.aarch64.initramfs: missing
+            hostler.toml:6:1: ramdisk.aarch64.initramfs: missing; add to [ramdisk.aarch64] for example initramfs = "/usr/share/hostler/initramfs"
             hostler.toml:7:10: ramdisk.aarch64.kernel: `k` is not an absolute path
         "#]],
     );

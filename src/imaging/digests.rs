@@ -1,11 +1,15 @@
 //! Digests of the disk's ranges, which the machine itself compares.
 //!
 //! The write computes them from the written bytes, on a separate thread. The bytes must arrive in
-//! the order of the disk; repeated bytes are skipped.
+//! the order of the disk; repeated bytes are skipped. Each range is shown to the machine as soon as
+//! it is hashed and flushed.
 
 use std::{
     ops::Range,
-    sync::mpsc::{self, Receiver, SyncSender},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, SyncSender},
+    },
 };
 
 use sha2::{Digest as _, Sha256};
@@ -18,9 +22,13 @@ use super::{
     reader::{Filling, Piece},
     zeros::zeros,
 };
-use crate::model::{
-    callback::{DiskRange, VERIFY_RANGES_MAX},
-    ids::{Digest, DigestAlgorithm},
+use crate::{
+    model::{
+        callback::{DiskRange, VERIFY_RANGES_MAX},
+        ids::{Digest, DigestAlgorithm},
+        range_digest::RangeHasher,
+    },
+    progress::WrittenRanges,
 };
 
 /// Most ranges of the disk's body: head and tail have one each.
@@ -36,17 +44,27 @@ const ZEROS_AT_ONCE: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Digests {
     sender: SyncSender<Piece>,
-    result: JoinHandle<Vec<DiskRange>>,
+    ranges: Arc<WrittenRanges>,
+    hashing: JoinHandle<()>,
 }
 
 impl Digests {
     /// Starts the thread. `None` if the body has more runs than ranges are allowed; then the disk
     /// must be read back.
-    pub(super) fn start(plan: &Plan) -> Option<Self> {
-        let ranges = cut(plan.runs_in(&plan.body()))?;
+    pub(super) fn start(plan: &Plan, salt: Option<u32>) -> Option<Self> {
+        let cut = cut(plan.runs_in(&plan.body()))?;
         let (sender, pieces) = mpsc::sync_channel(PIECES_WAITING);
-        let result = tokio::task::spawn_blocking(move || hash_all(ranges, &pieces));
-        Some(Self { sender, result })
+        let ranges = Arc::<WrittenRanges>::default();
+        let hashing = tokio::task::spawn_blocking({
+            let ranges = Arc::clone(&ranges);
+            move || hash_all(cut, &pieces, salt, &ranges)
+        });
+        Some(Self { sender, ranges, hashing })
+    }
+
+    /// The body's ranges as they are written.
+    pub(super) fn ranges(&self) -> &Arc<WrittenRanges> {
+        &self.ranges
     }
 
     /// The channel for pieces.
@@ -57,14 +75,15 @@ impl Digests {
     /// Waits for the end of the input, and returns the digests of all complete ranges.
     pub(super) async fn finish(self) -> Result<Vec<DiskRange>, ImagingError> {
         drop(self.sender);
-        ended(self.result.await.map(Ok))
+        ended(self.hashing.await.map(Ok))?;
+        Ok(self.ranges.hashed())
     }
 }
 
 /// The digest of bytes in memory.
 pub(super) fn digest_of(from: u64, data: &[u8]) -> Option<DiskRange> {
     let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest(data))?;
-    Some(DiskRange { from, bytes: data.len() as u64, digest })
+    Some(DiskRange { from, bytes: data.len() as u64, digest, salt: None })
 }
 
 /// Cuts runs into ranges of similar length, as many as are allowed.
@@ -82,44 +101,82 @@ fn cut(runs: Vec<Range<u64>>) -> Option<Vec<Range<u64>>> {
     Some(ranges.collect())
 }
 
-fn hash_all(ranges: Vec<Range<u64>>, pieces: &Receiver<Piece>) -> Vec<DiskRange> {
-    let mut done = Vec::with_capacity(ranges.len());
+fn hash_all(
+    ranges: Vec<Range<u64>>,
+    pieces: &Receiver<Piece>,
+    salt: Option<u32>,
+    done: &WrittenRanges,
+) {
     let mut rest = ranges.into_iter();
-    let Some(mut range) = rest.next() else { return done };
-    let (mut at, mut hash) = (range.start, Sha256::new());
+    let Some(mut range) = rest.next() else { return };
+    let (mut at, mut hasher) = (range.start, Hasher::new(salt));
     for piece in pieces {
         while at < piece.end() {
             let until = range.end.min(piece.end());
-            feed(&mut hash, &piece, at..until);
+            hasher.feed(&piece, at..until);
             at = until;
             if at == range.end {
-                let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize_reset());
-                let bytes = range.end - range.start;
-                done.extend(digest.map(|digest| DiskRange { from: range.start, bytes, digest }));
-                let Some(next) = rest.next() else { return done };
+                let (from, bytes) = (range.start, range.end - range.start);
+                if let Some(digest) = std::mem::replace(&mut hasher, Hasher::new(salt)).finish() {
+                    done.add(DiskRange { from, bytes, digest, salt });
+                }
+                let Some(next) = rest.next() else { return };
                 range = next;
                 at = range.start;
             }
         }
     }
-    done
 }
 
-/// Hashes the part of the piece that lies in the range.
-fn feed(hash: &mut Sha256, piece: &Piece, range: Range<u64>) {
-    match &piece.filling {
-        Filling::Data(data) => {
-            let from = usize::try_from(range.start - piece.at).unwrap_or(usize::MAX);
-            let to = usize::try_from(range.end - piece.at).unwrap_or(usize::MAX);
-            hash.update(data.get(from..to).unwrap_or_default());
+/// The hash of one range.
+enum Hasher {
+    /// All bytes in a row, for a ramdisk that knows no other.
+    Plain(Sha256),
+    Chunked(RangeHasher),
+}
+
+impl Hasher {
+    fn new(salt: Option<u32>) -> Self {
+        match salt {
+            None => Self::Plain(Sha256::new()),
+            Some(salt) => Self::Chunked(RangeHasher::new(salt)),
         }
-        Filling::Zeros(_) => {
-            let mut left = range.end - range.start;
-            while left > 0 {
-                let step = left.min(ZEROS_AT_ONCE);
-                hash.update(zeros(usize::try_from(step).unwrap_or_default()));
-                left -= step;
+    }
+
+    /// Hashes the part of the piece that lies in the range.
+    fn feed(&mut self, piece: &Piece, range: Range<u64>) {
+        match &piece.filling {
+            Filling::Data(data) => {
+                let from = usize::try_from(range.start - piece.at).unwrap_or(usize::MAX);
+                let to = usize::try_from(range.end - piece.at).unwrap_or(usize::MAX);
+                let data = data.get(from..to).unwrap_or_default();
+                match self {
+                    Self::Plain(hash) => hash.update(data),
+                    Self::Chunked(hasher) => hasher.data(data),
+                }
+            }
+            Filling::Zeros(_) => {
+                let bytes = range.end - range.start;
+                match self {
+                    Self::Plain(hash) => hash_zeros(hash, bytes),
+                    Self::Chunked(hasher) => hasher.zeros(bytes),
+                }
             }
         }
+    }
+
+    fn finish(self) -> Option<Digest> {
+        match self {
+            Self::Plain(hash) => Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize()),
+            Self::Chunked(hasher) => hasher.finish(),
+        }
+    }
+}
+
+fn hash_zeros(hash: &mut Sha256, mut bytes: u64) {
+    while bytes > 0 {
+        let step = bytes.min(ZEROS_AT_ONCE);
+        hash.update(zeros(usize::try_from(step).unwrap_or_default()));
+        bytes -= step;
     }
 }

@@ -4,7 +4,7 @@
 //! The agent calls it once per attempt through [`super::OpenedDisk::write`], after the comparison
 //! of the image's checksum. The parent module lists its guarantees.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -48,6 +48,8 @@ pub struct ImagingOrder {
     pub layout: Layout,
     /// How the written content is verified.
     pub verify: Verify,
+    /// With [`Verify::Node`]: this write's salt, if the machine's ramdisk knows digests with one.
+    pub salt: Option<u32>,
     /// Longest time without any progress.
     pub stall: Duration,
     /// Lowest rate of a disk that is the bottleneck.
@@ -140,13 +142,14 @@ impl<'a> Writing<'a> {
         thresholds: WriteThresholds,
     ) -> Self {
         let verify = order.verify;
-        let digests = if verify == Verify::Node { Digests::start(&plan) } else { None };
+        let digests = if verify == Verify::Node { Digests::start(&plan, order.salt) } else { None };
         // A layout with too many parts for digests is read back.
         let compares = match verify {
             Verify::Full => true,
             Verify::Node => digests.is_none(),
             Verify::None => false,
         };
+        watch.meter.show_ranges(digests.as_ref().map(|digests| Arc::clone(digests.ranges())));
         watch.meter.begin(ImagingStage::Write, 0, plan.bytes());
         Self {
             plan,
@@ -211,6 +214,7 @@ impl<'a> Writing<'a> {
     async fn resume(&mut self) -> Result<u64, ImagingError> {
         let body = self.plan.body();
         let from = self.checkpoint.resumes_at.clamp(body.start, body.end);
+        self.show_flushed(from);
         if let Some(digests) = self.digests.as_ref().filter(|_| from > body.start) {
             let purpose = Purpose::Write(Some(digests.sender()));
             let mut pieces = read_ahead(self.plan.clone(), body.start..from, purpose);
@@ -281,6 +285,7 @@ impl<'a> Writing<'a> {
                     flushed = covers;
                     self.step = ImagingStep::Body(covers);
                     self.checkpoint.flushed.send_replace(covers);
+                    self.show_flushed(covers);
                 }
                 Event::PoolUpdate(PoolUpdate::Opened(opened)) => {
                     pool.take(opened, &mut self.scale_up);
@@ -301,7 +306,16 @@ impl<'a> Writing<'a> {
         }
         pool.open_no_more();
         in_flight.begin(pool.first().clone().flush(body.end));
-        self.next_completed(in_flight).await.map(drop)
+        self.next_completed(in_flight).await?;
+        self.show_flushed(body.end);
+        Ok(())
+    }
+
+    /// Lets the machine compare the body's ranges that end before this offset.
+    fn show_flushed(&self, covers: u64) {
+        if let Some(digests) = &self.digests {
+            digests.ranges().flushed(covers);
+        }
     }
 
     async fn adapt<C: Connector>(

@@ -1,4 +1,4 @@
-//! Finds zeros in data, and lends static ones.
+//! Finds runs of zeros in data, and lends static ones.
 //!
 //! The reader calls it for every byte of a file, so that it must be fast in data without zeros.
 
@@ -6,24 +6,16 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::model::range_digest;
+pub(super) use crate::model::range_digest::is_zero;
+
 /// Shortest run of zeros worth a command of its own. A shorter one costs more in commands than it
 /// saves in bytes.
 const UNIT_BYTES: usize = 64 << 10;
-/// Bytes compared at once: long enough for the processor's widest loads, short enough to leave
-/// early.
-const STRIDE_BYTES: usize = 256;
-
-static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Up to 1 MiB of zeros.
 pub(super) fn zeros(bytes: usize) -> Bytes {
-    Bytes::from_static(ZEROS.get(..bytes).unwrap_or(&ZEROS))
-}
-
-/// Whether every byte is zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    let no_one = |stride: &[u8]| stride.iter().fold(0, |all, byte| all | byte) == 0;
-    bytes.chunks(STRIDE_BYTES).all(no_one)
+    Bytes::from_static(range_digest::zeros(bytes))
 }
 
 /// The runs of a piece of data in order; true for zeros.
@@ -45,19 +37,6 @@ pub(super) fn runs(data: &[u8]) -> Vec<(Range<usize>, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_byte_anywhere_is_not_zero() {
-        for bytes in [1, 255, 256, 257, 5000] {
-            let mut data = vec![0; bytes];
-            assert!(is_zero(&data), "{bytes}");
-            for at in [0, bytes / 2, bytes - 1] {
-                data[at] = 1;
-                assert!(!is_zero(&data), "{at} of {bytes}");
-                data[at] = 0;
-            }
-        }
-    }
 
     #[test]
     fn whole_units_of_zeros_are_runs_and_neighbours_of_a_kind_are_one_run() {

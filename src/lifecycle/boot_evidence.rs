@@ -129,8 +129,9 @@ pub(super) fn ramdisk_timeout(attempt: &Attempt, seen: &LastSeen) -> Fault {
                 "the machine was switched on but never fetched anything over TFTP; {}",
                 missing_loader(seen)
             ),
-            "put that file into tftp.loaders, or have the DHCP server name the one that `hostler \
-             dhcp-snippet` prints; if another machine asked: boot order, cable, VLAN, boot.mac",
+            "put that file into tftp.loaders with `hostler loaders install`, or have the DHCP \
+             server name the one that `hostler dhcp-snippet` prints; if another machine asked: \
+             boot order, cable, VLAN, boot.mac",
         ),
         (None, _, None) if !seen.unknown_macs.is_empty() => (
             format!(

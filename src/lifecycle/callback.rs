@@ -10,8 +10,8 @@ use jiff::Timestamp;
 
 use crate::model::{
     callback::{
-        Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupAgain,
-        LookupReply, Reply, Then,
+        Call, Completed, DeployInfo, DeployState, DeployStateReply, FlushedRanges, Lookup,
+        LookupAgain, LookupReply, Reply, Then,
     },
     disk::{Disk, NoRootDevice},
     fault::{Fault, RetryAdvice, Step},
@@ -68,8 +68,8 @@ impl Node {
             Ok(reply) => {
                 let seen = &mut self.record.last_seen;
                 seen.address = Some(peer);
-                // Both are repeated, and each change writes the record.
-                if !matches!(name, "deploy_state" | "verifying") {
+                // They are repeated, and each change writes the record.
+                if !matches!(name, "deploy_state" | "flushed" | "verifying") {
                     seen.callback = Some(name.to_owned());
                     seen.callback_at = Some(now);
                 }
@@ -115,6 +115,7 @@ impl Node {
             }
             Call::DeployState => Ok(Reply::State(self.deploy_state(now))),
             Call::Completed(completed) => self.completed(now, &completed, actions),
+            Call::Flushed(_) => Ok(Reply::Flushed(FlushedRanges::default())),
             Call::Verifying(progress) => self.note_comparison(now, progress),
             Call::Log(log) => self.take_log(peer, key, log, actions),
             Call::IronicBootloader(error) => self.ironic_bootloader(now, &error, actions),
@@ -151,6 +152,8 @@ impl Node {
         let right = right_machine(spec, attempt.system_guid, &lookup).map_err(NotChosen::Fault);
         let same_for = lookup.disks_same_for_ms.map(Duration::from_millis);
         let disks: Vec<Disk> = lookup.disks.into_iter().map(plain_disk).collect();
+        let writable = disks.iter().filter(|disk| !disk.read_only && !disk.removable).count();
+        self.record.last_seen.disks = u32::try_from(writable).ok();
         let chosen = right.and_then(|()| choose_disk(spec, attempt.image.disk_bytes, &disks));
         let vague = !spec.root_device.name_one();
         match chosen {
@@ -291,6 +294,7 @@ impl Node {
             iqn: info.iqn,
             chap_username: info.chap_username,
             chap_password: info.chap_password,
+            knows_salt: info.knows_salt,
         })
     }
 
@@ -354,8 +358,11 @@ impl Node {
                 self.let_go(now);
                 Ok(Reply::Accepted)
             }
-            State::Switching { disk, .. } | State::WaitingCompleted { disk, .. }
-                if completed.verified =>
+            // The ramdisk compares during the write, too.
+            State::Imaging { disk, .. }
+            | State::Switching { disk, .. }
+            | State::WaitingCompleted { disk, .. }
+                if completed.verified && !completed.error.is_empty() =>
             {
                 let fault = lies(disk, &completed.error);
                 self.fail(now, fault, actions);

@@ -46,7 +46,8 @@ impl Node {
             _ => now,
         };
         let elapsed_ms = now.duration_since(self.record.since).as_millis().max(1).unsigned_abs();
-        let rate = u128::from(done_bytes) * 1000 / elapsed_ms;
+        let had_bytes = before.map_or(done_bytes, |before| before.had_bytes);
+        let rate = u128::from(done_bytes - had_bytes) * 1000 / elapsed_ms;
         let rate_bytes = u64::try_from(rate).unwrap_or(u64::MAX);
         let progress = Progress {
             stage: ImagingStage::Verify,
@@ -55,7 +56,7 @@ impl Node {
             rate_bytes,
             remaining_s: (total_bytes - done_bytes).checked_div(rate_bytes),
         };
-        self.comparison = Some(Comparison { progress, advanced_at });
+        self.comparison = Some(Comparison { progress, had_bytes, advanced_at });
         Ok(Reply::Accepted)
     }
 
@@ -86,7 +87,7 @@ impl Node {
         if ranges.is_empty() {
             return String::new();
         }
-        let Some(Comparison { progress, advanced_at }) = self.comparison else {
+        let Some(Comparison { progress, advanced_at, .. }) = self.comparison else {
             return "; its comparison of the disk reported no progress".to_owned();
         };
         let still = now.duration_since(advanced_at).max(SignedDuration::ZERO).as_secs();

@@ -90,6 +90,8 @@ pub struct Node {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Comparison {
     pub(super) progress: Progress,
+    /// The bytes of the first report, which the ramdisk compared during the write.
+    pub(super) had_bytes: u64,
     /// The time of the last report with more bytes than before.
     pub(super) advanced_at: Timestamp,
 }

@@ -363,6 +363,14 @@ pub struct Target {
     /// CHAP secret; `None`: the target requires none, and `boot.require_chap` allows that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_password: Option<Secret>,
+    /// Whether the ramdisk knows digests with a salt.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub knows_salt: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl State {

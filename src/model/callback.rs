@@ -29,6 +29,8 @@ pub enum Call {
     DeployState,
     /// `POST …/completed`
     Completed(Completed),
+    /// `POST …/flushed`
+    Flushed(KnownRanges),
     /// `POST …/verifying`
     Verifying(VerifyProgress),
     /// `POST …/log`
@@ -48,6 +50,7 @@ impl Call {
             Self::PassDeployInfo(_) | Self::IronicDeployInfo(_) => "pass_deploy_info",
             Self::DeployState => "deploy_state",
             Self::Completed(_) => "completed",
+            Self::Flushed(_) => "flushed",
             Self::Verifying(_) => "verifying",
             Self::Log(_) => "log",
             Self::IronicBootloader(_) => "pass_bootloader_install_info",
@@ -61,6 +64,7 @@ impl Call {
             | Self::PassDeployInfo(_)
             | Self::DeployState
             | Self::Completed(_)
+            | Self::Flushed(_)
             | Self::Verifying(_)
             | Self::Log(_) => DeployRamdisk::Hostler,
             Self::IronicDeployInfo(_) | Self::IronicBootloader(_) => DeployRamdisk::Ironic,
@@ -77,6 +81,8 @@ pub enum Reply {
     Accepted,
     /// 200: the ramdisk's next step.
     State(DeployStateReply),
+    /// 200: the ranges that are on the disk. The core leaves them out, the agent fills them in.
+    Flushed(FlushedRanges),
     /// 404, the same for an unknown node, a wrong key and a wrong phase.
     Refused,
     /// 409: the root device has not appeared yet.
@@ -154,6 +160,9 @@ pub struct DeployInfo {
     /// The ramdisk's failure in its own words, or empty.
     #[serde(default)]
     pub error: String,
+    /// Whether the ramdisk knows digests with a salt ([`DiskRange::salt`]). An older one does not.
+    #[serde(default)]
+    pub knows_salt: bool,
 }
 
 /// Deserializes a port, and refuses 0.
@@ -217,6 +226,26 @@ pub struct DiskRange {
     pub bytes: u64,
     /// The digest of these bytes.
     pub digest: Digest,
+    /// Present: `digest` is that of [`RangeHasher`](super::range_digest::RangeHasher) with this
+    /// salt, which belongs to one write of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<u32>,
+}
+
+/// `POST …/flushed`: asks for ranges to compare while the agent still writes others. An older agent
+/// does not know the call, and an older ramdisk does not make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownRanges {
+    /// The number of ranges in the last answer. The agent answers once it has another number, or
+    /// after a while.
+    pub known: usize,
+}
+
+/// The answer to [`KnownRanges`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlushedRanges {
+    /// The ranges of the running write that the disk holds, flushed, in order.
+    pub ranges: Vec<DiskRange>,
 }
 
 /// The ramdisk's next step with its target.

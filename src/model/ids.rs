@@ -87,13 +87,24 @@ impl MacAddr {
     }
 }
 
+/// Splits `52:54:00:12:34:56`, `52-54-00-12-34-56` or Cisco's `5254.0012.3456` into its pairs.
+fn pairs(text: &str) -> Vec<&str> {
+    if text.contains('.') {
+        text.split('.')
+            .flat_map(|four| four.split_at_checked(2).map_or([four, ""], |(one, two)| [one, two]))
+            .collect()
+    } else {
+        text.split([':', '-']).collect()
+    }
+}
+
 impl FromStr for MacAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || format!("`{text}` is not a MAC address, which looks like 52:54:00:12:34:56");
         let mut octets = [0; 6];
-        let mut parts = text.split([':', '-']);
+        let mut parts = pairs(text).into_iter();
         for octet in &mut octets {
             let part = parts
                 .next()
@@ -137,6 +148,13 @@ impl fmt::Display for MacAddr {
 /// changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OpId(pub u64);
+
+impl OpId {
+    /// The lowest number.
+    pub const MIN: Self = Self(0);
+    /// The highest number.
+    pub const MAX: Self = Self(u64::MAX);
+}
 
 impl fmt::Display for OpId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -293,9 +311,10 @@ mod tests {
     }
 
     #[test]
-    fn a_mac_address_reads_both_notations_and_refuses_what_no_nic_has() {
+    fn a_mac_address_reads_every_usual_spelling_and_refuses_what_no_nic_has() {
         let mac: MacAddr = "52:54:00:AB:cd:01".parse().unwrap();
         assert_eq!(mac, "52-54-00-ab-cd-01".parse().unwrap());
+        assert_eq!(mac, "5254.00ab.cd01".parse().unwrap());
         assert_eq!(
             (mac.to_string().as_str(), mac.hyphenated().as_str()),
             ("52:54:00:ab:cd:01", "52-54-00-ab-cd-01")
@@ -304,6 +323,9 @@ mod tests {
             "",
             "52:54:00:ab:cd",
             "52:54:00:ab:cd:01:02",
+            "5254.00ab.cd01.02",
+            "52.54.00.ab.cd.01",
+            "525.400ab.cd01",
             "52:54:00:ab:cd:+1",
             "01:00:5e:00:00:01",
             "00:00:00:00:00:00",

@@ -23,6 +23,7 @@ pub mod netboot;
 pub mod power;
 pub mod printable;
 pub mod problem;
+pub mod range_digest;
 pub mod secret;
 pub mod size;
 pub mod spec;

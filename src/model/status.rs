@@ -405,6 +405,9 @@ pub struct LastSeen {
     /// The time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_at: Option<Timestamp>,
+    /// The number of disks that could be written, as the deploy ramdisk reported them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<u32>,
     /// The machine's first netboot after its restart into the installed system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netbooted_at: Option<Timestamp>,

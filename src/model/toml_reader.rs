@@ -6,17 +6,28 @@
 //! fill it (a spec over its defaults); a [`Field`] is one key of it. A key that the caller never
 //! requests is unknown. It must never do I/O and never panic, whatever the bytes.
 
-use std::{cell::RefCell, collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use jiff::SignedDuration;
 
-use super::problem::Problem;
-use document::{Node, Table, Value};
+use super::problem::{Fix, Problem, ProblemKind, Span, shown};
+use tree::{Node, Table, Value};
 
+mod advice;
 mod document;
+mod field;
+mod refused;
 mod setting;
+mod syntax;
+mod tree;
 
 pub use document::Document;
+pub use refused::Refused;
 pub use setting::{Origin, Setting};
 
 /// Largest file read, in bytes: a spec has one or two thousand; more is a mistake or an attack on
@@ -37,9 +48,17 @@ const DURATION_RANGE: RangeInclusive<SignedDuration> =
 #[derive(Debug, Default)]
 struct Findings {
     problems: Vec<Problem>,
+    /// The problems of unknown keys by their numbers, each with its table and key: their advice
+    /// needs the keys of all tables.
+    unknown: Vec<(usize, String, String)>,
+    /// The keys of every table.
+    known: KnownKeys,
     /// The effective values; `None` if the caller does not want them.
     settings: Option<Vec<Setting>>,
 }
+
+/// The known keys of every table, by the table's dotted path.
+type KnownKeys = BTreeMap<String, BTreeSet<&'static str>>;
 
 /// Whether required keys must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,14 +72,16 @@ pub enum Extent {
 /// One table, merged from the files that fill it, the most specific first.
 #[derive(Debug)]
 pub struct Section<'a> {
-    /// The most specific file, for which missing keys are reported, and the offset of the table in
+    /// The most specific file, for which missing keys are reported, and the place of the table in
     /// it.
-    home: (&'a Document, Option<usize>),
+    home: (&'a Document, Option<Span>),
     layers: Vec<(&'a Document, &'a Table)>,
     path: String,
     extent: Extent,
     idle: bool,
-    known: Vec<&'static str>,
+    known: BTreeSet<&'static str>,
+    /// Keys that are reported already.
+    forbidden: BTreeSet<&'static str>,
     findings: &'a RefCell<Findings>,
 }
 
@@ -68,10 +89,12 @@ pub struct Section<'a> {
 #[derive(Debug)]
 #[must_use]
 pub struct Field<'a> {
-    home: (&'a Document, Option<usize>),
+    home: (&'a Document, Option<Span>),
     values: Vec<(&'a Document, &'a Node)>,
     path: String,
     extent: Extent,
+    /// The kind of a value that is refused, unless another one is more exact.
+    kind: Option<ProblemKind>,
     fallback: Option<Value>,
     idle: bool,
     findings: &'a RefCell<Findings>,
@@ -85,7 +108,8 @@ pub fn read<T>(
     extent: Extent,
     body: impl FnOnce(&mut Section<'_>) -> T,
 ) -> (T, Vec<Problem>) {
-    let (value, findings) = walk(top, below, extent, Findings::default(), body);
+    let (value, mut findings) = walk(top, below, extent, Findings::default(), body);
+    findings.advise_on_unknown();
     let mut problems = findings.problems;
     problems.sort_by_key(|problem| (problem.file != top.name(), problem.at));
     (value, problems)
@@ -118,7 +142,8 @@ fn walk<T>(
         path: String::new(),
         extent,
         idle: false,
-        known: Vec::new(),
+        known: BTreeSet::new(),
+        forbidden: BTreeSet::new(),
         findings: &findings,
     };
     let value = body(&mut section);
@@ -126,10 +151,30 @@ fn walk<T>(
     (value, findings.into_inner())
 }
 
+impl Findings {
+    /// Adds the advice about unknown keys, now that the keys of all tables are known. A key that is
+    /// there under a wrong name or in a wrong table is not missing, too.
+    fn advise_on_unknown(&mut self) {
+        let mut meant: BTreeSet<String> = BTreeSet::new();
+        for (number, table, key) in std::mem::take(&mut self.unknown) {
+            if let Some(problem) = self.problems.get_mut(number) {
+                let advice = advice::unknown_key(&table, &key, &self.known);
+                problem.message = shown(&advice.message);
+                problem.fix =
+                    problem.span.zip(advice.key).map(|(span, text)| Fix { span, text }.into());
+                meant.extend(advice.meant);
+            }
+        }
+        self.problems.retain(|problem| {
+            problem.kind != ProblemKind::MissingKey || !meant.contains(&problem.key)
+        });
+    }
+}
+
 impl<'a> Section<'a> {
     /// Returns one key, which becomes known.
     pub fn key(&mut self, key: &'static str) -> Field<'a> {
-        self.known.push(key);
+        self.known.insert(key);
         let value =
             |(document, table): &(&'a Document, &'a Table)| Some((*document, table.get(key)?));
         Field {
@@ -137,6 +182,7 @@ impl<'a> Section<'a> {
             values: self.layers.iter().filter_map(value).collect(),
             path: join(&self.path, key),
             extent: self.extent,
+            kind: None,
             fallback: None,
             idle: self.idle,
             findings: self.findings,
@@ -158,10 +204,23 @@ impl<'a> Section<'a> {
     pub fn refuse(&self, key: &str, message: &str) {
         if self.extent == Extent::Whole {
             let said = |(document, table): &(&'a Document, &Table)| {
-                table.get(key).map(|node| (*document, Some(node.offset)))
+                table.get(key).map(|node| (*document, Some(node.span)))
             };
-            let (document, offset) = self.layers.iter().find_map(said).unwrap_or(self.home);
-            report(self.findings, document, offset, &join(&self.path, key), message);
+            let (document, span) = self.layers.iter().find_map(said).unwrap_or(self.home);
+            let refused = Refused::new(ProblemKind::Conflict, message);
+            report(self.findings, document, span, &join(&self.path, key), refused);
+        }
+    }
+
+    /// Refuses a key that must never be there, with a message of its own.
+    pub fn forbid(&mut self, key: &'static str, kind: ProblemKind, message: &str) {
+        self.forbidden.insert(key);
+        for (document, table) in &self.layers {
+            if let Some(node) = table.get(key) {
+                let refused = Refused::new(kind, message);
+                let path = join(&self.path, key);
+                report(self.findings, document, Some(node.key_span), &path, refused);
+            }
         }
     }
 
@@ -180,7 +239,8 @@ impl<'a> Section<'a> {
             if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(is_plain) {
                 let message = format!("must be 1 to {KEY_BYTES_MAX} letters, digits, `_` or `-`");
                 let path = join(&self.path, key);
-                report(self.findings, document, Some(node.key_offset), &path, &message);
+                let refused = Refused::new(ProblemKind::BadText, &message);
+                report(self.findings, document, Some(node.key_span), &path, refused);
                 continue;
             }
             let field = Field {
@@ -188,6 +248,7 @@ impl<'a> Section<'a> {
                 values: vec![(document, node)],
                 path: join(&self.path, key),
                 extent: self.extent,
+                kind: None,
                 fallback: None,
                 idle: self.idle,
                 findings: self.findings,
@@ -198,242 +259,46 @@ impl<'a> Section<'a> {
     }
 
     fn finish(self) {
+        let mut findings = self.findings.borrow_mut();
         for (document, table) in &self.layers {
-            let unknown = |(key, _): &(&String, _)| !self.known.contains(&key.as_str());
-            for (key, node) in table.iter().filter(unknown) {
-                let message = match nearest(key, &self.known) {
-                    Some(near) => format!("unknown key; did you mean `{near}`?"),
-                    None => "unknown key".to_owned(),
-                };
-                let path = join(&self.path, key);
-                report(self.findings, document, Some(node.key_offset), &path, &message);
-            }
-        }
-    }
-}
-
-impl Field<'_> {
-    /// Reports the key if it is missing.
-    pub fn required(self) -> Self {
-        if self.values.is_empty() && self.extent == Extent::Whole {
-            let (document, offset) = self.home;
-            report(self.findings, document, offset, &self.path, "missing");
-        }
-        self
-    }
-
-    /// Sets the key's default: a string, an integer or a flag.
-    pub fn or(mut self, fallback: impl Into<toml::Value>) -> Self {
-        self.fallback = Value::plain(fallback.into());
-        self
-    }
-
-    /// Marks the key as unused because of other keys. Its value is still checked, but is not
-    /// effective. In the most specific file, it is refused with the reason `why`: only a default
-    /// may be unused.
-    pub fn idle(mut self, why: &str) -> Self {
-        self.idle = true;
-        if let Some((document, node)) = self.values.first()
-            && self.extent == Extent::Whole
-            && std::ptr::eq(*document, self.home.0)
-        {
-            report(self.findings, document, Some(node.offset), &self.path, why);
-        }
-        self
-    }
-
-    /// Reads a string by `parse`.
-    pub fn text<T>(self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        self.scalar("a string", |value| value.as_str().map(parse))
-    }
-
-    /// Reads one word of a closed set.
-    pub fn choice<T: Copy>(self, words: &[(&str, T)]) -> Option<T> {
-        self.text(|text| {
-            let found = words.iter().find(|(word, _)| *word == text);
-            found.map(|(_, value)| *value).ok_or_else(|| {
-                let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                format!("`{text}` is not one of {}", all.join(", "))
-            })
-        })
-    }
-
-    /// Reads `true` or `false`.
-    pub fn flag(self) -> Option<bool> {
-        self.scalar("true or false", |value| {
-            if let Value::Boolean(flag) = value { Some(Ok(*flag)) } else { None }
-        })
-    }
-
-    /// Reads an integer by `parse`.
-    pub fn integer<T>(self, parse: impl FnOnce(i64) -> Result<T, String>) -> Option<T> {
-        self.scalar("an integer", |value| match value {
-            Value::Integer(number) => Some(parse(*number)),
-            // Checked as the nearest number, and reported as written.
-            Value::HugeInteger(text) => {
-                let nearest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
-                Some(Err(match parse(nearest) {
-                    Err(why) => why.replace(&nearest.to_string(), text),
-                    Ok(_) => format!("{text} is out of range"),
-                }))
-            }
-            _ => None,
-        })
-    }
-
-    /// Reads a list of strings, each by `parse`.
-    pub fn list<T>(self, mut parse: impl FnMut(&str) -> Result<T, String>) -> Option<Vec<T>> {
-        let (document, list) = *self.values.first()?;
-        let Value::List(array) = &list.value else {
-            self.wrong(list.offset, &wrong_type("a list of strings", &list.value));
-            return None;
-        };
-        if array.len() > LIST_MAX {
-            self.wrong(list.offset, &format!("{} elements, at most {LIST_MAX}", array.len()));
-            return None;
-        }
-        let mut values = Vec::with_capacity(array.len());
-        for element in array {
-            let value = &element.value;
-            match value.as_str().map_or_else(|| Err(wrong_type("a string", value)), &mut parse) {
-                Ok(value) => values.push(value),
-                Err(message) => {
-                    report(self.findings, document, Some(element.offset), &self.path, &message);
+            let is_unknown = |(key, _): &(&String, _)| {
+                let key = key.as_str();
+                !self.known.contains(key) && !self.forbidden.contains(key)
+            };
+            for (key, node) in table.iter().filter(is_unknown) {
+                let number = findings.problems.len();
+                if number < PROBLEMS_MAX {
+                    let path = join(&self.path, key);
+                    let place = Some(node.key_span);
+                    let kind = ProblemKind::UnknownKey;
+                    findings.problems.push(document.problem(place, &path, kind, "", None));
+                    findings.unknown.push((number, self.path.clone(), key.clone()));
                 }
             }
         }
-        (values.len() == array.len()).then(|| self.accept(list, values))
-    }
-
-    /// Reads one string or a list of any length.
-    pub fn text_or_list<T, U>(
-        self,
-        mut parse: impl FnMut(&str) -> Result<U, String>,
-        one: impl FnOnce(U) -> T,
-        many: impl FnOnce(Vec<U>) -> T,
-    ) -> Option<T> {
-        let (_, node) = *self.values.first()?;
-        match &node.value {
-            Value::List(_) => self.list(parse).map(many),
-            _ => self.text(|text| parse(text)).map(one),
-        }
-    }
-
-    /// Reads one string or a list of at least one.
-    pub fn one_or_list<T>(
-        self,
-        mut parse: impl FnMut(&str) -> Result<T, String>,
-    ) -> Option<Vec<T>> {
-        let (_, node) = *self.values.first()?;
-        let Value::List(list) = &node.value else {
-            return self.text(|text| parse(text)).map(|value| vec![value]);
-        };
-        if list.is_empty() {
-            self.wrong(node.offset, "an empty list, must name at least one");
-            return None;
-        }
-        self.list(parse)
-    }
-
-    /// Reads a table by `body`, even an absent one, so that its missing keys are reported and its
-    /// defaults apply.
-    pub fn table<T>(self, body: impl FnOnce(&mut Section<'_>) -> T) -> T {
-        let mut layers = Vec::with_capacity(self.values.len());
-        let mut home = (self.home.0, None);
-        let mut extent = self.extent;
-        for (document, value) in &self.values {
-            if let Value::Table(table) = &value.value {
-                layers.push((*document, table));
-                if std::ptr::eq(*document, home.0) {
-                    home.1 = Some(value.offset);
-                }
-            } else {
-                let message = wrong_type("a table", &value.value);
-                report(self.findings, document, Some(value.offset), &self.path, &message);
-                extent = Extent::Part;
-            }
-        }
-        let mut section = Section {
-            home,
-            layers,
-            path: self.path.clone(),
-            extent,
-            idle: self.idle,
-            known: Vec::new(),
-            findings: self.findings,
-        };
-        let value = body(&mut section);
-        section.finish();
-        value
-    }
-
-    /// Returns the table as a document for another reader. Its problems still point into the file.
-    pub fn document(self) -> Option<Document> {
-        let (document, value) = *self.values.first()?;
-        let Value::Table(table) = &value.value else {
-            self.wrong(value.offset, &wrong_type("a table", &value.value));
-            return None;
-        };
-        Some(document.below(&self.path, table))
-    }
-
-    fn scalar<T>(
-        self,
-        expected: &str,
-        get: impl FnOnce(&Value) -> Option<Result<T, String>>,
-    ) -> Option<T> {
-        let Some((_, node)) = self.values.first() else {
-            let fallback = self.fallback.as_ref()?;
-            self.note(fallback, || Origin::Default);
-            return get(fallback)?.ok();
-        };
-        match get(&node.value) {
-            Some(Ok(good)) => Some(self.accept(node, good)),
-            Some(Err(message)) => {
-                self.wrong(node.offset, &message);
-                None
-            }
-            None => {
-                self.wrong(node.offset, &wrong_type(expected, &node.value));
-                None
-            }
-        }
-    }
-
-    /// Notes a valid value as the effective one.
-    fn accept<T>(&self, node: &Node, value: T) -> T {
-        if let Some((document, _)) = self.values.first() {
-            self.note(&node.value, || document.origin(node.offset));
-        }
-        value
-    }
-
-    fn note(&self, value: &Value, origin: impl FnOnce() -> Origin) {
-        if let Some(settings) = &mut self.findings.borrow_mut().settings
-            && !self.idle
-        {
-            settings.push(Setting {
-                key: self.path.clone(),
-                value: value.to_toml(),
-                origin: origin(),
-            });
-        }
-    }
-
-    fn wrong(&self, offset: usize, message: &str) {
-        if let Some((document, _)) = self.values.first() {
-            report(self.findings, document, Some(offset), &self.path, message);
-        }
+        findings.known.entry(self.path).or_default().extend(self.known);
     }
 }
 
 /// Parses a duration (`20m`, `1h 30m`) from one second to seven days.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let duration: SignedDuration = text
-        .parse()
-        .map_err(|_| format!("`{text}` is not a duration; write for example 20m or 1h 30m"))?;
+pub fn duration(text: &str) -> Result<Duration, Refused> {
+    let refused = |message: &str| Refused::new(ProblemKind::BadDuration, message);
+    let Ok(duration) = text.parse::<SignedDuration>() else {
+        if let Some(seconds) = text.parse().ok().map(SignedDuration::from_secs)
+            && DURATION_RANGE.contains(&seconds)
+        {
+            let in_units = match format!("{seconds:#}") {
+                same if same == format!("{text}s") => String::new(),
+                other => format!(" or \"{other}\""),
+            };
+            let message = format!("`{text}` has no unit; for seconds write \"{text}s\"{in_units}");
+            return Err(refused(&message).fixed_by(format!("\"{text}s\"")));
+        }
+        let message = format!("`{text}` is not a duration; write for example 20m or 1h 30m");
+        return Err(refused(&message));
+    };
     if !DURATION_RANGE.contains(&duration) {
-        return Err(format!("`{text}` is out of range, 1s to 168h is allowed"));
+        return Err(refused(&format!("`{text}` is out of range, 1s to 168h is allowed")));
     }
     Ok(duration.unsigned_abs())
 }
@@ -441,38 +306,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 fn report(
     findings: &RefCell<Findings>,
     document: &Document,
-    offset: Option<usize>,
+    place: Option<Span>,
     path: &str,
-    message: &str,
+    refused: Refused,
 ) {
     let problems = &mut findings.borrow_mut().problems;
     if problems.len() < PROBLEMS_MAX {
-        problems.push(document.problem(offset, path, message));
+        let kind = refused.kind.unwrap_or_default();
+        problems.push(document.problem(place, path, kind, &refused.message, refused.fix));
     }
-}
-
-fn wrong_type(expected: &str, value: &Value) -> String {
-    let is_scalar = !matches!(value, Value::List(_) | Value::Table(_));
-    let quotes = if is_scalar && expected == "a string" { "; put it in quotes" } else { "" };
-    format!("{}, must be {expected}{quotes}", value.kind())
 }
 
 fn join(path: &str, key: &str) -> String {
     let dot = if path.is_empty() || key.is_empty() { "" } else { "." };
     format!("{path}{dot}{key}")
-}
-
-/// Finds the known key nearest to a mistyped one, at most two keystrokes away.
-fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
-    const STROKES_MAX: usize = 2;
-    // The distance takes time proportional to the product of both lengths.
-    if key.len() > 64 {
-        return None;
-    }
-    known
-        .iter()
-        .map(|candidate| (strsim::osa_distance(key, candidate), *candidate))
-        .filter(|(strokes, candidate)| *strokes <= STROKES_MAX.min(candidate.len() / 2))
-        .min()
-        .map(|(_, candidate)| candidate)
 }

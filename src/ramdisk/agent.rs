@@ -1,4 +1,4 @@
-//! The ramdisk's client of the agent: five requests over HTTPS, and this machine's log.
+//! The ramdisk's client of the agent: six requests over HTTPS, and this machine's log.
 //!
 //! The boot sequence uses it. It repeats every request until the agent answers or the attempt is
 //! over; the agent, not the ramdisk, holds the deadline. But it never asks for ever, because a disk
@@ -28,7 +28,8 @@ use crate::model::{
     backoff::Backoff,
     boot::RamdiskArgs,
     callback::{
-        Completed, DeployInfo, DeployState, DeployStateReply, Lookup, LookupReply, VerifyProgress,
+        Completed, DeployInfo, DeployState, DeployStateReply, DiskRange, FlushedRanges,
+        KnownRanges, Lookup, LookupReply, VerifyProgress,
     },
 };
 
@@ -163,6 +164,22 @@ impl Agent {
     /// earlier report has arrived.
     pub(super) async fn completed(&self, notice: &Completed) -> Result<(), AgentError> {
         self.post::<Ignored>("completed", notice).await.map(drop)
+    }
+
+    /// Asks for the ranges of the running write that the disk holds already. The agent answers once
+    /// their number is not `known`, or after a while. Repeats the request while the agent does not
+    /// answer. `None`: an older agent, or the end of the attempt.
+    pub(super) async fn flushed(&self, known: usize, pause: Duration) -> Option<Vec<DiskRange>> {
+        let body = serde_json::to_vec(&KnownRanges { known }).unwrap_or_default();
+        loop {
+            let body = body.clone().into();
+            match self.call::<FlushedRanges>(Method::POST, "flushed", body).await {
+                Ok(Ok(FlushedRanges { ranges })) => return Some(ranges),
+                Ok(Err(_)) | Err(CallError::Unknown) => return None,
+                Err(error) => info!(%error, "no ranges to compare during the write"),
+            }
+            sleep(pause).await;
+        }
     }
 
     /// Reports the progress of the comparison, once. Returns whether the agent takes such reports:

@@ -34,6 +34,7 @@ mod verify;
 
 pub use init::init;
 pub use log::Log;
+pub use verify::{VerifyError, early::EarlyComparison};
 
 /// Sends this log and the kernel's to the agent, as the boot sequence does, within a short limit.
 pub async fn send_log(args: RamdiskArgs, log: Log) -> Result<(), rustls::Error> {
@@ -41,9 +42,13 @@ pub async fn send_log(args: RamdiskArgs, log: Log) -> Result<(), rustls::Error> 
     Ok(())
 }
 
-/// Compares a disk with the agent's digests, as the boot sequence does.
-pub async fn compare(disk: &Disk, ranges: Vec<DiskRange>) -> Result<(), String> {
-    verify::verify(disk, ranges, Arc::default()).await.map_err(|error| error.to_string())
+/// Compares a written disk with the agent's digests, as the boot sequence does.
+pub async fn compare(
+    disk: &Disk,
+    ranges: Vec<DiskRange>,
+    early: &EarlyComparison,
+) -> Result<(), VerifyError> {
+    verify::verify(disk, ranges, early, Arc::default()).await
 }
 
 /// Entry point of the fuzz target: any reply of a DHCP server.

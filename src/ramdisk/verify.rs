@@ -1,18 +1,22 @@
 //! Compares the written disk with its expected digests: `image.verify = "node"`.
 //!
-//! The boot sequence calls it after the stop of the target and the flush of the disk. It reads past
-//! the kernel's cache (`O_DIRECT`), which may hold old bytes. It must never write, trust the
-//! agent's ranges to lie on the disk, or wait for a disk that does not answer.
+//! The boot sequence calls it after the stop of the target and the flush of the disk. Ranges that
+//! were compared during the write ([`early`]) are not compared again, except for a random sample of
+//! each. It reads past the kernel's cache (`O_DIRECT`), which may hold old bytes. It must never
+//! write, trust the agent's ranges to lie on the disk, or wait for a disk that does not answer.
+
+pub(super) mod early;
 
 use std::{
     fs::File,
     io::{self, Seek as _, SeekFrom},
     num::NonZero,
+    ops::Range,
     os::unix::fs::FileExt as _,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -22,10 +26,12 @@ use rustix::fs::{Mode, OFlags, open};
 use sha2::{Digest as _, Sha256, Sha512, digest::DynDigest};
 use tokio::{task::spawn_blocking, time::timeout};
 
+use self::early::EarlyComparison;
 use crate::model::{
     callback::{DiskRange, VERIFY_RANGES_MAX},
     disk::Disk,
     ids::{Digest, DigestAlgorithm},
+    range_digest::{RangeHasher, chunk_hash, chunks},
 };
 
 /// Bytes of one read: long enough that a spinning disk seldom moves its head.
@@ -40,12 +46,18 @@ const STALL_LIMIT: Duration = Duration::from_secs(120);
 
 /// The reason why a disk does not count as verified.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum VerifyError {
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum VerifyError {
     #[error(
         "{disk} does not hold the image: its bytes {from} to {last} hash to {found}, must be \
          {wanted}"
     )]
     Differs { disk: String, from: u64, last: u64, found: Digest, wanted: Digest },
+    #[error(
+        "{disk} held the image during the write, and does not hold it any more: its bytes {from} \
+         to {last} hash to {found}, must be {wanted}"
+    )]
+    Lost { disk: String, from: u64, last: u64, found: Digest, wanted: Digest },
     #[error("reading {disk} at byte {at}: {source}")]
     Unreadable { disk: String, at: u64, source: io::Error },
     #[error("{disk}: nothing was read within {} s", STALL_LIMIT.as_secs())]
@@ -56,38 +68,39 @@ pub(super) enum VerifyError {
     BeyondDisk { disk: String, from: u64, bytes: u64, disk_bytes: u64 },
     #[error("comparing {disk}: {reason}")]
     Broken { disk: String, reason: String },
+    #[error("comparing {disk}: stopped")]
+    Stopped { disk: String },
 }
 
 impl VerifyError {
     /// Whether the comparison found other content.
-    pub(super) fn differs(&self) -> bool {
-        matches!(self, Self::Differs { .. })
+    pub fn differs(&self) -> bool {
+        matches!(self, Self::Differs { .. } | Self::Lost { .. })
     }
 }
 
-/// Compares every range of `/dev/<disk>`, and counts the bytes in `read_bytes`. The error names the
-/// first range that differs.
+/// Compares every range of `/dev/<disk>`, or a sample of it if `early` has compared it, and counts
+/// the bytes in `read_bytes`. The error names the first range that differs.
 pub(super) async fn verify(
     disk: &Disk,
     ranges: Vec<DiskRange>,
+    early: &EarlyComparison,
     read_bytes: Arc<AtomicU64>,
 ) -> Result<(), VerifyError> {
     let name = disk.name.clone();
+    if ranges.len() > VERIFY_RANGES_MAX {
+        return Err(VerifyError::TooMany(ranges.len()));
+    }
+    let (tasks, had_bytes) = early.rest_of(ranges);
+    read_bytes.store(had_bytes, Ordering::Relaxed);
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     // A rotating disk reads fastest with one thread.
     let threads = if disk.rotational { 1 } else { processors.min(THREADS_MAX) };
-    let mut work =
-        spawn_blocking({
-            let (disk, read_bytes) = (name.clone(), Arc::clone(&read_bytes));
-            move || {
-                let path = Path::new("/dev").join(&disk);
-                let file = open_past_the_cache(&path).map_err(|source| {
-                    VerifyError::Unreadable { disk: disk.clone(), at: 0, source }
-                })?;
-                Comparison { disk, file, ranges, read_bytes }.run(threads)
-            }
-        });
-    let mut before = 0;
+    let mut work = spawn_blocking({
+        let (disk, read_bytes) = (name.clone(), Arc::clone(&read_bytes));
+        move || Comparison::new(disk, read_bytes)?.run(&tasks, threads)
+    });
+    let mut before = had_bytes;
     loop {
         match timeout(STALL_LIMIT, &mut work).await {
             Ok(Ok(compared)) => return compared,
@@ -108,18 +121,35 @@ fn open_past_the_cache(path: &Path) -> io::Result<File> {
     Ok(open(path, flags, Mode::empty())?.into())
 }
 
-/// A disk and its expected digests.
+/// A range to compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Task {
+    range: DiskRange,
+    /// Whether the disk held these bytes during the write.
+    was_right: bool,
+}
+
+/// An open disk.
 struct Comparison {
     disk: String,
     file: File,
-    ranges: Vec<DiskRange>,
     /// Bytes read so far, of all ranges.
     read_bytes: Arc<AtomicU64>,
+    /// Ends the comparison.
+    stop: Arc<AtomicBool>,
 }
 
 impl Comparison {
-    fn run(mut self, threads: usize) -> Result<(), VerifyError> {
-        self.check()?;
+    /// Opens `/dev/<disk>`.
+    fn new(disk: String, read_bytes: Arc<AtomicU64>) -> Result<Self, VerifyError> {
+        match open_past_the_cache(&Path::new("/dev").join(&disk)) {
+            Ok(file) => Ok(Self { disk, file, read_bytes, stop: Arc::default() }),
+            Err(source) => Err(VerifyError::Unreadable { disk, at: 0, source }),
+        }
+    }
+
+    fn run(mut self, tasks: &[Task], threads: usize) -> Result<(), VerifyError> {
+        self.check(tasks.iter().map(|task| &task.range))?;
         let next = AtomicUsize::new(0);
         let first_bad = Mutex::new(None::<(usize, VerifyError)>);
         let work = || {
@@ -129,8 +159,8 @@ impl Comparison {
                 // progress.
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let bad = || first_bad.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(range) = self.ranges.get(n).filter(|_| bad().is_none()) else { return };
-                if let Err(error) = self.compare(range, &mut buffer) {
+                let Some(task) = tasks.get(n).filter(|_| bad().is_none()) else { return };
+                if let Err(error) = self.compare(task, &mut buffer, |_, _| {}) {
                     let mut bad = bad();
                     if bad.as_ref().is_none_or(|(first, _)| n < *first) {
                         *bad = Some((n, error));
@@ -139,7 +169,7 @@ impl Comparison {
             }
         };
         thread::scope(|scope| {
-            for _ in 1..threads.min(self.ranges.len()) {
+            for _ in 1..threads.min(tasks.len()) {
                 // Without another thread, this one does all the work.
                 drop(thread::Builder::new().spawn_scoped(scope, work));
             }
@@ -150,16 +180,16 @@ impl Comparison {
     }
 
     /// Checks that the ranges lie on the disk.
-    fn check(&mut self) -> Result<(), VerifyError> {
-        if self.ranges.len() > VERIFY_RANGES_MAX {
-            return Err(VerifyError::TooMany(self.ranges.len()));
-        }
+    fn check<'a>(
+        &mut self,
+        mut ranges: impl Iterator<Item = &'a DiskRange>,
+    ) -> Result<(), VerifyError> {
         let disk_bytes =
             self.file.seek(SeekFrom::End(0)).map_err(|error| self.unreadable(0, error))?;
         let lies_on_disk = |range: &&DiskRange| {
             range.from.checked_add(range.bytes).is_some_and(|end| end <= disk_bytes)
         };
-        match self.ranges.iter().find(|range| !lies_on_disk(range)) {
+        match ranges.find(|range| !lies_on_disk(range)) {
             None => Ok(()),
             Some(&DiskRange { from, bytes, .. }) => {
                 Err(VerifyError::BeyondDisk { disk: self.disk.clone(), from, bytes, disk_bytes })
@@ -167,37 +197,100 @@ impl Comparison {
         }
     }
 
-    fn compare(&self, range: &DiskRange, buffer: &mut Buffer) -> Result<(), VerifyError> {
-        let DiskRange { from, bytes, digest: wanted } = range;
-        let found = self.hash(range, buffer)?;
-        if found.as_ref() == Some(wanted) {
+    /// Compares a range. `see` gets the hash of each chunk of a range with a salt.
+    fn compare(
+        &self,
+        task: &Task,
+        buffer: &mut Buffer,
+        see: impl FnMut(Range<u64>, [u8; 32]),
+    ) -> Result<(), VerifyError> {
+        let DiskRange { from, bytes, digest, salt } = &task.range;
+        let (from, wanted) = (*from, digest.clone());
+        let end = from.saturating_add(*bytes);
+        let found = match salt {
+            Some(salt) => self.hash_chunks(*salt, from..end, buffer, see)?,
+            None => self.hash(digest.algorithm(), from..end, buffer)?,
+        };
+        if found.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        Err(VerifyError::Differs {
-            disk: self.disk.clone(),
-            from: *from,
-            last: from.saturating_add(bytes.saturating_sub(1)),
-            found: found.unwrap_or_else(|| wanted.clone()),
-            wanted: wanted.clone(),
+        let (disk, last) = (self.disk.clone(), end.saturating_sub(1).max(from));
+        let found = found.unwrap_or_else(|| wanted.clone());
+        Err(if task.was_right {
+            VerifyError::Lost { disk, from, last, found, wanted }
+        } else {
+            VerifyError::Differs { disk, from, last, found, wanted }
         })
     }
 
-    fn hash(&self, range: &DiskRange, buffer: &mut Buffer) -> Result<Option<Digest>, VerifyError> {
-        let algorithm = range.digest.algorithm();
+    fn hash(
+        &self,
+        algorithm: DigestAlgorithm,
+        range: Range<u64>,
+        buffer: &mut Buffer,
+    ) -> Result<Option<Digest>, VerifyError> {
         let mut hasher: Box<dyn DynDigest> = match algorithm {
             DigestAlgorithm::Sha256 => Box::new(Sha256::new()),
             DigestAlgorithm::Sha512 => Box::new(Sha512::new()),
         };
-        let mut at = range.from;
-        let end = range.from.saturating_add(range.bytes);
-        while at < end {
-            let found =
-                buffer.read(&self.file, at, end).map_err(|error| self.unreadable(at, error))?;
-            hasher.update(found);
+        self.read(range, buffer, |found| hasher.update(found))?;
+        Ok(Digest::from_bytes(algorithm, &hasher.finalize()))
+    }
+
+    fn hash_chunks(
+        &self,
+        salt: u32,
+        range: Range<u64>,
+        buffer: &mut Buffer,
+        mut see: impl FnMut(Range<u64>, [u8; 32]),
+    ) -> Result<Option<Digest>, VerifyError> {
+        let (mut hasher, mut in_parts) = (RangeHasher::new(salt), Sha256::new());
+        let (mut at, mut chunks) = (range.start, chunks(range.clone()).peekable());
+        // One read has several chunks.
+        self.read(range, buffer, |mut found| {
+            while let Some(chunk) = chunks.peek()
+                && !found.is_empty()
+            {
+                let (part, rest) = found.split_at(clamped(chunk.end - at).min(found.len()));
+                (at, found) = (at + part.len() as u64, rest);
+                let is_whole = part.len() as u64 == chunk.end - chunk.start;
+                if !is_whole {
+                    sha2::Digest::update(&mut in_parts, part);
+                }
+                if at == chunk.end {
+                    let hash = if is_whole {
+                        chunk_hash(part)
+                    } else {
+                        sha2::Digest::finalize_reset(&mut in_parts).into()
+                    };
+                    hasher.chunk(&hash);
+                    chunks.next().into_iter().for_each(|chunk| see(chunk, hash));
+                }
+            }
+        })?;
+        Ok(hasher.finish())
+    }
+
+    /// Reads a range, piece by piece.
+    fn read(
+        &self,
+        range: Range<u64>,
+        buffer: &mut Buffer,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), VerifyError> {
+        let mut at = range.start;
+        while at < range.end {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(VerifyError::Stopped { disk: self.disk.clone() });
+            }
+            let found = buffer
+                .read(&self.file, at, range.end)
+                .map_err(|error| self.unreadable(at, error))?;
+            take(found);
             at += found.len() as u64;
             self.read_bytes.fetch_add(found.len() as u64, Ordering::Relaxed);
         }
-        Ok(Digest::from_bytes(algorithm, &hasher.finalize()))
+        Ok(())
     }
 
     fn unreadable(&self, at: u64, source: io::Error) -> VerifyError {
@@ -245,6 +338,10 @@ mod tests {
     const DISK_BYTES: usize = 9 * HALF_MIB + 512;
     const HALF_MIB: usize = 512 * 1024;
 
+    fn none() -> EarlyComparison {
+        EarlyComparison::default()
+    }
+
     /// Content without repetition.
     fn content() -> Vec<u8> {
         let mut content = Vec::with_capacity(DISK_BYTES);
@@ -260,7 +357,7 @@ mod tests {
 
     fn range(content: &[u8], from: usize, bytes: usize) -> DiskRange {
         let digest = digest(&content[from..from + bytes]);
-        DiskRange { from: from as u64, bytes: bytes as u64, digest }
+        DiskRange { from: from as u64, bytes: bytes as u64, digest, salt: None }
     }
 
     /// A file that is read without the cache, as a disk is.
@@ -282,8 +379,10 @@ mod tests {
         }
 
         fn run(&self, ranges: Vec<DiskRange>, threads: usize) -> Result<(), VerifyError> {
-            let (disk, read_bytes) = ("vda".into(), Arc::default());
-            Comparison { disk, file: self.open(), ranges, read_bytes }.run(threads)
+            let tasks: Vec<_> =
+                ranges.into_iter().map(|range| Task { range, was_right: false }).collect();
+            let (disk, read_bytes, stop) = ("vda".into(), Arc::default(), Arc::default());
+            Comparison { disk, file: self.open(), read_bytes, stop }.run(&tasks, threads)
         }
 
         fn spoil(&self, at: u64) {
@@ -306,7 +405,12 @@ mod tests {
             (DISK_BYTES - 700, 700),
         ] {
             for threads in [1, 4] {
-                let ranges = vec![range(&bench.content, from, bytes); 5];
+                let plain = range(&bench.content, from, bytes);
+                let mut hasher = RangeHasher::new(7);
+                hasher.data(&bench.content[from..from + bytes]);
+                let digest = hasher.finish().unwrap();
+                let salted = DiskRange { digest, salt: Some(7), ..plain.clone() };
+                let ranges = [vec![plain; 5], vec![salted; 5]].concat();
                 bench.run(ranges, threads).unwrap_or_else(|error| panic!("{from}: {error}"));
             }
         }
@@ -323,7 +427,7 @@ mod tests {
         let bench = Bench::new();
         let hash = Sha512::digest(&bench.content);
         let digest = Digest::from_bytes(DigestAlgorithm::Sha512, &hash).unwrap();
-        let whole = DiskRange { from: 0, bytes: DISK_BYTES as u64, digest };
+        let whole = DiskRange { from: 0, bytes: DISK_BYTES as u64, digest, salt: None };
         bench.run(vec![whole], 1).unwrap();
     }
 
@@ -352,26 +456,28 @@ mod tests {
     fn ranges_the_disk_has_not_are_refused() {
         let bench = Bench::new();
         for (from, bytes) in [(DISK_BYTES as u64, 1), (0, DISK_BYTES as u64 + 1), (u64::MAX, 2)] {
-            let odd = DiskRange { from, bytes, digest: digest(b"") };
+            let odd = DiskRange { from, bytes, digest: digest(b""), salt: None };
             let error = bench.run(vec![odd], 1).unwrap_err();
             assert!(matches!(error, VerifyError::BeyondDisk { .. }) && !error.differs(), "{error}");
         }
-        let many = vec![range(&bench.content, 0, 1); VERIFY_RANGES_MAX + 1];
-        assert!(matches!(bench.run(many, 1), Err(VerifyError::TooMany(65))));
     }
 
     #[tokio::test]
     async fn a_disk_that_is_not_there_is_an_error_and_no_mismatch() {
         let disk = Disk { name: "no-such-disk".into(), ..Disk::default() };
-        let error = verify(&disk, Vec::new(), Arc::default()).await.unwrap_err();
+        let ranges = |number| vec![range(&[0], 0, 1); number];
+        let verified = async |ranges| verify(&disk, ranges, &none(), Arc::default()).await;
+        let error = verified(ranges(VERIFY_RANGES_MAX)).await.unwrap_err();
         assert!(error.to_string().starts_with("reading no-such-disk at byte 0: "), "{error}");
         assert!(!error.differs());
+        let many = verified(ranges(VERIFY_RANGES_MAX + 1)).await;
+        assert!(matches!(many, Err(VerifyError::TooMany(65))));
     }
 
     #[test]
     fn never_panics_on_any_ranges() {
         let bench = Bench::new();
-        let odd = |from, bytes| DiskRange { from, bytes, digest: digest(b"") };
+        let odd = |from, bytes| DiskRange { from, bytes, digest: digest(b""), salt: None };
         let cases = ProptestConfig::with_cases(24);
         proptest!(cases, |(from: u64, bytes: u64, near in 0..2 * DISK_BYTES as u64)| {
             for ranges in [vec![odd(from, bytes)], vec![odd(near, bytes % 1000), odd(0, near)]] {

@@ -5,11 +5,15 @@
 
 use crate::model::{
     ids::NodeName,
+    problem::ProblemKind,
     spec::{Bmc, BmcAddress, BmcDriver, CipherSuite, Password, Privilege},
     toml_reader::{Field, Section},
 };
 
 use super::values;
+
+const PASSWORD_IN_SPEC: &str = "a password is never in a spec; write it into a file of the agent's \
+    secrets directory, and here password_file = \"NAME\"";
 
 /// How a machine's power is controlled.
 pub(super) enum Control {
@@ -134,9 +138,10 @@ fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAdd
     let by_program = keys.is_by_program();
     let mut program = keys.key("program", Use::Program);
     if by_program {
-        program = program.required();
+        let reason = "bmc.driver = \"program\"";
+        program = program.required_because(reason, "\"/etc/hostler/pdu\"");
     }
-    let program = program.text(values::program);
+    let program = program.of_kind(ProblemKind::BadPath).text(values::program);
     let address = keys.key("address", Use::AnyBmc);
     if by_program {
         let address = match name {
@@ -146,7 +151,9 @@ fn address(keys: &mut BmcKeys<'_, '_>, name: Option<&NodeName>) -> Option<BmcAdd
         let address = address.text(values::hint);
         return Some(BmcAddress::by_program(&program?, &address?));
     }
-    let address = if keys.driver == Some(DriverKey::Manual) { address } else { address.required() };
+    let address = address.of_kind(ProblemKind::BadAddress);
+    let is_manual = keys.driver == Some(DriverKey::Manual);
+    let address = if is_manual { address } else { address.required("\"192.0.2.20\"") };
     address.text(values::bmc_address)
 }
 
@@ -161,6 +168,8 @@ struct Login {
 fn login(keys: &mut BmcKeys<'_, '_>) -> Login {
     let by_program = keys.is_by_program();
     let has_credential = keys.section.has("password_credential");
+    let has_password = keys.section.has("password");
+    keys.section.forbid("password", ProblemKind::PasswordInSpec, PASSWORD_IN_SPEC);
     let username = keys.key("username", Use::AnyBmc).or("");
     let username =
         if by_program { username.text(values::label) } else { username.text(values::username) };
@@ -168,18 +177,23 @@ fn login(keys: &mut BmcKeys<'_, '_>) -> Login {
     if keys.driver != Some(DriverKey::Manual) {
         password_file = if has_credential {
             password_file.idle("is of no use with bmc.password_credential")
-        } else if by_program {
+        } else if by_program || has_password {
+            // A password is a problem by itself.
             password_file
         } else {
-            password_file.required()
+            password_file.required("\"edge-07.bmc\"")
         };
     }
-    let password_file = password_file.text(values::password_file).map(Password::PasswordFile);
+    let password_file = password_file
+        .of_kind(ProblemKind::BadPath)
+        .text(values::password_file)
+        .map(Password::PasswordFile);
     let credential = keys
         .key("password_credential", Use::AnyBmc)
         .text(values::credential)
         .map(Password::PasswordCredential);
-    let kg_file = keys.key("kg_file", Use::Ipmi).text(values::password_file);
+    let kg_file =
+        keys.key("kg_file", Use::Ipmi).of_kind(ProblemKind::BadPath).text(values::password_file);
     let privileges =
         [("administrator", Privilege::Administrator), ("operator", Privilege::Operator)];
     let privilege = keys.key("privilege", Use::Ipmi).or("administrator").choice(&privileges);

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::model::{
+    problem::ProblemKind,
     spec::{BootCheck, ConfigDrive, DriveLabel, SSH_PORT},
     toml_reader::Section,
 };
@@ -31,7 +32,7 @@ pub(super) fn read(check: &mut Section<'_>, drive: Option<&ConfigDrive>) -> Opti
         (port, address) = (port.idle(why), address.idle(why));
     }
     let port = port.integer(values::port);
-    let address = address.text(values::system_address);
+    let address = address.of_kind(ProblemKind::BadAddress).text(values::system_address);
     match by? {
         By::None => Some(BootCheck::None),
         By::Call => {

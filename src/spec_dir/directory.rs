@@ -31,12 +31,10 @@ use crate::{
     regular_file,
 };
 
-use super::{
-    Defaults, ReadAttachment, attachments::Attachments, clashes, node_name, parse, parse_settings,
-};
+use super::{Defaults, ReadAttachment, attachments::Attachments, node_name, parse, parse_settings};
 
 mod known;
-mod passed_over;
+pub(super) mod passed_over;
 #[cfg(test)]
 mod tests;
 
@@ -77,17 +75,6 @@ pub enum ReadError {
     /// The system refused.
     #[error("reading {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-}
-
-/// The result of [`check`].
-#[derive(Clone, Debug)]
-pub struct CheckReport {
-    /// The nodes with valid specs.
-    pub good: Vec<NodeName>,
-    /// All problems without duplicates, by file and line.
-    pub problems: Vec<Problem>,
-    /// Files that look like specs and are not read.
-    pub passed_over: Vec<Problem>,
 }
 
 /// Reads every spec in `dir`. `shown_as` is the directory's name in messages; `agent_defaults` is
@@ -161,9 +148,7 @@ fn read_known(
             snapshot.nodes.insert(spec.name.clone(), Ok(spec));
             continue;
         }
-        // Escaped, because a file's name may hold anything, even a line break that forges a log
-        // line.
-        let shown = format!("{shown_as}/{}", file.to_string_lossy().escape_debug());
+        let shown = named(shown_as, file);
         let attached = RefCell::new(Vec::new());
         let attach = |path: &str| {
             let content = attachments.read(path)?;
@@ -235,34 +220,6 @@ fn with_defaults<T>(
     parse(&shown, &bytes, &defaults, &|path| attachments.read(path))
 }
 
-/// Checks a directory for `hostler check`, which names it as the operator typed it.
-pub fn check(dir: &Path, agent_defaults: Option<&Document>) -> Result<CheckReport, ReadError> {
-    let shown_as = dir.to_string_lossy();
-    let shown_as = shown_as.trim_end_matches('/');
-    let mut snapshot = read_dir(dir, shown_as, agent_defaults)?;
-    snapshot.mark_clashes(shown_as);
-    let mut good = Vec::new();
-    // A broken `_defaults.toml` is a problem of every node and is reported once.
-    let mut problems: BTreeSet<Problem> = snapshot.problems.into_iter().collect();
-    for (name, spec) in snapshot.nodes {
-        match spec {
-            Ok(_) => good.push(name),
-            Err(found) => problems.extend(found),
-        }
-    }
-    let passed_over = snapshot.passed_over;
-    Ok(CheckReport { good, problems: problems.into_iter().collect(), passed_over })
-}
-
-impl Snapshot {
-    fn mark_clashes(&mut self, shown_as: &str) {
-        let good = self.nodes.values().filter_map(|spec| spec.as_deref().ok());
-        for (name, problems) in clashes(shown_as, good) {
-            self.nodes.insert(name, Err(problems));
-        }
-    }
-}
-
 /// Finds, by their names, the files of a spec directory that look like specs and name no node.
 pub fn not_nodes(dir: &Path) -> Vec<Problem> {
     let shown_as = dir.to_string_lossy();
@@ -274,14 +231,21 @@ pub fn not_nodes(dir: &Path) -> Vec<Problem> {
     for entry in entries.map_while(Result::ok) {
         let name = entry.file_name().to_bytes();
         if is_spec(name) {
-            let file = OsStr::from_bytes(name).to_string_lossy();
-            found.extend(node_name(&format!("{shown_as}/{}", file.escape_debug())).err());
+            found.extend(node_name(&named(shown_as, OsStr::from_bytes(name))).err());
         } else {
             found.extend(unread.problem(name, &mut entries_read));
         }
     }
     found.sort();
     found
+}
+
+/// A file's name in messages: escaped, because it may hold anything, even a line break that forges
+/// a log line.
+pub(super) fn named(dir_shown_as: &str, file: &OsStr) -> String {
+    let file = file.to_string_lossy();
+    let slash = if dir_shown_as.is_empty() { "" } else { "/" };
+    format!("{dir_shown_as}{slash}{}", file.escape_debug())
 }
 
 fn is_spec(name: &[u8]) -> bool {
@@ -292,17 +256,18 @@ fn is_spec(name: &[u8]) -> bool {
         && name != DEFAULTS_FILE.as_bytes()
 }
 
+/// Reads the defaults of a directory.
+pub(super) fn defaults_of(dir: &OwnedFd, shown_as: &str, agent: Option<&Document>) -> Defaults {
+    read_defaults(dir, shown_as, agent).0
+}
+
 /// Reads the defaults and returns the content of their file, too.
 fn read_defaults(
     dir: &OwnedFd,
     shown_as: &str,
     agent: Option<&Document>,
 ) -> (Defaults, DefaultsFile) {
-    let shown = if shown_as.is_empty() {
-        DEFAULTS_FILE.to_owned()
-    } else {
-        format!("{shown_as}/{DEFAULTS_FILE}")
-    };
+    let shown = named(shown_as, OsStr::new(DEFAULTS_FILE));
     match read_at(dir, OsStr::new(DEFAULTS_FILE)) {
         Ok((bytes, _)) => {
             (Defaults::new(Some((&shown, &bytes)), agent), DefaultsFile::Holds(bytes))
@@ -322,7 +287,7 @@ fn is_listed(dir: &OwnedFd, name: &str) -> bool {
     !matches!(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
 }
 
-fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_dir(dir: &Path) -> rustix::io::Result<OwnedFd> {
     open_dir_at(CWD, dir)
 }
 
@@ -332,7 +297,7 @@ fn open_dir_at(beside: impl AsFd, name: impl Arg) -> rustix::io::Result<OwnedFd>
 
 /// Reads a file, and its mark before the read. Never blocks on a FIFO, and never reads much more
 /// than the parser's limit.
-fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<(Vec<u8>, FileMark)> {
+pub(super) fn read_at(dir: &OwnedFd, name: &OsStr) -> io::Result<(Vec<u8>, FileMark)> {
     let file = regular_file::open_at(dir, name)?;
     let mark = FileMark::of(&file.metadata()?);
     Ok((regular_file::read_start(file, FILE_BYTES_MAX as u64 + 1)?, mark))

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::model::{
     attached::AttachedContent,
     ids::NodeName,
-    problem::Problem,
+    problem::{Problem, ProblemKind},
     spec::NodeSpec,
     toml_reader::{Document, Extent, Setting, read, settings},
 };
@@ -18,6 +18,7 @@ use crate::model::{
 mod attachments;
 mod bmc;
 mod boot_check;
+mod check;
 mod clash;
 mod directory;
 mod schema;
@@ -26,10 +27,13 @@ mod tests;
 mod values;
 
 pub use attachments::{ATTACHED_BYTES_MAX, ATTACHMENT_BYTES_MAX};
+pub use check::{
+    CheckContext, CheckReport, Naming, check_dir, check_text, directory_of, never_read,
+};
 pub use clash::clashes;
 pub use directory::{
-    CheckReport, DEFAULTS_FILE, ReadError, Reader, SPECS_MAX, Snapshot, check, not_nodes, read_dir,
-    read_file, read_file_settings,
+    DEFAULTS_FILE, ReadError, Reader, SPECS_MAX, Snapshot, not_nodes, read_dir, read_file,
+    read_file_settings,
 };
 
 /// The defaults of every spec: `_defaults.toml`, over the agent's `[defaults]`.
@@ -83,17 +87,25 @@ pub fn parse(
     defaults: &Defaults,
     attachment: &ReadAttachment<'_>,
 ) -> Result<NodeSpec, Vec<Problem>> {
-    let name = node_name(file);
-    let document = Document::parse(file, bytes);
+    parse_as(node_name(file), file, bytes, defaults, attachment)
+}
+
+/// Checks one spec as the node of this name.
+fn parse_as(
+    name: Result<NodeName, Problem>,
+    file: &str,
+    bytes: &[u8],
+    defaults: &Defaults,
+    attachment: &ReadAttachment<'_>,
+) -> Result<NodeSpec, Vec<Problem>> {
+    let (document, syntax) = Document::parse_recovering(file, bytes);
     let mut problems: Vec<Problem> = name.as_ref().err().cloned().into_iter().collect();
     let mut checked = None;
     match &document {
-        Err(syntax) => problems.extend_from_slice(syntax),
-        // Broken defaults may have the keys that the spec lacks.
-        Ok(document) if !defaults.problems.is_empty() => {
-            problems.extend(part(document));
-        }
-        Ok(document) => {
+        // Broken defaults may have the keys that the spec lacks, and misnamed ones lack some.
+        Some(document)
+            if syntax.is_empty() && defaults.problems.is_empty() && !is_nearly_defaults(file) =>
+        {
             let name = name.ok();
             let (spec, found) = read(document, &defaults.layers(), Extent::Whole, |section| {
                 schema::node(section, name, Some(attachment))
@@ -101,6 +113,11 @@ pub fn parse(
             problems.extend(found);
             checked = spec;
         }
+        Some(document) => {
+            problems.extend_from_slice(&syntax);
+            problems.extend(beside(&syntax, document));
+        }
+        None => problems.extend(syntax),
     }
     problems.extend(defaults.problems.first().cloned());
     checked.filter(|_| problems.is_empty()).ok_or(problems)
@@ -119,18 +136,35 @@ fn parse_settings(
     Ok(settings(&document, &defaults.layers(), |section| schema::node(section, None, None)))
 }
 
+/// The problems of a file beside its syntax errors, as far as these leave the meaning of the rest
+/// in no doubt.
+fn beside(syntax: &[Problem], document: &Document) -> Vec<Problem> {
+    let is_of_one_value =
+        |error: &Problem| matches!(error.kind, ProblemKind::Unquoted | ProblemKind::Duplicate);
+    if !syntax.iter().all(is_of_one_value) {
+        return Vec::new();
+    }
+    let line = |problem: &Problem| problem.at.map(|(line, _)| line);
+    let is_other = |problem: &Problem| syntax.iter().all(|error| line(error) != line(problem));
+    part(document).into_iter().filter(is_other).collect()
+}
+
 /// The problems of a file that other files complete.
 fn part(document: &Document) -> Vec<Problem> {
     read(document, &[], Extent::Part, |section| schema::node(section, None, None)).1
+}
+
+/// Whether a file's name is a mistyped `_defaults.toml`.
+fn is_nearly_defaults(file: &str) -> bool {
+    let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    strsim::osa_distance(&stem.to_ascii_lowercase(), "_defaults") <= 2
 }
 
 /// The node that a spec file's name names.
 fn node_name(file: &str) -> Result<NodeName, Problem> {
     let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     stem.parse().map_err(|message: String| {
-        // A mistyped `_defaults.toml`.
-        let near = strsim::osa_distance(&stem.to_ascii_lowercase(), "_defaults") <= 2;
-        let hint = if near { "; did you mean _defaults.toml?" } else { "" };
-        Problem::of_file(file, format!("{message}{hint}"))
+        let hint = if is_nearly_defaults(file) { "; did you mean _defaults.toml?" } else { "" };
+        Problem::of_file(file, format!("{message}{hint}")).of_kind(ProblemKind::BadFileName)
     })
 }

@@ -12,12 +12,13 @@ use crate::model::{
     ids::{Digest, MacAddr, NodeName},
     ironic,
     netboot::Netboot,
+    problem::ProblemKind,
     spec::{
         Attachment, Bmc, Boot, ConfigDrive, DeployRamdisk, DriveFilesystem, DriveLabel, Goal,
         Image, ImageFormat, ImageKind, Loader, NodeSpec, PartitionTable, Partitions, Retry,
         Timeouts, Verify, WantedPower,
     },
-    toml_reader::{Field, Section, duration},
+    toml_reader::{Section, duration},
 };
 
 use super::{
@@ -65,8 +66,7 @@ pub(super) fn node(
     }
     let has_drive = spec.has("config_drive");
     let drive = spec.key("config_drive");
-    let config_drive =
-        if has_drive { drive.table(|drive| config_drive(drive, attachment)) } else { None };
+    let config_drive = drive.table_if_there(|drive| config_drive(drive, attachment)).flatten();
     if let (Some(boot), Some(image)) = (&boot, &image) {
         refuse_too_many_partitions(spec, image, boot.firmware, has_drive);
         if boot.ramdisk == DeployRamdisk::Ironic {
@@ -107,7 +107,8 @@ enum After {
 
 fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
     let mut seen = BTreeSet::new();
-    let macs = boot.key("mac").required().one_or_list(|text| {
+    let mac = boot.key("mac").of_kind(ProblemKind::BadMac).required("\"52:54:00:12:34:56\"");
+    let macs = mac.one_or_list(|text| {
         let mac: MacAddr = text.parse()?;
         if seen.insert(mac) { Ok(mac) } else { Err(format!("{mac} is there twice")) }
     });
@@ -128,7 +129,11 @@ fn boot(boot: &mut Section<'_>) -> (Option<Boot>, Option<After>) {
     let places = [("disk", After::Disk), ("network", After::Network)];
     let after = boot.key("after").or("disk").choice(&places);
     let (ramdisk, require_chap) = deploy_ramdisk(boot);
-    let kernel_args = boot.key("kernel_args").list(values::kernel_args()).unwrap_or_default();
+    let kernel_args = boot.key("kernel_args");
+    let kernel_args = kernel_args
+        .of_kind(ProblemKind::BadKernelArgument)
+        .list(values::kernel_args())
+        .unwrap_or_default();
     let boot = || {
         Some(Boot {
             macs: macs?,
@@ -156,17 +161,18 @@ fn deploy_ramdisk(boot: &mut Section<'_>) -> (Option<DeployRamdisk>, Option<bool
 }
 
 fn root_device(hints: &mut Section<'_>) -> RootDeviceHints {
+    let mut key = |key| hints.key(key).of_kind(ProblemKind::BadHint);
     RootDeviceHints {
-        name: hints.key("name").text(values::disk_name),
-        serial: hints.key("serial").text(values::hint),
-        wwn: hints.key("wwn").text(values::hint),
-        model: hints.key("model").text(values::hint),
-        vendor: hints.key("vendor").text(values::hint),
-        hctl: hints.key("hctl").text(values::hctl),
-        size: hints.key("size").text(SizeHint::parse),
-        rotational: hints.key("rotational").flag(),
-        by_path: hints.key("by_path").text(values::by_path),
-        multipath: hints.key("multipath").choice(&[("first", Multipath::First)]),
+        name: key("name").text(values::disk_name),
+        serial: key("serial").text(values::hint),
+        wwn: key("wwn").text(values::hint),
+        model: key("model").text(values::hint),
+        vendor: key("vendor").text(values::hint),
+        hctl: key("hctl").text(values::hctl),
+        size: key("size").of_kind(ProblemKind::BadSize).text(SizeHint::parse),
+        rotational: key("rotational").flag(),
+        by_path: key("by_path").text(values::by_path),
+        multipath: key("multipath").choice(&[("first", Multipath::First)]),
     }
 }
 
@@ -184,8 +190,10 @@ fn image(
     ramdisk: DeployRamdisk,
     after: Option<After>,
 ) -> (Option<Image>, Option<ImageContent>) {
-    let source = image.key("source").required().text(values::place);
-    let checksum = image.key("checksum").required().text(values::checksum);
+    let source = image.key("source").of_kind(ProblemKind::BadPath);
+    let source = source.required("\"debian-13.qcow2\"").text(values::place);
+    let checksum = image.key("checksum").of_kind(ProblemKind::BadChecksum);
+    let checksum = checksum.required("\"sha256:<64 hex digits>\"").text(values::checksum);
     let formats =
         [("auto", ImageFormat::Auto), ("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)];
     let format = image.key("format").or("auto").choice(&formats);
@@ -217,10 +225,17 @@ fn image(
 
 /// The kernel and ramdisk that the installed machine boots over the network.
 fn netboot(image: &mut Section<'_>, after: Option<After>) -> Option<Netboot> {
-    let mut files = ["kernel", "ramdisk"].map(|key| image.key(key));
+    let mut files = ["kernel", "ramdisk"].map(|key| image.key(key).of_kind(ProblemKind::BadPath));
     let mut rest = ["kernel_checksum", "ramdisk_checksum", "kernel_args"].map(|key| image.key(key));
     match after {
-        Some(After::Network) => files = files.map(Field::required),
+        Some(After::Network) => {
+            let reason = "boot.after = \"network\"";
+            let [kernel, ramdisk] = files;
+            files = [
+                kernel.required_because(reason, "\"debian-13/vmlinuz\""),
+                ramdisk.required_because(reason, "\"debian-13/initrd.img\""),
+            ];
+        }
         Some(After::Disk) => {
             let why = "is of no use unless boot.after = \"network\"";
             files = files.map(|key| key.idle(why));
@@ -230,8 +245,9 @@ fn netboot(image: &mut Section<'_>, after: Option<After>) -> Option<Netboot> {
     }
     let [kernel, ramdisk] = files.map(|key| key.text(values::path));
     let [kernel_checksum, ramdisk_checksum, kernel_args] = rest;
-    let [kernel_checksum, ramdisk_checksum] =
-        [kernel_checksum, ramdisk_checksum].map(|key| key.text(str::parse::<Digest>));
+    let [kernel_checksum, ramdisk_checksum] = [kernel_checksum, ramdisk_checksum]
+        .map(|key| key.of_kind(ProblemKind::BadChecksum).text(str::parse::<Digest>));
+    let kernel_args = kernel_args.of_kind(ProblemKind::BadKernelArgument);
     let kernel_args = kernel_args.list(values::kernel_args()).unwrap_or_default();
     let files = kernel.zip(ramdisk).filter(|_| after == Some(After::Network));
     files.map(|(kernel, ramdisk)| Netboot {
@@ -246,9 +262,10 @@ fn netboot(image: &mut Section<'_>, after: Option<After>) -> Option<Netboot> {
 fn partitions(partitions: &mut Section<'_>) -> Option<Partitions> {
     let tables = [("gpt", PartitionTable::Gpt), ("msdos", PartitionTable::Msdos)];
     let table = partitions.key("table").or("gpt").choice(&tables);
-    let swap_bytes = partitions.key("swap").text(values::size);
-    let ephemeral_bytes = partitions.key("ephemeral").text(values::size);
-    let root = partitions.key("root").or("max").text(values::size_or_max);
+    let mut size = |key| partitions.key(key).of_kind(ProblemKind::BadSize);
+    let swap_bytes = size("swap").text(values::size);
+    let ephemeral_bytes = size("ephemeral").text(values::size);
+    let root = size("root").or("max").text(values::size_or_max);
     Some(Partitions { table: table?, swap_bytes, ephemeral_bytes, root_bytes: root? })
 }
 
@@ -319,21 +336,23 @@ fn config_drive(
     let label = drive.key("label").or("config-2").choice(&labels);
     let filesystems = [("vfat", DriveFilesystem::Vfat), ("iso9660", DriveFilesystem::Iso9660)];
     let filesystem = drive.key("filesystem").or("vfat").choice(&filesystems);
-    let attach = |path: &str, check: &dyn Fn(&AttachedContent) -> Result<(), String>| {
-        let path = values::attachment_path(path)?;
-        let Some(read) = attachment else { return Ok(None) };
-        let content = read(&path)?;
-        check(&content).map_err(|message| format!("`{path}` {message}"))?;
-        Ok(Some(Attachment { path, content }))
-    };
-    let user_data = drive.key("user_data_file").text(|path| attach(path, &|_| Ok(())));
-    let network_config = drive.key("network_config_file").text(|path| {
+    let attach =
+        |path: &str, check: &dyn Fn(&AttachedContent) -> Result<(), String>| -> Result<_, String> {
+            let path = values::attachment_path(path)?;
+            let Some(read) = attachment else { return Ok(None) };
+            let content = read(&path)?;
+            check(&content).map_err(|message| format!("`{path}` {message}"))?;
+            Ok(Some(Attachment { path, content }))
+        };
+    let mut file = |key| drive.key(key).of_kind(ProblemKind::BadAttachment);
+    let user_data = file("user_data_file").text(|path| attach(path, &|_| Ok(())));
+    let network_config = file("network_config_file").text(|path| {
         attach(path, &|content| match label {
             Some(DriveLabel::Config2) => values::network_data(content.as_text()?),
             Some(DriveLabel::Cidata) | None => content.as_text().map(|_| ()),
         })
     });
-    let vendor_data = drive.key("vendor_data_file").text(|path| {
+    let vendor_data = file("vendor_data_file").text(|path| {
         attach(path, &|content| match label {
             // Vendor data become a part of a JSON file.
             Some(DriveLabel::Config2) => content.as_text().map(|_| ()),
@@ -360,7 +379,9 @@ fn config_drive(
 }
 
 fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
-    let mut wait = |key, default: &str| timeouts.key(key).or(default).text(duration);
+    let mut wait = |key, default: &str| {
+        timeouts.key(key).of_kind(ProblemKind::BadDuration).or(default).text(duration)
+    };
     let ramdisk = wait("ramdisk", "20m");
     let root_device = wait("root_device", "60s");
     let imaging_stall = wait("imaging_stall", "2m");
@@ -382,6 +403,6 @@ fn timeouts(timeouts: &mut Section<'_>, has_bmc: bool) -> Option<Timeouts> {
 
 fn retry(retry: &mut Section<'_>) -> Option<Retry> {
     let attempts = retry.key("attempts").or(3).integer(values::attempts);
-    let backoff = retry.key("backoff").or("1m").text(duration);
+    let backoff = retry.key("backoff").of_kind(ProblemKind::BadDuration).or("1m").text(duration);
     Some(Retry { attempts: attempts?, backoff: backoff? })
 }

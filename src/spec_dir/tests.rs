@@ -217,19 +217,18 @@ cipher_suite = 1
 checksum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 [retries]
 "#,
-        &expect![[r"
+        &expect![[r#"
             nodes/edge-07.toml:1:1: stat: unknown key; did you mean `state`?
-            nodes/edge-07.toml:2:10: paused: a string, must be true or false
+            nodes/edge-07.toml:2:10: paused: a string, must be true or false; write true without quotes
             nodes/edge-07.toml:4:29: boot.mac: `52:54:00:00:00:0` is not a MAC address, which looks like 52:54:00:12:34:56
-            nodes/edge-07.toml:5:12: boot.firmware: `efi` is not one of uefi, bios
-            nodes/edge-07.toml:6:1: bmc.address: missing
-            nodes/edge-07.toml:6:1: bmc.password_file: missing
+            nodes/edge-07.toml:5:12: boot.firmware: `efi` is not one of uefi, bios; did you mean "uefi"?
+            nodes/edge-07.toml:6:1: bmc.password_file: missing; add to [bmc] for example password_file = "edge-07.bmc"
             nodes/edge-07.toml:7:1: bmc.adress: unknown key; did you mean `address`?
             nodes/edge-07.toml:8:16: bmc.cipher_suite: cipher suite 1 is not supported; 17 and 3 are
             nodes/edge-07.toml:10:12: image.source: `../x` is not a plain path: no `..`, `.`, `//` or `/` at the end
             nodes/edge-07.toml:12:12: image.checksum: 63 hex digits, sha256 needs 64
             nodes/edge-07.toml:13:2: retries: unknown key
-        "]],
+        "#]],
     );
 }
 
@@ -255,16 +254,18 @@ fn a_file_that_is_no_toml_says_why() {
     );
     check(
         "[boot]\nmac = \n[bmc\nx = 'a\n",
-        &expect![[r"
-            nodes/edge-07.toml:2:7: string values must be quoted, expected literal string
-            nodes/edge-07.toml:3:5: unclosed table, expected `]`
-        "]],
+        &expect![[r#"
+            nodes/edge-07.toml:2:6: no value; write for example "text", 3, true or ["a", "b"]
+            nodes/edge-07.toml:3:1: a table without its second bracket; write [bmc]
+        "#]],
     );
     check(
         MINIMAL.replace("[bmc]", "[boot]"),
-        &expect![[r"
-        nodes/edge-07.toml:3:2: duplicate key
-    "]],
+        &expect![[r#"
+            nodes/edge-07.toml:3:2: duplicate table, first in line 1; merge both
+            nodes/edge-07.toml:4:1: boot.address: unknown key; it belongs in [bmc] or in [boot_check]
+            nodes/edge-07.toml:5:1: boot.password_file: unknown key; it belongs in [bmc]
+        "#]],
     );
     check(
         format!("<<<<<<< HEAD\n{MINIMAL}=======\n{MINIMAL}>>>>>>> other\n"),
@@ -286,13 +287,13 @@ fn a_file_that_is_no_toml_says_why() {
     );
     check(
         "# nothing\n",
-        &expect![[r"
-        nodes/edge-07.toml: boot.mac: missing
-        nodes/edge-07.toml: bmc.address: missing
-        nodes/edge-07.toml: bmc.password_file: missing
-        nodes/edge-07.toml: image.source: missing
-        nodes/edge-07.toml: image.checksum: missing
-    "]],
+        &expect![[r#"
+            nodes/edge-07.toml: boot.mac: missing; add to [boot] for example mac = "52:54:00:12:34:56"
+            nodes/edge-07.toml: bmc.address: missing; add to [bmc] for example address = "192.0.2.20"
+            nodes/edge-07.toml: bmc.password_file: missing; add to [bmc] for example password_file = "edge-07.bmc"
+            nodes/edge-07.toml: image.source: missing; add to [image] for example source = "debian-13.qcow2"
+            nodes/edge-07.toml: image.checksum: missing; add to [image] for example checksum = "sha256:<64 hex digits>"
+        "#]],
     );
 }
 
@@ -361,30 +362,30 @@ fn what_is_missing_is_the_specs_fault_even_where_only_the_defaults_have_the_tabl
     check_over(
         text,
         &below,
-        &expect![[r"
-        nodes/edge-07.toml: image.source: missing
-        nodes/edge-07.toml: image.checksum: missing
-        nodes/edge-07.toml:3:1: bmc.password_file: missing
-    "]],
+        &expect![[r#"
+            nodes/edge-07.toml: image.source: missing; add to [image] for example source = "debian-13.qcow2"
+            nodes/edge-07.toml: image.checksum: missing; add to [image] for example checksum = "sha256:<64 hex digits>"
+            nodes/edge-07.toml:3:1: bmc.password_file: missing; add to [bmc] for example password_file = "edge-07.bmc"
+        "#]],
     );
 }
 
 #[test]
 fn broken_defaults_are_reported_in_their_own_file_and_make_no_spec_valid() {
     let below = defaults("[bmc]\nusrname = \"x\"\n[retry]\nattempts = 0\n", "bmc.port = 1\n");
-    expect![[r"
+    expect![[r#"
         nodes/_defaults.toml:2:1: bmc.usrname: unknown key; did you mean `username`?
         nodes/_defaults.toml:4:12: retry.attempts: 0 is out of range, 1 to 100 is allowed
-        hostler.toml:2:5: defaults.bmc.port: unknown key
-    "]]
+        hostler.toml:2:5: defaults.bmc.port: unknown key; it belongs in [boot_check]
+    "#]]
     .assert_eq(&lines(below.problems()));
     check_over(
         "[bmc]\naddress = 5\n",
         &below,
-        &expect![[r"
-        nodes/edge-07.toml:2:11: bmc.address: an integer, must be a string; put it in quotes
-        nodes/_defaults.toml:2:1: bmc.usrname: unknown key; did you mean `username`?
-    "]],
+        &expect![[r#"
+            nodes/edge-07.toml:2:11: bmc.address: an integer, must be a string: `5` is not an address; write for example 192.0.2.20, bmc.example:623 or [2001:db8::1]:623
+            nodes/_defaults.toml:2:1: bmc.usrname: unknown key; did you mean `username`?
+        "#]],
     );
     let empty = defaults("\n", "");
     check_over(
@@ -395,10 +396,10 @@ fn broken_defaults_are_reported_in_their_own_file_and_make_no_spec_valid() {
     "]],
     );
     let unfinished = defaults("a = \nb = \n", "");
-    expect![[r"
-        nodes/_defaults.toml:1:5: string values must be quoted, expected literal string
-        nodes/_defaults.toml:2:5: string values must be quoted, expected literal string
-    "]]
+    expect![[r#"
+        nodes/_defaults.toml:1:4: no value; write for example "text", 3, true or ["a", "b"]
+        nodes/_defaults.toml:2:4: no value; write for example "text", 3, true or ["a", "b"]
+    "#]]
     .assert_eq(&lines(unfinished.problems()));
 }
 

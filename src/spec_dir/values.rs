@@ -6,8 +6,10 @@ use std::{
 };
 
 use crate::model::{
+    problem::ProblemKind,
     size::parse_bytes,
     spec::{BmcAddress, Checksum, PROGRAM_SEPARATOR},
+    toml_reader::Refused,
 };
 
 /// The RMCP port (IPMI 2.0 §13.1.1).
@@ -106,9 +108,29 @@ pub(super) fn kernel_args() -> impl FnMut(&str) -> Result<String, String> {
     }
 }
 
+/// Parses a BMC's address; a URL is refused with the address in it.
+pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, Refused> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Ok(host_and_port(text)?);
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = authority.rsplit('@').next().unwrap_or_default();
+    // The port of a URL is that of the BMC's web pages.
+    let (host, _) = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (host, port),
+        _ => (authority, ""),
+    };
+    let message = format!("`{text}` is a URL; hostler speaks IPMI to the BMC, not {scheme}");
+    let refused = |message: &str| Refused::new(ProblemKind::BadAddress, message);
+    Err(match host_and_port(host) {
+        Ok(_) => refused(&format!("{message}: write \"{host}\"")).fixed_by(format!("\"{host}\"")),
+        Err(_) => refused(&message),
+    })
+}
+
 /// Parses `host`, `host:port`, a bare IPv6 address, `[ipv6]` or `[ipv6]:port` into a canonical
 /// address.
-pub(super) fn bmc_address(text: &str) -> Result<BmcAddress, String> {
+fn host_and_port(text: &str) -> Result<BmcAddress, String> {
     let wrong = || {
         format!(
             "`{text}` is not an address; write for example 192.0.2.20, bmc.example:623 or \

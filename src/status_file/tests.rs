@@ -108,6 +108,7 @@ fn full() -> Status {
             at: Some((12, 3)),
             key: "image.checksum".to_owned(),
             message: "63 hex digits, sha256 needs 64".to_owned(),
+            ..Problem::default()
         }],
         conditions: vec![Condition {
             kind: "Ready".to_owned(),

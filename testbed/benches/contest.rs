@@ -48,10 +48,14 @@ pub(crate) fn compete(
     if !wanted.is_empty() && !wanted.split(',').any(|start| case.starts_with(start)) {
         return;
     }
+    let who = env::var("WHO").unwrap_or_default();
+    let is_wanted =
+        |one: &&Contender| who.is_empty() || who.split(',').any(|name| name == one.name);
+    let contenders: Vec<&Contender> = contenders.iter().filter(is_wanted).collect();
     let rounds = env::var("RUNS").map_or(5, |runs| runs.parse().unwrap());
     let mut all: BTreeMap<&str, Vec<Took>> = BTreeMap::new();
     for round in 0..rounds {
-        for contender in contenders {
+        for contender in &contenders {
             before();
             let took = run(&contender.command);
             all.entry(contender.name).or_default().push(took);

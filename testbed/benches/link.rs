@@ -7,6 +7,7 @@
 //! the disk is compared with the image.
 //!
 //! `RUNS=` sets the number of rounds (5), `CASES=` selects cases by the beginning of their names,
+//! `WHO=` contenders by their names,
 //! `MIB=` sets the size of the image (4096), of which two fifths are data. `THIN=1` has a disk that
 //! drops its blocks by itself. All files are in memory, in `TMPDIR`.
 
@@ -66,7 +67,7 @@ fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["write", verify, device, ..] => machine::write(verify_of(verify), device, &args[3..]),
-        ["overlap", digests, device, ..] => machine::overlap(digests, device, &args[3..]),
+        ["write-for-old-ramdisk", device, ..] => machine::write_for_old_ramdisk(device, &args[2..]),
         ["unpack", digests, device] => machine::unpack(digests, device),
         ["pack-to", listen, peer] => tunnel::serve(listen, peer, tunnel::pack),
         ["unpack-to", listen, peer] => tunnel::serve(listen, peer, tunnel::unpack),
@@ -170,8 +171,8 @@ impl Bench {
             contender("hostler-full", write(&format!("write full {disk}"), &portal)),
             contender("hostler-ssd", slowly(write(&format!("write node {slow}"), &portal))),
             contender(
-                "hostler-ssd-overlap-prototype",
-                slowly(write(&format!("overlap {digests} {slow}"), &portal)),
+                "hostler-ssd-old-ramdisk",
+                slowly(write(&format!("write-for-old-ramdisk {slow}"), &portal)),
             ),
             contender(
                 "hostler-tunnel-prototype",

@@ -28,14 +28,15 @@ pub(crate) fn write(disks: &[String]) {
 }
 
 async fn write_one(disk: Vec<String>) {
-    write_and_verify(&disk, Verify::None, Checkpoint::default()).await;
+    write_and_verify(&disk, Verify::None, None, &Meter::default()).await;
 }
 
 /// Writes one image to its disk, and reads it back if `verify` is full.
 pub(crate) async fn write_and_verify(
     disk: &[String],
     verify: Verify,
-    checkpoint: Checkpoint,
+    salt: Option<u32>,
+    meter: &Meter,
 ) -> Written {
     let [image, portal, unit] = disk else { panic!("{disk:?}") };
     let (iqn, lun) = unit.rsplit_once('/').unwrap();
@@ -48,13 +49,14 @@ pub(crate) async fn write_and_verify(
     let order = ImagingOrder {
         layout,
         verify,
+        salt,
         stall: Duration::from_secs(60),
         least_rate: LeastRate::ANY,
-        checkpoint,
+        checkpoint: Checkpoint::default(),
     };
     let (_stop, cancel) = watch::channel(false);
     let disk = imaging::open(&target, cancel.clone()).await.unwrap();
-    disk.write(&order, &Meter::default(), cancel).await.unwrap()
+    disk.write(&order, meter, cancel).await.unwrap()
 }
 
 /// The disk's bytes; a packed image is unpacked first, as in the cache.

@@ -23,7 +23,7 @@ pub(crate) const HAND: &str = "hand";
 
 /// Every line of a shell block, with the suite that runs it. The numbered steps of [`INSTALL`] are
 /// omitted: the host suite runs all of them, in order.
-pub(crate) const LINES: [(&str, &str); 51] = [
+pub(crate) const LINES: [(&str, &str); 55] = [
     ("./testbed/demo", "demo"),
     ("./testbed/demo --real", HAND),
     ("examples/images/debian debian-12.qcow2", "e2e"),
@@ -41,6 +41,7 @@ pub(crate) const LINES: [(&str, &str); 51] = [
     ("THIN=1 ./testbed/bench link", BENCH),
     ("cargo build --locked", "lib"),
     ("./testbed/build binaries", "build"),
+    ("./testbed/package", "package"),
     ("./testbed/install arm", "arm"),
     ("./testbed/aarch64/site", "arm"),
     ("cargo test --locked --lib a_spec_that_goes_away", HAND),
@@ -56,6 +57,7 @@ pub(crate) const LINES: [(&str, &str); 51] = [
     ("testbed/rack down", HAND),
     ("SIM_SEED=1234 SIM_TRACE=1 testbed/check sim", "sim"),
     ("hostler check nodes", HOST),
+    ("hostler doctor", HOST),
     ("hostler plan", HOST),
     ("hostler plan pull-request/nodes --status-dir nodes -o json", HOST),
     ("hostler show edge-07", HOST),
@@ -76,6 +78,8 @@ pub(crate) const LINES: [(&str, &str); 51] = [
     ("hostler bmc edge-07 info", HOST),
     ("hostler bmc edge-07 cycle", HOST),
     ("hostler show-boot 52:54:00:00:00:01", HOST),
+    ("apt-get remove hostler", HOST),
+    ("apt-get purge hostler", HOST),
 ];
 
 /// A shell block.

@@ -1,4 +1,5 @@
-//! hostler on a Debian with systemd: the documents' own commands install it, with the shipped unit.
+//! hostler on a Debian with systemd: the documents' own commands install, upgrade and remove it, as
+//! a package.
 //!
 //! `testbed/check host` runs it, with every command of README.md and docs/ that a suite can run;
 //! `documents::LINES` names the others.
@@ -35,6 +36,9 @@ const NODE: &str = "edge-07";
 const MACHINE: &str = "node-1";
 /// The administrator's working directory for commands outside of the installation.
 const CONFIGURATION: &str = "/etc/hostler";
+/// The packages of `testbed/package`: the documents' one, and one to upgrade to.
+const PACKAGE: &str = "target/package/hostler_0.1.0-1_amd64.deb";
+const UPGRADE: &str = "target/package/hostler_0.1.0-2_amd64.deb";
 /// The spec of a node without a machine, and without an image.
 const HOPELESS: &str = r#"
 boot.mac = "52:54:00:00:00:77"
@@ -65,14 +69,17 @@ fn the_documents_commands_install_hostler_and_what_it_installed_outlives_restart
     host.outlives_a_restart_and_a_reboot();
     host.takes_a_password_from_the_service_manager();
     host.tells_the_journal_what_to_alert_on();
+    host.is_upgraded_without_a_change_of_its_state();
+    host.is_removed_with_its_state_kept_until_it_is_purged();
     assert!(host.left.is_empty(), "{:?} of the documents were not run", host.left);
 }
 
 impl Host {
     /// Boots a bare Debian, and a machine that is on with a foreign system.
     fn new() -> Self {
-        let hostler = repository().join("target/x86_64-unknown-linux-gnu/release/hostler");
-        assert!(hostler.exists(), "run testbed/build");
+        for (package, revision) in [(PACKAGE, ""), (UPGRADE, " 2")] {
+            assert!(repository().join(package).exists(), "run testbed/package{revision}");
+        }
         let kept = repository().join("target/testbed/e2e/host");
         fs::create_dir_all(&kept).unwrap();
         let rack = Rack::up(kept.join("rack"), &["uefi"], "1G", &[]);
@@ -94,7 +101,11 @@ impl Host {
         assert!(converted.unwrap().success());
         // The administrator types this into an editor.
         fs::write(self.debian.file("/root/typed.toml"), self.spec(&Image::at(published))).unwrap();
-        self.write_program("/root/editor", "cp /root/typed.toml \"$1\"");
+        self.write_program(
+            "/root/editor",
+            "case $1 in\n*/hostler.toml) echo '# edited' >>\"$1\" ;;\n\
+             *) cp /root/typed.toml \"$1\" ;;\nesac",
+        );
         for step in documents::install_steps() {
             let script = format!("cd /hostler\n{}", step.text);
             let output = self
@@ -122,9 +133,76 @@ impl Host {
         spec
     }
 
-    fn runs_as_the_unit_says(&self) {
+    /// Installs a package of the same programs, with a higher version.
+    fn is_upgraded_without_a_change_of_its_state(&self) {
+        let switched = self.machine.times_switched_on();
+        let before = self.status(NODE).unwrap();
+        assert_eq!(before.phase, Phase::Deployed);
+        let pid = self.main_pid();
+        self.install(UPGRADE);
+        self.is_active();
+        assert_ne!(self.main_pid(), pid, "the upgrade did not restart the agent");
+        let after = self.until(NODE, "deployed", SOON, |status| status.ready);
+        assert_eq!((after.phase, after.installed_digest), (before.phase, before.installed_digest));
+        let config = fs::read_to_string(self.debian.file("/etc/hostler/hostler.toml")).unwrap();
+        assert!(config.ends_with("# edited\n"), "{config}");
+
+        self.debian.shell("systemctl stop hostler");
+        self.install(UPGRADE);
+        let active = self.debian.command(&["systemctl", "is-active", "hostler"]).output().unwrap();
+        assert_eq!(active.stdout, b"inactive\n", "an upgrade started an agent that did not run");
+        self.debian.shell("systemctl start hostler");
+        self.is_active();
+        self.until(NODE, "deployed", SOON, |status| status.ready);
+        assert_eq!(self.machine.times_switched_on(), switched, "the machine was touched");
+    }
+
+    fn is_removed_with_its_state_kept_until_it_is_purged(&mut self) {
+        let pid = self.main_pid();
+        self.removed_by("apt-get remove hostler");
+        assert!(!self.debian.file("/usr/bin/hostler").exists());
+        let running = self.debian.command(&["test", "-e", &format!("/proc/{pid}")]).output();
+        assert!(!running.unwrap().status.success(), "the removal left the agent running");
+        for kept in ["/etc/hostler/hostler.toml", "/etc/hostler/nodes/edge-07.toml"] {
+            assert!(self.debian.file(kept).exists(), "{kept} is gone");
+        }
+        assert!(self.debian.file("/var/lib/hostler/edge-07.json").exists(), "the record is gone");
+        self.install(UPGRADE);
+        self.debian.shell("systemctl enable --now hostler");
+        self.until(NODE, "deployed", SOON, |status| status.ready);
+
+        self.removed_by("apt-get purge hostler");
+        let left = self.debian.shell(
+            "find / -xdev \\( -path /proc -o -path /hostler -o -path /srv/packages \\) -prune \
+             -o \\( -name '*hostler*' -o -user hostler \\) -print; dpkg-query --show hostler 2>/dev/null || :",
+        );
+        assert_eq!(left, "", "the purge left these");
+        assert!(self.debian.shell("systemctl --failed --no-legend").is_empty());
+        assert!(
+            self.machine.console().contains(&booted_line()) && self.rack.machine(MACHINE).is_on
+        );
+    }
+
+    fn main_pid(&self) -> String {
         let pid = self.debian.shell("systemctl show --property=MainPID --value hostler");
-        let pid = pid.trim();
+        pid.trim().to_owned()
+    }
+
+    /// Installs a package of this checkout. No input means that apt and dpkg may ask nothing.
+    fn install(&self, package: &str) {
+        let install = format!("apt-get install --reinstall ./{package} </dev/null");
+        self.debian.shell(&format!("cd /hostler; {install}"));
+    }
+
+    /// Runs a removal of the documents. apt itself asks once, and nothing else may.
+    fn removed_by(&mut self, line: &str) {
+        assert!(self.left.remove(line), "{line:?} is not in documents::LINES");
+        let output = self.typed(&format!("echo y | {line}"));
+        assert!(output.status.success(), "{}", said(&output));
+    }
+
+    fn runs_as_the_unit_says(&self) {
+        let pid = self.main_pid();
         let status = self.debian.shell(&format!("cat /proc/{pid}/status"));
         let has = |line: &str| status.lines().any(|is| is.split_whitespace().eq(line.split(' ')));
         assert!(has("Seccomp: 2") && has("NoNewPrivs: 1"), "{status}");
@@ -143,6 +221,7 @@ impl Host {
         assert!(self.rack.machine(MACHINE).is_on);
         self.shown("hostler check nodes", 0);
         self.shown("hostler plan", 0);
+        assert!(!self.shown("hostler doctor", 0).contains("FAIL"));
         let fetched = self.shown("hostler cache fetch edge-07", 0);
         assert!(self.shown("hostler cache list", 0).contains("debian-13.qcow2"), "{fetched}");
 

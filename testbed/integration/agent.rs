@@ -5,6 +5,7 @@
 //! every fault has a test.
 
 mod bmc;
+mod check;
 mod clock;
 mod commands;
 mod consent;

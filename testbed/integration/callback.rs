@@ -14,7 +14,8 @@ use hostler::{
     boot_call::BootCalls,
     callback::{CallbackLimits, CallbackRequest, Server, TlsIdentity},
     model::{
-        callback::{Call, DeployState, LookupReply, Reply},
+        callback::{Call, DeployState, DiskRange, FlushedRanges, LookupReply, Reply},
+        ids::Digest,
         secret::AttemptKey,
     },
 };
@@ -41,13 +42,24 @@ const LOG: &str = r#"{"kernel":"hunter2","ramdisk":""}"#;
 const DEPLOY_INFO: &str =
     r#"{"address":"127.0.0.1","iqn":"iqn.x","chap_username":"u","chap_password":"hunter2"}"#;
 
+const FLUSHED: &str = concat!(
+    r#"{"ranges":[{"from":0,"bytes":1,"digest":"sha256:"#,
+    "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+    r#"","salt":7}]}"#
+);
+
+fn range() -> DiskRange {
+    DiskRange { from: 0, bytes: 1, digest: Digest::of(&[0]), salt: Some(7) }
+}
+
 #[tokio::test]
-async fn a_ramdisk_gets_through_its_five_calls() {
+async fn a_ramdisk_gets_through_its_calls() {
     let agent = Agent::judging(CallbackLimits::default()).await;
     for (method, call, body, status, answer) in [
         ("POST", "lookup", LOOKUP, 200, r#"{"disk":"vda","iqn":"iqn.edge-07","poll_after":1}"#),
         ("POST", "pass_deploy_info", DEPLOY_INFO, 202, "{}"),
         ("GET", "deploy_state", "", 200, r#"{"state":"release"}"#),
+        ("POST", "flushed", r#"{"known":0}"#, 200, FLUSHED),
         ("POST", "log", LOG, 202, "{}"),
         ("POST", "completed", r#"{"verified":true}"#, 202, "{}"),
         ("POST", "completed", r#"{"error":"no disk"}"#, 409, r#"{"error":"heard: no disk"}"#),
@@ -55,6 +67,32 @@ async fn a_ramdisk_gets_through_its_five_calls() {
         let got = agent.curl(method, &path("edge-07", call), Some(&key()), body).await;
         assert_eq!((got.status, got.body.as_str()), (status, answer), "{call}");
     }
+}
+
+#[tokio::test]
+async fn a_question_for_flushed_ranges_waits_until_there_are_more_and_no_longer() {
+    let limits = CallbackLimits { poll: Duration::from_millis(300), ..CallbackLimits::default() };
+    let agent = Agent::judging(limits).await;
+    let (flushed, key) = (path("edge-07", "flushed"), key());
+    let got = agent.curl("POST", &flushed, Some(&key), r#"{"known":1}"#).await;
+    assert_eq!(got.body, FLUSHED, "after the poll");
+    assert!(*agent.requested.borrow() > 1);
+
+    let (more, there) = watch::channel(false);
+    let agent = Agent::start(CallbackLimits::default(), move |_| {
+        let ranges = if *there.borrow() { vec![range()] } else { Vec::new() };
+        Some(Reply::Flushed(FlushedRanges { ranges }))
+    })
+    .await;
+    let began = Instant::now();
+    let question = agent.curl("POST", &flushed, Some(&key), r#"{"known":0}"#);
+    let change = async {
+        agent.requested(1).await;
+        more.send(true).unwrap();
+    };
+    let (got, ()) = tokio::join!(question, change);
+    assert_eq!(got.body, FLUSHED);
+    assert!(began.elapsed() < CallbackLimits::default().poll, "only the end of the poll woke it");
 }
 
 #[tokio::test]
@@ -264,6 +302,7 @@ fn judge(request: &CallbackRequest) -> Reply {
             poll_after: 1,
         }),
         Call::DeployState => Reply::State(DeployState::Release.into()),
+        Call::Flushed(_) => Reply::Flushed(FlushedRanges { ranges: vec![range()] }),
         Call::Completed(completed) if !completed.error.is_empty() => {
             Reply::Failed(format!("heard: {}", completed.error))
         }

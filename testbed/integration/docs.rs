@@ -21,7 +21,7 @@ const INVARIANTS: &str = "docs/contributing/invariants.md";
 const CHANGELOG: &str = "CHANGELOG.md";
 const WIDTH: usize = 100;
 /// The first directories of paths in the documents.
-const ROOTS: [&str; 5] = ["src/", "testbed/", "docs/", "systemd/", "examples/"];
+const ROOTS: [&str; 6] = ["src/", "testbed/", "docs/", "systemd/", "packaging/", "examples/"];
 
 /// The names of all functions.
 fn functions() -> BTreeSet<String> {
@@ -131,7 +131,9 @@ fn every_key_of_a_spec_is_documented() {
     let schema: String = files.map(|path| fs::read_to_string(path).unwrap()).collect();
     let said: BTreeSet<&str> =
         page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
-    let keys = schema.split(".key(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let read =
+        [".key(\"", " key(\"", "file(\""].into_iter().flat_map(|call| schema.split(call).skip(1));
+    let keys = read.filter_map(|rest| rest.split('"').next());
     missing.extend(keys.filter(|key| !said.contains(key)).map(str::to_owned));
     assert!(missing.is_empty(), "docs/using/specs.md has no {missing:?}");
 }

@@ -81,6 +81,7 @@ impl Image {
         ImagingOrder {
             layout: Layout::of_file(image),
             verify,
+            salt: None,
             stall: STALL,
             least_rate: LeastRate::ANY,
             checkpoint: Checkpoint::default(),
@@ -247,6 +248,7 @@ async fn a_layout_of_tables_at_both_ends_is_whole_after_cuts_in_every_part() {
     let order = ImagingOrder {
         layout: Layout::new(segments),
         verify: Verify::Full,
+        salt: None,
         stall: STALL,
         least_rate: LeastRate::ANY,
         checkpoint: Checkpoint::default(),

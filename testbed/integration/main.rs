@@ -10,6 +10,7 @@ mod admin;
 mod agent;
 mod callback;
 mod consent_words;
+mod dependencies;
 mod dhcp;
 mod docs;
 #[path = "../e2e/documents.rs"]
@@ -23,6 +24,7 @@ mod ipmi;
 mod iscsi;
 mod layers;
 mod namespace;
+mod package;
 mod ports;
 mod tables;
 mod tftp;

@@ -26,10 +26,12 @@ fn a_key_is_taken_from_one_well_formed_bearer_header_only() {
 }
 
 #[test]
-fn only_the_five_calls_exist_and_only_with_their_method() {
+fn only_these_calls_exist_and_only_with_their_method() {
     let is_call =
         |method: &Method, node: &str, name: &str| parse(method, node, name, b"{}").is_some();
-    for name in ["lookup", "pass_deploy_info", "completed", "log", "deploy_state"] {
+    for name in
+        ["lookup", "pass_deploy_info", "completed", "flushed", "verifying", "log", "deploy_state"]
+    {
         let (right, wrong) = match name {
             "deploy_state" => (Method::GET, Method::POST),
             _ => (Method::POST, Method::GET),
@@ -97,7 +99,7 @@ proptest! {
     #[test]
     fn never_panics_on_any_bytes(
         node in ".{0,20}",
-        name in "lookup|pass_deploy_info|completed|log|.{0,9}",
+        name in "lookup|pass_deploy_info|completed|flushed|log|.{0,9}",
         body in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         parse(&Method::POST, &node, &name, &body);
@@ -105,7 +107,7 @@ proptest! {
 
     #[test]
     fn never_panics_on_any_json(json in r#"[\[\]{}":,a-z0-9\\-]{0,80}"#) {
-        for name in ["lookup", "pass_deploy_info", "completed", "log"] {
+        for name in ["lookup", "pass_deploy_info", "completed", "flushed", "log"] {
             prop_assert!(parse(&Method::POST, "a", name, json.as_bytes()).is_some());
         }
     }
@@ -138,6 +140,7 @@ proptest! {
             iqn: text.clone(),
             chap_username: text.clone(),
             chap_password: Some(Secret::new(text.clone())),
+            knows_salt: true,
             error: text,
         };
         let read = read_body("pass_deploy_info", &serde_json::to_string(&info).unwrap());

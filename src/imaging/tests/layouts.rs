@@ -5,7 +5,11 @@ use std::os::unix::fs::FileExt as _;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
-use crate::model::callback::{DiskRange, VERIFY_RANGES_MAX};
+use crate::model::{
+    callback::{DiskRange, VERIFY_RANGES_MAX},
+    ids::Digest,
+    range_digest::CHUNK_BYTES,
+};
 
 /// A segment to be made: blocks left free before it, its bytes, and what they are.
 #[derive(Clone, Debug)]
@@ -109,6 +113,13 @@ pub(super) fn expected(contents: &[(u64, Vec<u8>)], disk_bytes: u64, block: u64)
     bytes
 }
 
+/// The digest of a range, by its definition.
+fn digest(content: &[u8], salt: Option<u32>) -> Digest {
+    let Some(salt) = salt else { return Digest::of(content) };
+    let chunks = content.chunks(usize::try_from(CHUNK_BYTES).unwrap()).map(Sha256::digest);
+    Digest::of(&[&salt.to_be_bytes()[..], &chunks.flatten().collect::<Vec<_>>()].concat())
+}
+
 /// The ranges are few, in order, disjoint, true, and cover everything that was asked for.
 pub(super) fn check_ranges(ranges: &[DiskRange], content: &[u8], wanted: &[(u64, Vec<u8>)]) {
     assert!(ranges.len() <= VERIFY_RANGES_MAX);
@@ -117,8 +128,7 @@ pub(super) fn check_ranges(ranges: &[DiskRange], content: &[u8], wanted: &[(u64,
     for range in ranges {
         let from = usize::try_from(range.from).unwrap();
         let part = from..from + usize::try_from(range.bytes).unwrap();
-        let hash = crate::model::ids::hex(&Sha256::digest(&content[part.clone()]));
-        assert_eq!(range.digest.to_string(), format!("sha256:{hash}"));
+        assert_eq!(digest(&content[part.clone()], range.salt), range.digest, "{range:?}");
         covered[part].fill(true);
     }
     for (at, bytes) in wanted {
@@ -137,6 +147,7 @@ proptest! {
         spare_blocks in prop_oneof![Just(0_u64), 0..3000_u64],
         block in prop_oneof![Just(512_u64), Just(4096), Just(65536)],
         verify in prop_oneof![Just(Verify::Full), Just(Verify::Node), Just(Verify::None)],
+        salt in prop::option::of(any::<u32>()),
         breaks in prop_oneof![Just(None), (8..60_usize).prop_map(Some)],
     ) {
         let (layout, contents) = layout_of(&parts, block);
@@ -145,7 +156,7 @@ proptest! {
         let quirk = breaks.map_or(Quirk::None, |calls| Quirk::Breaks { calls, times: 4 });
         let disk = MemoryDisk::new(capacity, u32::try_from(block).unwrap(), quirk);
         let mut bench = Bench::new(1);
-        bench.order = ImagingOrder { layout, verify, ..bench.order };
+        bench.order = ImagingOrder { layout, verify, salt, ..bench.order };
         let written = block_on(bench.write(&disk)).unwrap();
         let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
         prop_assert_eq!(written.bytes, bytes);
@@ -156,10 +167,49 @@ proptest! {
         prop_assert_eq!((progress.done_bytes, progress.total_bytes), (bytes, bytes));
         if verify == Verify::Node {
             check_ranges(&written.ranges, &content, &contents);
+            // Each end of the disk has a range of its own, with a usual digest.
+            let in_body = |range: &&DiskRange| bench.meter.ranges_on_disk().contains(range);
+            let salted = written.ranges.iter().filter(in_body).all(|range| range.salt == salt);
+            prop_assert!(salted && bench.meter.ranges_on_disk().len() + 2 >= written.ranges.len());
         } else {
             prop_assert!(written.ranges.is_empty());
         }
     }
+}
+
+/// Invariant (disk): The machine is told to compare only ranges that its disk holds, flushed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_is_shown_as_soon_as_the_disk_holds_it_and_no_sooner() {
+    const BYTES: u64 = 50 * MIB;
+    let disk = MemoryDisk::new(BYTES, 512, Quirk::Breaks { calls: 40, times: 3 });
+    let mut bench = Bench::new(BYTES);
+    bench.thresholds.flush_bytes = 4 * MIB;
+    (bench.order.verify, bench.order.salt) = (Verify::Node, Some(7));
+    let mut seen = Vec::new();
+    let look = async {
+        loop {
+            let shown = bench.meter.ranges_on_disk();
+            if shown.len() > seen.len() {
+                let durable = disk.survives(|| false);
+                for DiskRange { from, bytes, digest: wanted, salt } in &shown[seen.len()..] {
+                    let from = usize::try_from(*from).unwrap();
+                    let content = &durable[from..from + usize::try_from(*bytes).unwrap()];
+                    assert_eq!(&digest(content, *salt), wanted, "at {from}");
+                }
+                seen = shown;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let written = tokio::select! {
+        written = bench.begin(&disk) => written.unwrap(),
+        () = look => unreachable!(),
+    };
+    assert!(!seen.is_empty(), "nothing was shown during the write");
+    let shown = bench.meter.ranges_on_disk();
+    assert_eq!(shown.iter().map(|range| range.bytes).sum::<u64>(), BYTES - 2 * MIB);
+    assert!(shown.iter().all(|range| written.ranges.contains(range)));
+    assert!(disk.connections() > 1);
 }
 
 fn made(at: u64, bytes: u64) -> Segment {

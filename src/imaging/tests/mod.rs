@@ -48,6 +48,7 @@ impl Bench {
         let order = ImagingOrder {
             layout: Layout::of_file(image),
             verify: Verify::Full,
+            salt: None,
             stall: STALL,
             least_rate: LeastRate::ANY,
             checkpoint: Checkpoint::default(),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::{
     lifecycle::{Event, Outcome, Record, State},
     model::{
-        callback::{Call, Completed, DeployInfo, Lookup, Reply, VerifyProgress},
+        callback::{Call, Completed, DeployInfo, KnownRanges, Lookup, Reply, VerifyProgress},
         disk::{Disk, RootDeviceHints},
         fault::RetryAdvice,
         secret::{AttemptKey, Secret},
@@ -121,6 +121,7 @@ fn any_call() -> impl Strategy<Value = Call> {
         3 => Just(deploy_info("")),
         1 => infos,
         4 => Just(Call::DeployState),
+        1 => Just(Call::Flushed(KnownRanges { known: 0 })),
         3 => Just(completed("")),
         1 => notices,
         1 => any::<u64>().prop_map(|done_bytes| Call::Verifying(VerifyProgress { done_bytes })),
@@ -450,12 +451,15 @@ fn a_late_disk_that_is_another_one_than_the_hinted_neither_ends_nor_prolongs_the
     assert_eq!(chosen.disk, "vdb", "a serial number fits no other disk: nothing is waited for");
 }
 
+/// The status has the number of the disks, for a warning about the spec.
 #[test]
 fn several_disks_that_fit_are_not_waited_for_because_more_would_not_help() {
     let mut bench = Bench::with_spec();
     bench.go_to(Phase::WaitingRamdisk);
-    let two = lookup_with(vec![disk(), Disk { name: "vdb".into(), ..disk() }]);
+    let removable = Disk { name: "sda".into(), removable: true, ..disk() };
+    let two = lookup_with(vec![disk(), Disk { name: "vdb".into(), ..disk() }, removable]);
     assert!(matches!(bench.call(&key(1), two), Reply::Failed(_)));
+    assert_eq!(bench.node.status(bench.now).last_seen.unwrap().disks, Some(2));
     bench.done(Ok(Outcome::CleanedUp));
     assert_eq!(bench.phase(), Phase::Pending, "the machine is switched on once more");
 }

@@ -81,7 +81,7 @@ pub(super) fn imaged() -> Outcome {
 /// The outcome of imaging, with ranges for the ramdisk to compare.
 pub(super) fn imaged_unverified() -> Outcome {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    let verify = vec![DiskRange { from: 0, bytes: IMAGE_BYTES, digest }];
+    let verify = vec![DiskRange { from: 0, bytes: IMAGE_BYTES, digest, salt: None }];
     Outcome::Imaged { verify, disk_bytes: disk().size, root_partuuid: None, stages: Vec::new() }
 }
 
@@ -110,6 +110,7 @@ pub(super) fn deploy_info(error: &str) -> Call {
         chap_username: "user".into(),
         chap_password: Some(Secret::new("chap-secret".into())),
         error: error.into(),
+        knows_salt: true,
     })
 }
 
@@ -123,6 +124,7 @@ pub(super) fn ironic_target() -> Call {
         chap_username: String::new(),
         chap_password: None,
         error: String::new(),
+        knows_salt: false,
     })
 }
 

@@ -47,6 +47,7 @@ fn target() -> Target {
         iqn: "iqn.2026-11.hostler:edge-07".into(),
         chap_username: "user".into(),
         chap_password: Some(Secret::new("chap-secret".into())),
+        knows_salt: true,
     }
 }
 

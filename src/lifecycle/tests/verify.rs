@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::{
     lifecycle::{Event, Menu, Operation, Outcome},
     model::{
-        callback::{Call, Completed, DeployState, Reply, VerifyProgress},
+        callback::{
+            Call, Completed, DeployState, FlushedRanges, KnownRanges, Reply, VerifyProgress,
+        },
         fault::{Fault, RetryAdvice},
         status::{ImagingStage, Phase},
     },
@@ -80,6 +82,38 @@ fn a_disk_that_holds_something_else_fails_the_attempt_and_is_written_again() {
 }
 
 #[test]
+fn a_disk_that_differs_already_during_the_write_fails_the_attempt_at_once() {
+    let mut bench = Bench::with_spec();
+    bench.go_to(Phase::Imaging);
+    assert_eq!(bench.call(&key(1), says("", true)), Reply::Refused, "nothing is written yet");
+    assert_eq!(bench.phase(), Phase::Imaging);
+    assert_eq!(bench.call(&key(1), says("vda does not hold the image", true)), Reply::Accepted);
+    let fault = fault_of(&bench);
+    assert_eq!((fault.code.as_ref(), fault.retry), ("DiskLies", RetryAdvice::Backoff), "{fault:?}");
+    assert!(fault.message.contains("vda does not hold the image"), "{fault:?}");
+    bench.done(Ok(imaged_unverified()));
+    assert_eq!(bench.running.as_ref().map(|(_, operation)| operation), Some(&Operation::CleanUp));
+    assert_eq!(bench.call(&key(1), Call::DeployState), Reply::State(DeployState::Abort.into()));
+    bench.done(Ok(Outcome::CleanedUp));
+    assert_eq!(bench.node.record().installed, None);
+}
+
+/// Invariant (ramdisk): A ramdisk that asks for flushed ranges changes nothing, and a stranger
+/// learns nothing.
+#[test]
+fn asking_for_flushed_ranges_changes_nothing_and_needs_the_attempts_key() {
+    let ask = || Call::Flushed(KnownRanges { known: 0 });
+    let mut bench = Bench::with_spec();
+    assert_eq!(bench.call(&key(1), ask()), Reply::Refused);
+    bench.go_to(Phase::Imaging);
+    let before = bench.node.record().clone();
+    let answer = bench.call(&key(1), ask());
+    assert_eq!(answer, Reply::Flushed(FlushedRanges::default()), "the agent fills them in");
+    assert_eq!(*bench.node.record(), before);
+    assert_eq!(bench.call(&key(9), ask()), Reply::Refused);
+}
+
+#[test]
 fn a_completed_notice_of_a_ramdisk_that_has_not_compared_fails_the_attempt_for_good() {
     let mut bench = comparing();
     assert_eq!(bench.call(&key(1), says("", false)), Reply::Accepted);
@@ -136,6 +170,20 @@ fn what_a_ramdisk_reports_of_its_comparison_is_shown_within_bounds_and_moves_not
     assert_eq!(bench.status().progress, None);
     assert_eq!(bench.call(&key(1), says_progress(1)), Reply::Accepted, "it was overtaken");
     assert_eq!(bench.status().progress, None);
+}
+
+#[test]
+fn bytes_that_were_compared_during_the_write_count_as_done_and_not_for_the_rate() {
+    let mut bench = comparing();
+    for (after_s, reported, rate, remaining_s) in
+        [(0, IMAGE_BYTES / 2, 0, None), (10, IMAGE_BYTES * 3 / 4, IMAGE_BYTES / 40, Some(10))]
+    {
+        bench.pass(after_s);
+        bench.call(&key(1), says_progress(reported));
+        let progress = bench.status().progress.unwrap();
+        assert_eq!((progress.done_bytes, progress.rate_bytes), (reported, rate), "{progress:?}");
+        assert_eq!(progress.remaining_s, remaining_s);
+    }
 }
 
 #[test]

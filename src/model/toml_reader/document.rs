@@ -1,15 +1,13 @@
-//! A TOML file as a tree with the offset of every key and value.
-
-use std::collections::BTreeMap;
+//! A TOML file: its text, its tree, and its syntax errors.
 
 use serde::{Serialize, Serializer};
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use toml::de::DeTable;
 
-use super::{FILE_BYTES_MAX, Origin, PROBLEMS_MAX, join};
-use crate::model::problem::{Problem, shown};
+use super::{
+    FILE_BYTES_MAX, Origin, PROBLEMS_MAX, join, syntax,
+    tree::{Table, Value, serialize_table, table},
+};
+use crate::model::problem::{Fix, OtherPlace, Problem, ProblemKind, Span, shown};
 
 /// A parsed file, or one table of it.
 #[derive(Clone, Debug)]
@@ -21,67 +19,71 @@ pub struct Document {
     pub(super) root: Table,
 }
 
-pub(super) type Table = BTreeMap<String, Node>;
-
-/// A value with the byte offsets of its key, if it has one, and of itself.
-#[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) key_offset: usize,
-    pub(super) offset: usize,
-    pub(super) value: Value,
-}
-
-/// A TOML value.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub(super) enum Value {
-    String(String),
-    Integer(i64),
-    /// An integer beyond 64 bits, as written.
-    HugeInteger(String),
-    Float(f64),
-    Boolean(bool),
-    Datetime(toml::value::Datetime),
-    List(Vec<Node>),
-    #[serde(serialize_with = "serialize_table")]
-    Table(Table),
-}
-
 impl Document {
     /// Parses a file. `name` is the file's name in messages. The error has all syntax errors.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, Vec<Problem>> {
-        let whole = |message: String| Err(vec![Problem::of_file(name, message)]);
-        if bytes.len() > FILE_BYTES_MAX {
-            return whole(format!("{} bytes, at most {FILE_BYTES_MAX} are read", bytes.len()));
-        }
-        let at = |offset: usize, message: &str| Problem {
-            file: name.to_owned(),
-            at: Some(line_and_column(bytes, offset)),
-            key: String::new(),
-            message: shown(message),
-        };
-        let text = match std::str::from_utf8(bytes) {
+        let (document, problems) = Self::parse_recovering(name, bytes);
+        document.filter(|_| problems.is_empty()).ok_or(problems)
+    }
+
+    /// Parses a file as far as possible: besides syntax errors, the document has the rest of it.
+    pub fn parse_recovering(name: &str, bytes: &[u8]) -> (Option<Self>, Vec<Problem>) {
+        let text = match readable(name, bytes) {
             Ok(text) => text,
-            Err(error) => return Err(vec![at(error.valid_up_to(), "not UTF-8")]),
+            Err(problem) => return (None, vec![*problem]),
         };
-        if text.trim().is_empty() {
-            return whole("empty".to_owned());
-        }
-        if let Some(offset) = conflict_marker(text) {
-            return Err(vec![at(offset, "git conflict marker; resolve the conflict first")]);
-        }
         let (root, errors) = DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            let problem = |error: &toml::de::Error| {
-                at(error.span().map_or(text.len(), |span| span.start), error.message())
-            };
-            let mut problems: Vec<_> = errors.iter().take(PROBLEMS_MAX).map(problem).collect();
-            problems.sort();
-            problems.dedup();
-            return Err(problems);
-        }
         let root = table(root.into_inner());
-        Ok(Self { name: name.to_owned(), text: text.to_owned(), prefix: String::new(), root })
+        let document =
+            Self { name: name.to_owned(), text: text.to_owned(), prefix: String::new(), root };
+        let found: Vec<_> = errors.iter().take(PROBLEMS_MAX).collect();
+        let found = syntax::explain(text, &document.root, &found);
+        let problems = found.into_iter().map(|error| document.syntax_problem(error)).collect();
+        (Some(document), problems)
+    }
+
+    fn syntax_problem(&self, error: syntax::SyntaxError) -> Problem {
+        let other = error.other.map(|(span, label)| self.other_place(span, label));
+        Problem {
+            other: other.map(Box::new),
+            ..self.problem(Some(error.span), "", error.kind, &error.message, error.fix)
+        }
+    }
+
+    /// A second place in this file, for a problem in this or another one.
+    pub fn other_place(&self, span: Span, label: &str) -> OtherPlace {
+        OtherPlace {
+            file: self.name.clone(),
+            at: line_and_column(self.text.as_bytes(), span.start as usize),
+            span,
+            label: label.to_owned(),
+        }
+    }
+
+    /// The place of the value of a dotted key.
+    pub fn value_span(&self, key: &str) -> Option<Span> {
+        let (tables, key) = key.rsplit_once('.').unwrap_or(("", key));
+        let mut table = &self.root;
+        for name in tables.split('.').filter(|name| !name.is_empty()) {
+            let Value::Table(inner) = &table.get(name)?.value else { return None };
+            table = inner;
+        }
+        Some(table.get(key)?.span)
+    }
+
+    /// Makes a problem of a value of this file that is no problem by itself.
+    pub fn problem_at(&self, key: &str, kind: ProblemKind, message: &str) -> Problem {
+        self.problem(self.value_span(key), key, kind, message, None)
+    }
+
+    /// The text of a place.
+    pub(super) fn text_of(&self, span: Span) -> &str {
+        self.text.get(std::ops::Range::from(span)).unwrap_or_default()
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The file's name in messages.
@@ -99,19 +101,31 @@ impl Document {
         }
     }
 
-    /// The origin of the value at `offset`.
-    pub(super) fn origin(&self, offset: usize) -> Origin {
-        let (line, _) = line_and_column(self.text.as_bytes(), offset);
+    /// The origin of the value at a place.
+    pub(super) fn origin(&self, place: Span) -> Origin {
+        let (line, _) = line_and_column(self.text.as_bytes(), place.start as usize);
         Origin::File { file: shown(&self.name), line, table: shown(&self.prefix) }
     }
 
-    /// Makes a problem of the value or key at `offset`, or of the whole file.
-    pub(super) fn problem(&self, offset: Option<usize>, path: &str, message: &str) -> Problem {
+    /// Makes a problem of a place, or of the whole file. `fix` is the place's right text.
+    pub(super) fn problem(
+        &self,
+        span: Option<Span>,
+        path: &str,
+        kind: ProblemKind,
+        message: &str,
+        fix: Option<String>,
+    ) -> Problem {
+        let fix = span.zip(fix).map(|(span, text)| Box::new(Fix { span, text }));
         Problem {
             file: self.name.clone(),
-            at: offset.map(|offset| line_and_column(self.text.as_bytes(), offset)),
+            at: span.map(|span| line_and_column(self.text.as_bytes(), span.start as usize)),
             key: shown(&join(&self.prefix, path)),
             message: shown(message),
+            kind,
+            span,
+            other: None,
+            fix,
         }
     }
 }
@@ -130,94 +144,43 @@ impl Serialize for Document {
     }
 }
 
-impl Value {
-    pub(super) fn as_str(&self) -> Option<&str> {
-        if let Self::String(text) = self { Some(text) } else { None }
-    }
-
-    /// Converts a string, an integer or a flag.
-    pub(super) fn plain(value: toml::Value) -> Option<Self> {
-        match value {
-            toml::Value::String(text) => Some(Self::String(text)),
-            toml::Value::Integer(number) => Some(Self::Integer(number)),
-            toml::Value::Boolean(flag) => Some(Self::Boolean(flag)),
-            toml::Value::Float(_)
-            | toml::Value::Datetime(_)
-            | toml::Value::Array(_)
-            | toml::Value::Table(_) => None,
-        }
-    }
-
-    /// Formats the value as TOML that reads back the same.
-    pub(super) fn to_toml(&self) -> String {
-        // Cannot fail: it came from TOML.
-        toml::Value::try_from(self).map(|value| value.to_string()).unwrap_or_default()
-    }
-
-    /// The value's type, in words.
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Self::String(_) => "a string",
-            Self::Integer(_) | Self::HugeInteger(_) => "an integer",
-            Self::Float(_) => "a float",
-            Self::Boolean(_) => "a boolean",
-            Self::Datetime(_) => "a datetime",
-            Self::List(_) => "a list",
-            Self::Table(_) => "a table",
-        }
-    }
-}
-
-impl PartialEq for Node {
-    fn eq(&self, other: &Self) -> bool {
-        self.value == other.value
-    }
-}
-
-impl Serialize for Node {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.value.serialize(serializer)
-    }
-}
-
-fn serialize_table<S: Serializer>(table: &Table, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(table)
-}
-
-/// Copies the parser's tree, which borrows the text.
-fn table(table: DeTable<'_>) -> Table {
-    table
-        .into_iter()
-        .map(|(key, value)| {
-            let offset = key.span().start;
-            (key.into_inner().into_owned(), Node { key_offset: offset, ..node(value) })
-        })
-        .collect()
-}
-
-/// Copies a value. The parser limits the depth of nesting.
-fn node(spanned: Spanned<DeValue<'_>>) -> Node {
-    let offset = spanned.span().start;
-    let value = match spanned.into_inner() {
-        DeValue::String(text) => Value::String(text.into_owned()),
-        // TOML promises 64 bits.
-        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => Value::Integer(number),
-            Err(_) => Value::HugeInteger(number.to_string()),
-        },
-        DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
-        DeValue::Boolean(flag) => Value::Boolean(flag),
-        DeValue::Datetime(datetime) => Value::Datetime(datetime),
-        DeValue::Array(list) => Value::List(list.into_iter().map(node).collect()),
-        DeValue::Table(inner) => Value::Table(table(inner)),
+/// Checks a file's size and characters, and returns its text.
+fn readable<'t>(name: &str, bytes: &'t [u8]) -> Result<&'t str, Box<Problem>> {
+    let whole = |kind, message: &str| Problem::of_file(name, message).of_kind(kind);
+    let at = |offset: usize, kind, message: &str| Problem {
+        at: Some(line_and_column(bytes, offset)),
+        span: Some((offset..offset).into()),
+        ..whole(kind, message)
     };
-    Node { key_offset: offset, offset, value }
+    if bytes.len() > FILE_BYTES_MAX {
+        let message = format!("{} bytes, at most {FILE_BYTES_MAX} are read", bytes.len());
+        return Err(whole(ProblemKind::TooLarge, &message).into());
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        let message = "not UTF-8 but UTF-16; save it as UTF-8";
+        return Err(at(0, ProblemKind::NotUtf8, message).into());
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| at(error.valid_up_to(), ProblemKind::NotUtf8, "not UTF-8"))?;
+    if text.trim().is_empty() {
+        return Err(whole(ProblemKind::Empty, "empty").into());
+    }
+    if let Some(offset) = conflict_marker(text) {
+        let message = "git conflict marker; resolve the conflict first";
+        let end = offset + CONFLICT_MARKER.len();
+        let span = Some((offset..end).into());
+        return Err(Problem { span, ..at(offset, ProblemKind::ConflictMarker, message) }.into());
+    }
+    Ok(text)
 }
+
+/// The start of a line with which git begins a conflict.
+const CONFLICT_MARKER: &str = "<<<<<<<";
 
 /// The offset of git's first conflict marker.
 fn conflict_marker(text: &str) -> Option<usize> {
     let begins_line = |at: usize| text.get(..at).is_some_and(|t| t.is_empty() || t.ends_with('\n'));
-    text.match_indices("<<<<<<<").map(|(at, _)| at).find(|at| begins_line(*at))
+    text.match_indices(CONFLICT_MARKER).map(|(at, _)| at).find(|at| begins_line(*at))
 }
 
 /// Converts an offset to line and column, both from 1; the column counts characters.

@@ -125,7 +125,7 @@ async fn the_log_is_sent_once_whatever_the_agent_says_and_nobody_waits_long_for_
 #[test]
 fn the_longest_list_to_compare_fits_into_an_answer() {
     let digest = Digest::from_bytes(DigestAlgorithm::Sha512, &[0xff; 64]);
-    let range = DiskRange { from: u64::MAX, bytes: u64::MAX, digest: digest.unwrap() };
+    let range = DiskRange { from: u64::MAX, bytes: u64::MAX, digest: digest.unwrap(), salt: None };
     let verify = vec![range; VERIFY_RANGES_MAX];
     let reply = DeployStateReply { state: DeployState::Release, verify, then: Then::Wait };
     let body = serde_json::to_vec(&reply).unwrap();

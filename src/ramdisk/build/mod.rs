@@ -135,7 +135,10 @@ pub enum BuildError {
     #[error("module {0} is not a 64-bit little-endian ELF file with a .modinfo section")]
     NotAModule(String),
     /// The program would need a dynamic loader, which the initramfs does not have.
-    #[error("{0}: not a static ELF program; build it with -C target-feature=+crt-static")]
+    #[error(
+        "{0}: not a static ELF program; take the one of hostler's package, or build it with \
+         -C target-feature=+crt-static and --target"
+    )]
     NotStatic(PathBuf),
     /// The program would not run on the kernel's processors.
     #[error("{path}: a program for {program}, but the kernel is for {kernel}; build it for that")]

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::Dir;
 
 use super::{DEFAULTS_FILE, is_spec, open_dir_at};
-use crate::model::problem::{Problem, shown};
+use crate::model::problem::{Problem, ProblemKind, shown};
 
 /// Most entries read in subdirectories.
 const BENEATH_MAX: usize = 10_000;
@@ -40,7 +40,7 @@ impl UnreadEntries<'_> {
             None => self.of_directory(name, entries_read)?,
         };
         let file = format!("{}/{}", self.shown_as, shown(&String::from_utf8_lossy(name)));
-        Some(Problem::of_file(file, why))
+        Some(Problem::of_file(file, why).of_kind(ProblemKind::PassedOver))
     }
 
     fn of_directory(&self, name: &[u8], entries_read: &mut usize) -> Option<String> {
@@ -60,6 +60,19 @@ impl UnreadEntries<'_> {
             )
         })
     }
+}
+
+/// Whether a file is neither a spec, nor hostler's own, nor reported because of its name, nor a
+/// text for people.
+pub(in crate::spec_dir) fn is_unexplained(name: &[u8]) -> bool {
+    let is_own = |part: &str| String::from_utf8_lossy(name).contains(part);
+    !is_spec(name)
+        && !is_meant_for_others(name)
+        && mistyped_ending(name).is_none()
+        && !name.starts_with(b"README")
+        && ![".status.toml", ".console.log", ".ramdisk.log", ".history.jsonl"]
+            .iter()
+            .any(|p| is_own(p))
 }
 
 /// Finds the specs in a directory and its subdirectories, by their relative paths.

@@ -12,6 +12,7 @@ use expect_test::{Expect, expect};
 use tempfile::TempDir;
 
 use super::*;
+use crate::spec_dir::{CheckContext, CheckReport, check_dir};
 
 fn spec(number: u8) -> String {
     format!(
@@ -28,6 +29,12 @@ fn place(files: &[(&str, &str)]) -> TempDir {
         fs::write(place.path().join(name), text).unwrap();
     }
     place
+}
+
+/// Checks a whole directory without a configuration or a status.
+fn report(dir: &Path) -> CheckReport {
+    let context = CheckContext { agent_defaults: None, known_disks: &|_| None };
+    check_dir(dir, "nodes", None, &context).unwrap()
 }
 
 /// Formats a line for each node, and then the other problems.
@@ -75,34 +82,34 @@ fn only_specs_are_read_and_every_bad_file_is_reported() {
     .unwrap();
     check(
         place.path(),
-        &expect![[r"
-        a: good
-        b: bad
-          nodes/b.toml: empty
-        c: bad
-          nodes/c.toml: boot.mac: missing
-          nodes/c.toml: bmc.address: missing
-          nodes/c.toml: bmc.password_file: missing
-          nodes/c.toml: image.source: missing
-          nodes/c.toml: image.checksum: missing
-          nodes/c.toml:1:1: x: unknown key
-        dir: bad
-          nodes/dir.toml: cannot be read: a directory, not a regular file
-        link: bad
-          nodes/link.toml: not there: a link to nothing, or removed while the directory was read
-        pipe: bad
-          nodes/pipe.toml: cannot be read: a FIFO, not a regular file
-        nodes/Big.toml: node name `Big`: must be lower-case letters, digits and inner hyphens (RFC 1123)
-        nodes/d_e.toml: node name `d_e`: must be lower-case letters, digits and inner hyphens (RFC 1123)
-        nodes/d_e.toml:1:5: string values must be quoted, expected literal string
-        nodes/line\nbreak.toml: node name `line\nbreak`: must be lower-case letters, digits and inner hyphens (RFC 1123)
-        nodes/line\nbreak.toml: bmc.address: missing
-        nodes/line\nbreak.toml: bmc.password_file: missing
-        nodes/line\nbreak.toml: boot.mac: missing
-        nodes/line\nbreak.toml: image.checksum: missing
-        nodes/line\nbreak.toml: image.source: missing
-        nodes/line\nbreak.toml:1:1: x: unknown key
-    "]],
+        &expect![[r#"
+            a: good
+            b: bad
+              nodes/b.toml: empty
+            c: bad
+              nodes/c.toml: boot.mac: missing; add to [boot] for example mac = "52:54:00:12:34:56"
+              nodes/c.toml: bmc.address: missing; add to [bmc] for example address = "192.0.2.20"
+              nodes/c.toml: bmc.password_file: missing; add to [bmc] for example password_file = "edge-07.bmc"
+              nodes/c.toml: image.source: missing; add to [image] for example source = "debian-13.qcow2"
+              nodes/c.toml: image.checksum: missing; add to [image] for example checksum = "sha256:<64 hex digits>"
+              nodes/c.toml:1:1: x: unknown key
+            dir: bad
+              nodes/dir.toml: cannot be read: a directory, not a regular file
+            link: bad
+              nodes/link.toml: not there: a link to nothing, or removed while the directory was read
+            pipe: bad
+              nodes/pipe.toml: cannot be read: a FIFO, not a regular file
+            nodes/Big.toml: node name `Big`: must be lower-case letters, digits and inner hyphens (RFC 1123)
+            nodes/d_e.toml: node name `d_e`: must be lower-case letters, digits and inner hyphens (RFC 1123)
+            nodes/d_e.toml:1:4: no value; write for example "text", 3, true or ["a", "b"]
+            nodes/line\nbreak.toml: node name `line\nbreak`: must be lower-case letters, digits and inner hyphens (RFC 1123)
+            nodes/line\nbreak.toml: bmc.address: missing; add to [bmc] for example address = "192.0.2.20"
+            nodes/line\nbreak.toml: bmc.password_file: missing; add to [bmc] for example password_file = "edge-07.bmc"
+            nodes/line\nbreak.toml: boot.mac: missing; add to [boot] for example mac = "52:54:00:12:34:56"
+            nodes/line\nbreak.toml: image.checksum: missing; add to [image] for example checksum = "sha256:<64 hex digits>"
+            nodes/line\nbreak.toml: image.source: missing; add to [image] for example source = "debian-13.qcow2"
+            nodes/line\nbreak.toml:1:1: x: unknown key
+        "#]],
     );
 }
 
@@ -139,7 +146,7 @@ fn a_missing_directory_is_not_an_empty_one() {
 fn nodes_that_clash_are_told_by_check_and_left_as_they_are_by_reading() {
     let place = place(&[("a.toml", &spec(1)), ("b.toml", &spec(1)), ("c.toml", &spec(3))]);
     assert!(read_dir(place.path(), "nodes", None).unwrap().nodes.values().all(Result::is_ok));
-    let report = super::check(place.path(), None).unwrap();
+    let report = report(place.path());
     assert_eq!(report.good, ["c".parse().unwrap()]);
     let reported: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
     assert_eq!(reported.len(), 4, "{reported:?}");
@@ -168,7 +175,7 @@ fn the_directorys_defaults_are_under_every_spec_and_broken_ones_hold_every_spec(
         nodes/_defaults.toml:4:1: image.x: unknown key
     "]],
     );
-    let report = super::check(place.path(), None).unwrap();
+    let report = report(place.path());
     assert_eq!((report.good.len(), report.problems.len()), (0, 2));
     fs::remove_file(place.path().join("_defaults.toml")).unwrap();
     symlink("nowhere", place.path().join("_defaults.toml")).unwrap();
@@ -232,8 +239,8 @@ fn one_file_is_read_with_the_defaults_beside_it() {
 #[test]
 fn the_examples_are_good() {
     let nodes = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes"));
-    let report = super::check(nodes, None).unwrap();
-    assert_eq!(report.problems, []);
+    let report = report(nodes);
+    assert_eq!(report.problems, [].into());
     let names: Vec<&str> = report.good.iter().map(NodeName::as_str).collect();
     assert_eq!(names, ["edge-01", "edge-02", "edge-03", "edge-07"]);
 }

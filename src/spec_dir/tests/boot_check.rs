@@ -40,7 +40,7 @@ fn bad_boot_checks_are_named() {
               nodes/edge-07.toml:11:11: boot_check.address: 0.0.0.0 is not one machine's address
             by = "tcp"
             after = "5m"
-              nodes/edge-07.toml:11:1: boot_check.after: unknown key
+              nodes/edge-07.toml:11:1: boot_check.after: unknown key; it belongs in [boot]
         "#]],
     );
 }

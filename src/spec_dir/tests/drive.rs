@@ -99,7 +99,7 @@ fn lists_and_vendor_data_are_a_part_of_a_drive_and_of_its_identity() {
             nodes/edge-07.toml:10:20: config_drive.vendor_data_file: `gzip` is not UTF-8 from byte 1 on
             nodes/edge-07.toml:11:23: config_drive.network_config_file: `gzip` is not UTF-8 from byte 1 on
             nodes/edge-07.toml:12:26: config_drive.meta_data.hostname: a list, must be a string
-            nodes/edge-07.toml:12:48: config_drive.meta_data.public-keys: an integer, must be a string; put it in quotes
+            nodes/edge-07.toml:12:48: config_drive.meta_data.public-keys: an integer, must be a string; put it in quotes: "1"
             nodes/edge-07.toml:12:60: config_drive.meta_data.roles: a table, must be a string
         "#]],
     );
@@ -119,10 +119,10 @@ fn bad_config_drives_are_named() {
             nodes/edge-07.toml:11:14: config_drive.filesystem: `ntfs` is not one of vfat, iso9660
             nodes/edge-07.toml:12:18: config_drive.user_data_file: `gone` is not there
             nodes/edge-07.toml:13:23: config_drive.network_config_file: `../network` is not a plain path: no `..`, `.`, `//` or `/` at the end
-            nodes/edge-07.toml:14:19: config_drive.meta_data.a: an integer, must be a string; put it in quotes
+            nodes/edge-07.toml:14:19: config_drive.meta_data.a: an integer, must be a string; put it in quotes: "1"
             nodes/edge-07.toml:14:22: config_drive.meta_data.b c: must be 1 to 64 letters, digits, `_` or `-`
             nodes/edge-07.toml:14:38: config_drive.meta_data.d: '\u{7}' is not allowed
-            nodes/edge-07.toml:15:1: config_drive.user_data: unknown key
+            nodes/edge-07.toml:15:1: config_drive.user_data: unknown key; did you mean `user_data_file`?
         "#]],
     );
     check_attached(

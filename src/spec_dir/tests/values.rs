@@ -41,13 +41,13 @@ fn bad_top_level_values_are_named() {
             state = "gone"
               nodes/edge-07.toml:1:9: state: `gone` is not one of deployed, available, unmanaged
             power = true
-              nodes/edge-07.toml:1:9: power: a boolean, must be a string; put it in quotes
+              nodes/edge-07.toml:1:9: power: a boolean, must be a string: `true` is not one of on, off, ignore; did you mean "on"?
             paused = 1
               nodes/edge-07.toml:1:10: paused: an integer, must be true or false
             redeploy = 2026-11-22
-              nodes/edge-07.toml:1:12: redeploy: a datetime, must be a string; put it in quotes
+              nodes/edge-07.toml:1:12: redeploy: a datetime, must be a string; put it in quotes: "2026-11-22"
             redeploy = 7
-              nodes/edge-07.toml:1:12: redeploy: an integer, must be a string; put it in quotes
+              nodes/edge-07.toml:1:12: redeploy: an integer, must be a string; put it in quotes: "7"
             redeploy = "a\nb"
               nodes/edge-07.toml:1:12: redeploy: '\n' is not allowed
             boot = 3
@@ -81,24 +81,24 @@ fn bad_boot_values_are_named() {
             mac = []
               nodes/edge-07.toml:2:7: boot.mac: an empty list, must name at least one
             mac = 5
-              nodes/edge-07.toml:2:7: boot.mac: an integer, must be a string; put it in quotes
+              nodes/edge-07.toml:2:7: boot.mac: an integer, must be a string: `5` is not a MAC address, which looks like 52:54:00:12:34:56
             mac = ["52:54:00:00:00:01", "52-54-00-00-00-01", 7]
               nodes/edge-07.toml:2:29: boot.mac: 52:54:00:00:00:01 is there twice
-              nodes/edge-07.toml:2:50: boot.mac: an integer, must be a string; put it in quotes
+              nodes/edge-07.toml:2:50: boot.mac: an integer, must be a string: `7` is not a MAC address, which looks like 52:54:00:12:34:56
             mac = "01:00:5e:00:00:01"
               nodes/edge-07.toml:2:7: boot.mac: `01:00:5e:00:00:01` is a multicast or empty address, not one network interface's
             firmware = "UEFI"
-              nodes/edge-07.toml:2:12: boot.firmware: `UEFI` is not one of uefi, bios
+              nodes/edge-07.toml:2:12: boot.firmware: `UEFI` is not one of uefi, bios; did you mean "uefi"?
             firmware = "bios"
             arch = "aarch64"
               nodes/edge-07.toml:2:12: boot.firmware: an aarch64 machine has no BIOS; use firmware = "uefi"
             arch = "arm"
               nodes/edge-07.toml:2:8: boot.arch: `arm` is not one of x86_64, aarch64
             after = "network"
-              nodes/edge-07.toml:7:1: image.kernel: missing
-              nodes/edge-07.toml:7:1: image.ramdisk: missing
+              nodes/edge-07.toml:7:1: image.kernel: missing, needed because of boot.after = "network"; add to [image] for example kernel = "debian-13/vmlinuz"
+              nodes/edge-07.toml:7:1: image.ramdisk: missing, needed because of boot.after = "network"; add to [image] for example ramdisk = "debian-13/initrd.img"
             kernel_args = "quiet"
-              nodes/edge-07.toml:2:15: boot.kernel_args: a string, must be a list of strings
+              nodes/edge-07.toml:2:15: boot.kernel_args: a string, must be a list of strings; write ["quiet"]
             kernel_args = ["", "a b", "a'", "a\\", "$x", "a;b", "a\u0007", "hostler.k=1", "ä"]
               nodes/edge-07.toml:2:16: boot.kernel_args: empty
               nodes/edge-07.toml:2:20: boot.kernel_args: ' ' in a kernel argument; each must be one word of printable ASCII without any of "'\`$;|&<>{}#
@@ -249,7 +249,7 @@ fn bad_bmc_values_are_named() {
             match_system_uuid = 1
               nodes/edge-07.toml:4:21: bmc.match_system_uuid: an integer, must be true or false
             console = "yes"
-              nodes/edge-07.toml:4:11: bmc.console: a string, must be true or false
+              nodes/edge-07.toml:4:11: bmc.console: a string, must be true or false; write true without quotes
             driver = "ipmitool"
             console = true
               nodes/edge-07.toml:5:11: bmc.console: is of no use with bmc.driver = "ipmitool"
@@ -270,9 +270,9 @@ fn bad_bmc_values_are_named() {
             cipher_suite = -1
               nodes/edge-07.toml:4:16: bmc.cipher_suite: cipher suite -1 does not exist
             cipher_suite = "17"
-              nodes/edge-07.toml:4:16: bmc.cipher_suite: a string, must be an integer
+              nodes/edge-07.toml:4:16: bmc.cipher_suite: a string, must be an integer; write 17 without quotes
             password = "hunter2"
-              nodes/edge-07.toml:4:1: bmc.password: unknown key
+              nodes/edge-07.toml:4:1: bmc.password: a password is never in a spec; write it into a file of the agent's secrets directory, and here password_file = "NAME"
         "#]],
     );
 }
@@ -294,7 +294,7 @@ fn keys_that_are_of_no_use_to_a_program_and_bad_programs_are_named() {
             console = true
             match_system_uuid = true
             privilege = "operator"
-              nodes/edge-07.toml:3:1: bmc.program: missing
+              nodes/edge-07.toml:3:1: bmc.program: missing, needed because of bmc.driver = "program"; add to [bmc] for example program = "/etc/hostler/pdu"
               nodes/edge-07.toml:5:11: bmc.console: is of no use with bmc.driver = "program"
               nodes/edge-07.toml:6:21: bmc.match_system_uuid: is of no use with bmc.driver = "program"
               nodes/edge-07.toml:7:13: bmc.privilege: is of no use with bmc.driver = "program"
@@ -443,9 +443,9 @@ fn bad_root_device_values_are_named() {
             size = "big"
               nodes/edge-07.toml:10:8: root_device.size: `big` is not a size; write for example 480GB or 64MiB
             size = 480
-              nodes/edge-07.toml:10:8: root_device.size: an integer, must be a string; put it in quotes
+              nodes/edge-07.toml:10:8: root_device.size: an integer, must be a string with a unit; write for example "480GB" or "480GiB"
             rotational = "no"
-              nodes/edge-07.toml:10:14: root_device.rotational: a string, must be true or false
+              nodes/edge-07.toml:10:14: root_device.rotational: a string, must be true or false; write false without quotes
             modle = "x"
               nodes/edge-07.toml:10:1: root_device.modle: unknown key; did you mean `model`?
         "#]],
@@ -542,9 +542,9 @@ fn bad_timeouts_and_retries_are_named() {
         ],
         &expect![[r#"
             ramdisk = "20"
-              nodes/edge-07.toml:10:11: timeouts.ramdisk: `20` is not a duration; write for example 20m or 1h 30m
+              nodes/edge-07.toml:10:11: timeouts.ramdisk: `20` has no unit; for seconds write "20s"
             ramdisk = 20
-              nodes/edge-07.toml:10:11: timeouts.ramdisk: an integer, must be a string; put it in quotes
+              nodes/edge-07.toml:10:11: timeouts.ramdisk: an integer, must be a string: `20` has no unit; for seconds write "20s"
             imaging = "0s"
               nodes/edge-07.toml:10:11: timeouts.imaging: `0s` is out of range, 1s to 168h is allowed
             imaging = "-1m"
@@ -558,7 +558,7 @@ fn bad_timeouts_and_retries_are_named() {
             imaging = "9999999999999999h"
               nodes/edge-07.toml:10:11: timeouts.imaging: `9999999999999999h` is not a duration; write for example 20m or 1h 30m
             boot = "1m"
-              nodes/edge-07.toml:10:1: timeouts.boot: unknown key
+              nodes/edge-07.toml:10:1: timeouts.boot: unknown key; it belongs at the top of the file
         "#]],
     );
     check_each(

@@ -1,68 +1,72 @@
-//! The contenders that are hostler: its write and the ramdisk's comparison, and two prototypes.
+//! The contenders that are hostler: its write and the ramdisk's comparison, and a prototype.
 
 use std::{
-    collections::VecDeque,
     fs::{self, File},
     future::Future,
     io::{self, Read as _},
     ops::Range,
     os::unix::fs::FileExt as _,
     path::Path,
+    time::Duration,
 };
 
 use hostler::{
-    imaging::Checkpoint,
     model::{
         callback::{DiskRange, VERIFY_RANGES_MAX},
         disk::Disk,
         ids::{Digest, DigestAlgorithm},
         spec::Verify,
     },
-    ramdisk,
+    progress::Meter,
+    ramdisk::{self, EarlyComparison},
 };
 use rustix::fs::{FallocateFlags, fallocate};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::writer::write_and_verify;
 
 const PIECE_BYTES: usize = 1 << 20;
+/// Any number does.
+const SALT: u32 = 7;
+/// The endpoint's pause.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
-/// Writes an image as the agent does; with `verify = "node"` the ramdisk's code then compares the
-/// machine's own device.
+/// Writes an image as the agent does; with `verify = "node"` the ramdisk's code compares the
+/// machine's own device, during the write and after it.
 pub(crate) fn write(verify: Verify, device: &str, disk: &[String]) {
     block_on(async {
-        let written = write_and_verify(disk, verify, Checkpoint::default()).await;
+        let meter = Meter::default();
+        let (early, machine) = (EarlyComparison::default(), disk_of(device));
+        let written = tokio::select! {
+            written = write_and_verify(disk, verify, Some(SALT), &meter) => written,
+            differs = early.run(&machine, async |known| flushed(&meter, known).await) => {
+                panic!("{differs:?}")
+            }
+        };
         flush(device);
-        compare(device, written.ranges).await;
+        compare(device, written.ranges, &early).await;
     });
 }
 
-/// Prototype: the machine compares each range as soon as the write has flushed it.
-pub(crate) fn overlap(digests: &str, device: &str, disk: &[String]) {
-    let mut ranges: VecDeque<DiskRange> = read(digests).into();
-    // The write leaves the head for last, and the tail for the moment before that.
-    let mut left = vec![ranges.pop_front().unwrap()];
-    let (flushed, mut seen) = watch::channel(0);
-    let device_name = device.to_owned();
-    let compare_flushed = async move {
-        while let Some(next) = ranges.front() {
-            if next.from + next.bytes <= *seen.borrow_and_update() {
-                compare(&device_name, ranges.pop_front().into_iter().collect()).await;
-            } else if seen.changed().await.is_err() {
-                break;
-            }
-        }
-        ranges
-    };
+/// Writes and compares with a ramdisk that does not know digests with a salt.
+pub(crate) fn write_for_old_ramdisk(device: &str, disk: &[String]) {
     block_on(async {
-        let comparing = tokio::spawn(compare_flushed);
-        let checkpoint = Checkpoint { resumes_at: 0, flushed };
-        write_and_verify(disk, Verify::None, checkpoint).await;
-        left.extend(comparing.await.unwrap());
+        let written = write_and_verify(disk, Verify::Node, None, &Meter::default()).await;
         flush(device);
-        compare(device, left).await;
+        compare(device, written.ranges, &EarlyComparison::default()).await;
     });
+}
+
+/// The ranges that the disk holds, as often as the agent's endpoint looks for them.
+async fn flushed(meter: &Meter, known: usize) -> Option<Vec<DiskRange>> {
+    loop {
+        let ranges = meter.ranges_on_disk();
+        if ranges.len() != known {
+            return Some(ranges);
+        }
+        sleep(LOOK_PAUSE).await;
+    }
 }
 
 /// Prototype: writes the unpacked image from the standard input, and compares the disk with the
@@ -92,7 +96,7 @@ pub(crate) fn unpack(digests: &str, device: &str) {
     disk.sync_all().unwrap();
     disk.write_all_at(&head, 0).unwrap();
     disk.sync_all().unwrap();
-    block_on(compare(device, read(digests)));
+    block_on(async { compare(device, read(digests), &EarlyComparison::default()).await });
 }
 
 /// The digests of an image, as of a disk that holds it.
@@ -113,16 +117,19 @@ fn digest(file: &File, range: Range<u64>) -> DiskRange {
         hash.update(&piece[..rest]);
     }
     let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &hash.finalize()).unwrap();
-    DiskRange { from: range.start, bytes: range.end - range.start, digest }
+    DiskRange { from: range.start, bytes: range.end - range.start, digest, salt: None }
 }
 
 fn read(digests: &str) -> Vec<DiskRange> {
     serde_json::from_slice(&fs::read(digests).unwrap()).unwrap()
 }
 
-async fn compare(device: &str, ranges: Vec<DiskRange>) {
-    let disk = Disk { name: device.to_owned(), ..Disk::default() };
-    ramdisk::compare(&disk, ranges).await.unwrap();
+async fn compare(device: &str, ranges: Vec<DiskRange>, early: &EarlyComparison) {
+    ramdisk::compare(&disk_of(device), ranges, early).await.unwrap();
+}
+
+fn disk_of(device: &str) -> Disk {
+    Disk { name: device.to_owned(), ..Disk::default() }
 }
 
 fn flush(device: &str) {

@@ -107,6 +107,7 @@ fn parse(call: &[u8]) -> Option<Call> {
         b'p' => serde_json::from_slice(body).ok().map(Call::PassDeployInfo),
         b'd' => Some(Call::DeployState),
         b'c' => serde_json::from_slice(body).ok().map(Call::Completed),
+        b'f' => serde_json::from_slice(body).ok().map(Call::Flushed),
         b'v' => serde_json::from_slice(body).ok().map(Call::Verifying),
         b'g' => serde_json::from_slice(body).ok().map(Call::Log),
         _ => None,

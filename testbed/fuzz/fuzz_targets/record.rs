@@ -171,6 +171,7 @@ fn deploy_info() -> DeployInfo {
         iqn: "iqn.2026-11.hostler:edge-07".into(),
         chap_username: "user".into(),
         chap_password: Some(Secret::new("secret".into())),
+        knows_salt: true,
         error: String::new(),
     }
 }

@@ -27,11 +27,13 @@ fn check_says_what_is_wrong_where_and_fails() {
     let dir = site.path("nodes").display().to_string();
     let (code, said, errors) = answer(&mut hostler(&["check", &dir]));
     assert_eq!((code, errors.as_str()), (1, ""), "{said}");
-    assert!(said.contains(&format!("{dir}/bad.toml:2:7: boot.mac: ")), "{said}");
+    assert!(said.contains(&format!(" --> {dir}/bad.toml:2:7\n")), "{said}");
 
-    let (code, said, errors) = answer(&mut hostler(&["check", "/no/such/place"]));
-    assert_eq!((code, said.as_str()), (1, ""));
-    assert_eq!(errors, "error: /no/such/place: no such directory\n");
+    let short = ["check", "--format", "short", "/no/such/place"];
+    let (code, said, errors) = answer(&mut hostler(&short));
+    assert_eq!((code, errors.as_str()), (1, ""));
+    let place = "/no/such/place: ";
+    assert_eq!(said, format!("{place}no such file or directory\n{place}0 good, 1 problem\n"));
 }
 
 #[test]

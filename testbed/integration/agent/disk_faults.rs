@@ -1,10 +1,13 @@
 //! Faults of the target during a write, and the administrator's view of them.
 
+use std::fs;
+
 use hostler::model::{fault::Step, status::Phase};
+use serde_json::json;
 
 use super::{
     DEPLOYED, NODE, SWITCHED_OFF, ends_deployed, ends_failed,
-    machine::{Machine, Ramdisk, iqn},
+    machine::{Machine, Ramdisk, holds, iqn},
     site::{Agent, Site, allocated_bytes},
 };
 use crate::iscsi::tgtd::Tgtd;
@@ -57,6 +60,48 @@ fn a_target_that_falls_silent_in_the_middle_of_the_image() {
     machine.disk.signal("-STOP");
     let status = ends_failed(&site, &machine, Step::Imaging, "ImagingStalled");
     assert!(status.message.contains("no progress for 1 s"), "{}", status.message);
+    assert_eq!(machine.story(), SWITCHED_OFF);
+}
+
+/// Makes a machine whose ramdisk compares during the write, and stops its target in the middle.
+fn stopped_in_the_middle() -> (Site, Machine, Agent, Ramdisk) {
+    let site = Site::with_image(144 << 20);
+    let machine = Machine::new(&site, NODE);
+    let agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    let mut ramdisk = machine.boot(&site, 1);
+    ramdisk.target.as_object_mut().unwrap().insert("knows_salt".to_owned(), true.into());
+    ramdisk.export();
+    let disk = machine.disk.disk_file();
+    // At most 48 MiB of that are not flushed.
+    site.await_that("writing", || allocated_bytes(&disk) > 72 << 20);
+    machine.disk.signal("-STOP");
+    (site, machine, agent, ramdisk)
+}
+
+#[test]
+fn a_ramdisk_learns_during_the_write_what_its_disk_holds_and_need_not_compare_it_after_it() {
+    let (site, machine, _agent, ramdisk) = stopped_in_the_middle();
+    let flushed = ramdisk.flushed();
+    assert!(!flushed.is_empty());
+    let disk = fs::File::open(machine.disk.disk_file()).unwrap();
+    assert!(flushed.iter().all(|range| range.salt.is_some() && holds(&disk, range)), "{flushed:?}");
+    machine.disk.signal("-CONT");
+    ramdisk.wait_for("release");
+    assert!(ramdisk.still_holds(&flushed));
+    assert_eq!(ramdisk.flushed(), [], "the write has ended");
+    ramdisk.complete();
+    assert_eq!(ends_deployed(&site, &machine).attempt, 1);
+}
+
+#[test]
+fn a_disk_that_differs_already_during_its_write_ends_the_attempt() {
+    let (site, machine, _agent, ramdisk) = stopped_in_the_middle();
+    let notice = json!({"error": "vda does not hold the image", "verified": true});
+    assert_eq!(ramdisk.post("completed", &notice).0, 202);
+    machine.disk.signal("-CONT");
+    let status = ends_failed(&site, &machine, Step::Completed, "DiskLies");
+    assert!(status.message.contains("vda does not hold the image"), "{}", status.message);
     assert_eq!(machine.story(), SWITCHED_OFF);
 }
 

@@ -59,7 +59,7 @@ fn show_and_digest_of_a_bad_spec_print_every_problem_and_fail() {
     for command in [&mut site.hostler(&["show", NODE]), &mut site.hostler(&["digest", &file])] {
         let (code, said, errors) = answer(command);
         assert_eq!((code, said.as_str()), (1, ""));
-        assert!(errors.starts_with(&format!("error: {file}: boot.mac: missing\n")), "{errors}");
+        assert!(errors.starts_with(&format!("error: {file}: boot.mac: missing; add")), "{errors}");
         assert!(errors.contains(&format!("\n{file}:1:9: state: an integer")), "{errors}");
     }
     let config = site.path("none.toml").display().to_string();

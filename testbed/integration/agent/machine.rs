@@ -10,7 +10,12 @@ use std::{
     sync::Mutex,
 };
 
-use hostler::model::{boot::RamdiskArgs, callback::DiskRange, ids::NodeName};
+use hostler::model::{
+    boot::RamdiskArgs,
+    callback::{DiskRange, FlushedRanges},
+    ids::{Digest, NodeName},
+    range_digest::RangeHasher,
+};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -288,12 +293,20 @@ impl Ramdisk {
     fn compares_equal(&self) -> bool {
         let disk = File::open(&self.disk_file).unwrap();
         let ranges = self.ranges.lock().unwrap();
-        let is_equal = |range: &DiskRange| {
-            let mut bytes = vec![0; usize::try_from(range.bytes).unwrap()];
-            disk.read_exact_at(&mut bytes, range.from).unwrap();
-            range.digest.to_string() == format!("sha256:{}", hex(&Sha256::digest(&bytes)))
-        };
-        !ranges.is_empty() && ranges.iter().all(is_equal)
+        !ranges.is_empty() && ranges.iter().all(|range| holds(&disk, range))
+    }
+
+    /// The ranges that the agent names during the write.
+    pub(super) fn flushed(&self) -> Vec<DiskRange> {
+        let (status, answer) = self.post("flushed", &json!({"known": 0}));
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_value::<FlushedRanges>(answer).unwrap().ranges
+    }
+
+    /// Whether the disk holds these ranges, and the answer that released it names them.
+    pub(super) fn still_holds(&self, compared: &[DiskRange]) -> bool {
+        let (disk, ranges) = (File::open(&self.disk_file).unwrap(), self.ranges.lock().unwrap());
+        compared.iter().all(|range| ranges.contains(range) && holds(&disk, range))
     }
 
     /// Reports that the target is stopped, and the disk flushed and compared.
@@ -319,4 +332,19 @@ impl Ramdisk {
     pub(super) fn key(&self) -> &str {
         self.args.key.expose()
     }
+}
+
+/// Whether the disk has the range's bytes.
+pub(super) fn holds(disk: &File, range: &DiskRange) -> bool {
+    let mut bytes = vec![0; usize::try_from(range.bytes).unwrap()];
+    disk.read_exact_at(&mut bytes, range.from).unwrap();
+    let found = match range.salt {
+        None => Digest::of(&bytes),
+        Some(salt) => {
+            let mut hasher = RangeHasher::new(salt);
+            hasher.data(&bytes);
+            hasher.finish().unwrap()
+        }
+    };
+    found == range.digest
 }

@@ -185,6 +185,7 @@ impl Site {
             chap_username: secret.iter().map(|_| "user").collect(),
             chap_password: secret,
             error: error.to_owned(),
+            knows_salt: !ramdisk.is_ironics,
         };
         if ramdisk.is_ironics { Call::IronicDeployInfo(info) } else { Call::PassDeployInfo(info) }
     }

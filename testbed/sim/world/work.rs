@@ -316,7 +316,7 @@ impl Site {
             Operation::PowerOn => Outcome::PoweredOn,
             Operation::Image { image, .. } => {
                 let digest = image.clone();
-                let range = DiskRange { from: 0, bytes: IMAGE_BYTES, digest };
+                let range = DiskRange { from: 0, bytes: IMAGE_BYTES, digest, salt: None };
                 let compares = job.spec.image.verify == Verify::Node;
                 let verify = if compares { vec![range] } else { Vec::new() };
                 let written = job.writing.map(|(m, platter)| &self.machines[m].platters[platter]);

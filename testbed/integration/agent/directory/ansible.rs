@@ -216,3 +216,38 @@ fn the_example_inventory_makes_good_specs() {
     assert_eq!(code, 0, "{said}");
     assert!(nodes.join("edge-07.toml").exists() && nodes.join("edge-08.toml").exists());
 }
+
+/// Invariant (spec): Ansible puts no spec in place that `hostler check` refuses.
+#[test]
+fn ansible_validates_a_spec_before_it_is_in_place() {
+    let site = Site::new();
+    let spec = site.path("nodes/edge-07.toml");
+    fs::write(site.path("nodes/_defaults.toml"), "[bmc]\npassword_file = \"edge-07.bmc\"\n")
+        .unwrap();
+    let good = observed(1, "").to_toml();
+    let lines = good.lines().filter(|line| !line.contains("password_file"));
+    let good: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let hostler = env!("CARGO_BIN_EXE_hostler");
+    let validate = format!("{hostler} check --config {} %s", site.path("hostler.toml").display());
+    for (content, is_accepted) in [(good.clone(), true), (format!("{good}[bot]\n"), false)] {
+        let arguments = json!({
+            "content": content,
+            "dest": spec,
+            "validate": validate,
+        });
+        let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/testbed/ansible/bin");
+        let output = Command::new(bin.join("ansible"))
+            .args(["localhost", "--connection", "local", "--module-name", "ansible.builtin.copy"])
+            .args(["--args", &arguments.to_string()])
+            .arg(format!("-eansible_python_interpreter={}", bin.join("python").display()))
+            .env("ANSIBLE_HOME", site.path("ansible"))
+            .env("ANSIBLE_REMOTE_TEMP", site.path("ansible/remote"))
+            .env("LC_ALL", "C.UTF-8")
+            .output()
+            .expect("testbed/install makes target/testbed/ansible");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.success(), is_accepted, "{said}");
+        assert_eq!(said.contains("did you mean `boot`?"), !is_accepted, "{said}");
+        assert_eq!(fs::read_to_string(&spec).unwrap(), good);
+    }
+}

@@ -89,7 +89,7 @@ fn files_that_look_like_specs_and_are_not_read_are_named_by_check_and_status_and
     ];
     let _agent = site.start();
     is_effective(&site, "x", &observed(1, ""));
-    let (_, said, _) = answer(hostler(&["check"]).arg(path("")));
+    let (_, said, _) = answer(hostler(&["check", "--format", "short"]).arg(path("")));
     let (code, shown, _) = answer(&mut site.hostler(&["status"]));
     assert_eq!(code, 0, "{shown}");
     for words in reports {
