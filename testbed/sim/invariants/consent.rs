@@ -370,9 +370,7 @@ impl Site {
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
-        let writes = |record: &Record| matches!(record.state, State::Imaging { granted: true, .. });
         let begins_to_write = writes(record) && !before.is_some_and(writes);
-        let is_new = before.is_none_or(|before| before.spec.is_none());
         let spec_before = before.and_then(|before| before.spec.clone());
         let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
         let key_before = before.and_then(key);
@@ -389,18 +387,6 @@ impl Site {
         };
         if begins_to_write && let Some(spec) = &record.spec {
             forget_content(&mut self.watch.unclaimed, spec);
-        }
-        // A node of a new name gets the installation of another node whose record could not be
-        // written.
-        let machine = record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
-        if is_new
-            && let (Some(machine), Some(spec)) = (machine, &record.spec)
-            && self.was_completed(machine)
-            && self.ledger(node).under.is_none()
-        {
-            let ledger = self.ledger(node);
-            (ledger.under, ledger.unknown) = (Some(spec.redeploy.clone()), false);
-            ledger.installed_as = Some(machine.clone());
         }
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
@@ -443,15 +429,16 @@ impl Site {
 
     /// Notes that a decided record is durable.
     pub(crate) fn note_durable(&mut self, node: &NodeName, record: &Record) {
-        if let (State::Imaging { granted: true, .. }, Some(spec)) = (&record.state, &record.spec) {
+        let begins_to_write = writes(record) && !self.records.get(node).is_some_and(writes);
+        if begins_to_write && let Some(spec) = &record.spec {
             self.note_writing_on_record(node, spec);
         }
         let ledger = self.ledger(node).clone();
         self.watch.durable.insert(node.clone(), ledger);
     }
 
-    /// Marks the machine unknown in the ledgers of unclaimed machines that the next start finds, and
-    /// in those of nodes without a record whose status file reports it.
+    /// Marks the machine unknown in the ledgers of unclaimed machines that the next start finds,
+    /// and in those of nodes without a record whose status file reports it.
     fn note_writing_on_record(&mut self, node: &NodeName, spec: &NodeSpec) {
         forget_content(&mut self.watch.unclaimed_kept, spec);
         let outdated = self.statuses.iter().filter(|(name, status)| {
@@ -476,18 +463,9 @@ impl Site {
         installed: &Installed,
         turned: bool,
     ) {
-        // The installation may be another node's, unchanged, even if that node's record could not
-        // be written.
-        let known = self.ledger(node).under.is_some();
-        let unclaimed_unsaved = turned
-            && !known
-            && installed.machine.as_ref().is_some_and(|machine| self.was_completed(machine));
-        let found = turned && (known || unclaimed_unsaved);
         let ledger = self.ledger(node);
-        if let (true, Some(spec)) = (unclaimed_unsaved, &ledger.spec) {
-            ledger.under = Some(spec.redeploy.clone());
-            ledger.installed_as.clone_from(&installed.machine);
-        }
+        // The installation may be another node's, unchanged.
+        let found = turned && ledger.under.is_some();
         // The installation counts once the ramdisk has released the disk, even if the restart
         // fails.
         let is_let_go = matches!(record.state, State::Restarting { .. });
@@ -500,12 +478,7 @@ impl Site {
         }
         let spec = record.spec.as_ref();
         let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
-        // The spec may name another BMC before the record is written.
-        let bmc = installed.machine.as_ref().and_then(|machine| machine.bmc.as_ref());
-        let elsewhere = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
-        let is_moved = bmc.is_some() && spec.is_some_and(|spec| spec.bmc_address() != bmc);
-        let machine = spec.filter(|_| !is_moved).and_then(|spec| is_meant(spec));
-        let machine = machine.or(elsewhere.filter(|_| is_moved));
+        let machine = spec.and_then(|spec| is_meant(spec));
         let content = machine.map(|machine| machine.platters[0].content.clone());
         // Only the spec's author can see that it names one machine's BMC and another machine's NIC.
         let mixed = machine.zip(spec).is_some_and(|(m, spec)| !spec.boot.macs.contains(&m.mac));
@@ -578,6 +551,11 @@ impl Site {
             }
         }
     }
+}
+
+/// Whether the disk may be written.
+fn writes(record: &Record) -> bool {
+    matches!(record.state, State::Imaging { granted: true, .. })
 }
 
 /// Marks what these ledgers know of the spec's machine as unknown, because its disk is written.
