@@ -176,7 +176,7 @@ fn about_to_power_on() -> Rack {
     rack
 }
 
-/// Invariant (power): An attempt that no record announced switches no machine off.
+/// Invariant (bmc): An attempt that no record announced switches no machine off.
 #[test]
 fn an_attempt_that_never_touched_its_machine_does_not_switch_it_off() {
     let withdraw: [fn(&mut Rack); 4] = [
@@ -236,7 +236,7 @@ fn a_cancellation_does_not_wait_for_its_record() {
     assert!(!rack.world.requested[1..].contains(&Cancel(write)), "once");
 }
 
-/// Invariant (power): A first boot's restart that no record announced orders nothing.
+/// Invariant (bmc): A first boot's restart that no record announced orders nothing.
 #[test]
 fn a_restart_that_never_began_leaves_no_order_to_switch_the_machine_on() {
     let mut rack = Rack::new(1, POLICY);
