@@ -141,6 +141,14 @@ pub enum StoreError {
     Missing { path: PathBuf },
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that another thread starts at this moment has a
+        // copy of the descriptor until it runs its program.
+        flock(&self.lock, FlockOperation::Unlock).unwrap_or_default();
+    }
+}
+
 impl Store {
     /// Opens the state directory, makes it if need be, and locks it for this process. Removes the
     /// temporary files of a killed agent, which nothing relied on yet.

@@ -101,6 +101,17 @@ fn only_the_owner_can_read_the_records_even_in_a_directory_made_by_somebody_else
     assert_eq!((mode(&state), mode(&state.join("a.json"))), (0o700, 0o600));
 }
 
+#[test]
+fn a_directory_is_free_once_its_store_is_dropped_although_another_process_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    // Such a process has a copy of the descriptor.
+    let copy = store.lock.try_clone().unwrap();
+    drop(store);
+    Store::open(dir.path()).unwrap();
+    drop(copy);
+}
+
 /// Invariant (state): Only one agent has a state directory.
 #[test]
 fn a_second_agent_is_refused_and_told_who_has_the_directory() {

@@ -176,6 +176,15 @@ pub(super) struct About {
 #[derive(Debug)]
 pub(super) struct Lock(File);
 
+impl Drop for Lock {
+    /// Unlocks the file, not only its own descriptor: a process that another thread starts at this
+    /// moment has a copy of all descriptors until it runs its program.
+    fn drop(&mut self) {
+        // Without this, closing the file unlocks it.
+        flock(&self.0, FlockOperation::Unlock).unwrap_or_default();
+    }
+}
+
 impl Lock {
     /// Records a use, for the choice of images to remove.
     fn touch(&self) {
@@ -466,4 +475,24 @@ impl About {
 
 fn modified(metadata: &Metadata) -> io::Result<Timestamp> {
     Timestamp::try_from(metadata.modified()?).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The copy of a descriptor that a process has which is started while the lock is held.
+    #[test]
+    fn an_image_is_free_once_its_lock_is_dropped_although_another_process_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache { dir: dir.path().to_owned() };
+        let digest = Digest::from_bytes(DigestAlgorithm::Sha256, &Sha256::digest("a")).unwrap();
+        let name = Name::new(&digest, ImageFormat::Raw);
+        let lock = cache.take_alone(&name).unwrap().unwrap();
+        let copy = lock.0.try_clone().unwrap();
+        assert!(cache.take_idle(&name).is_none(), "it is in use");
+        drop(lock);
+        assert!(cache.take_idle(&name).is_some());
+        drop(copy);
+    }
 }

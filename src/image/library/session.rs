@@ -55,6 +55,8 @@ impl Drop for Session {
         if flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             drop(write(&self.file, ENDED, &self.mark));
         }
+        // A process that another thread starts at this moment has a copy of the descriptor.
+        flock(&self.file, FlockOperation::Unlock).unwrap_or_default();
     }
 }
 
@@ -111,7 +113,12 @@ mod tests {
         drop(second);
         assert!(fs::read_to_string(&path).unwrap().starts_with(BEGUN), "the other one goes on");
         let killed = fs::read(&path).unwrap();
+        // A process that starts meanwhile has a copy of the descriptor.
+        let copy = third.file.try_clone().unwrap();
         drop(third);
+        let other = File::open(&path).unwrap();
+        flock(&other, FlockOperation::NonBlockingLockShared).unwrap();
+        drop((other, copy));
         assert_eq!(begin(&path).mark, first);
 
         for left in [killed.as_slice(), b"ende", b"\xff\xff", b"x"] {
