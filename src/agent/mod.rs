@@ -35,6 +35,7 @@ mod netboot_warnings;
 mod open_files;
 mod orders;
 mod power;
+mod preflight;
 mod publish;
 mod recall;
 mod refusals;
@@ -76,7 +77,6 @@ use crate::{
 };
 
 pub use self::mark::Claim;
-pub(crate) use self::work::library;
 use self::{
     boot_files::DeployFiles,
     driver::{Driver, Sources},
@@ -87,6 +87,7 @@ use self::{
     publish::Publisher,
     work::Operations,
 };
+pub(crate) use self::{preflight::Preflight, work::library};
 
 /// The capacity of the driver's channels. The driver handles thousands of events a second; a full
 /// channel blocks the sender.
@@ -191,6 +192,11 @@ impl Agent {
         }
         for missing in DeployFiles::new(&config).missing() {
             warn!("{missing}");
+        }
+        if netboot::LoaderFiles::in_dir(&config.tftp.loaders).has_none() {
+            let dir = config.tftp.loaders.display();
+            warn!(%dir, "there is no boot loader that hostler knows, so that only machines with \
+                 iPXE in their firmware can be installed; `hostler doctor` says what is missing");
         }
         // Only operators' commands need the admin socket.
         let admin = admin::Server::bind(&config.admin.socket)

@@ -255,6 +255,13 @@ impl Bmcs {
         Ok(client)
     }
 
+    /// Checks that the spec's secrets can be read.
+    pub(super) fn check_secrets(&self, spec: &NodeSpec) -> Result<(), Fault> {
+        let step = Step::Preflight;
+        let bmc = spec.bmc.as_deref().ok_or_else(|| faults::no_bmc(step))?;
+        self.secrets(step, bmc).map(drop)
+    }
+
     /// Reads the spec's secrets.
     fn secrets(&self, step: Step, bmc: &spec::Bmc) -> Result<BmcSecrets, Fault> {
         let read = bmc

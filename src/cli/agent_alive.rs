@@ -45,6 +45,11 @@ impl AgentAlive {
         self.mark.as_ref().is_some_and(|mark| mark.dead_since(self.now).is_some())
     }
 
+    /// Whether an agent acts, by the mark.
+    pub(super) fn is_alive(&self) -> bool {
+        self.mark.is_some() && !self.is_dead()
+    }
+
     /// Whether no agent has ever acted here, or its mark was just removed.
     pub(super) fn is_absent(&self) -> bool {
         self.is_known && self.mark.is_none()

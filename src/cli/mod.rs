@@ -11,6 +11,7 @@ mod cache;
 mod check;
 mod dhcp_snippet;
 mod digest;
+mod doctor;
 mod explain;
 pub mod log;
 mod orders;
@@ -43,6 +44,7 @@ use crate::{
 const FIRST_STEPS: &str = "\
 The agent is `hostler run`, as a service; /etc/hostler/hostler.toml names its directory of specs.
 A spec is NODE.toml in that directory. In this order:
+  hostler doctor        is the site ready: ports, boot files, BMCs, images, DHCP?
   hostler check         is every spec good?
   hostler plan          what would the agent do, and which disks would it WIPE?
   hostler watch         what does it do?
@@ -76,6 +78,10 @@ enum CliCommand {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Check all that the site needs: configuration, ports, directories, boot loaders, ramdisk,
+    /// password files, BMCs, images, and the DHCP server. Changes nothing.
+    #[command(after_help = doctor::EXIT_CODES)]
+    Doctor(doctor::DoctorArgs),
     /// Show the phase of every node, and whether an agent runs.
     #[command(after_help = status::EXIT_CODES)]
     Status {
@@ -247,6 +253,7 @@ impl Args {
             CliCommand::Check { dir, config } => {
                 check::check(dir.as_deref(), config.as_deref(), out)
             }
+            CliCommand::Doctor(args) => doctor::doctor(&args, out),
             CliCommand::Status { place, output } => {
                 status::show(&place.directory()?, &place.specs()?, output, out)
             }

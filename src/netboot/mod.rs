@@ -13,6 +13,7 @@ mod catalog;
 mod evidence;
 mod files;
 pub mod http;
+mod loaders;
 mod menu;
 mod name;
 mod refusal;
@@ -21,6 +22,7 @@ mod tftp;
 
 pub use catalog::{BootFileCatalog, Cached};
 pub use files::has_ipxe;
+pub use loaders::{LoaderFiles, NoLoader};
 pub use menu::MenuError;
 pub use table::{BootSettings, BootTable};
 #[cfg(fuzzing)]

@@ -37,6 +37,13 @@ const OPTION_RENEW_SECONDS: u8 = 58;
 const OPTION_REBIND_SECONDS: u8 = 59;
 /// The option of classless routes, which replace the router (RFC 3442).
 const OPTION_ROUTES: u8 = 121;
+/// Options of netboot (RFC 2132 §9, RFC 3004, RFC 4578).
+const OPTION_VENDOR_CLASS: u8 = 60;
+const OPTION_TFTP_SERVER: u8 = 66;
+const OPTION_BOOT_FILE: u8 = 67;
+const OPTION_USER_CLASS: u8 = 77;
+const OPTION_ARCH: u8 = 93;
+const OPTION_NETWORK_INTERFACE: u8 = 94;
 const OPTION_END: u8 = 255;
 const SNAME: Range<usize> = 44..108;
 const FILE: Range<usize> = 108..236;
@@ -113,6 +120,53 @@ pub enum Ask {
     Renew(Ipv4Addr),
 }
 
+/// A client that wants a boot file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NetbootClient {
+    /// A BIOS.
+    Bios,
+    /// UEFI on `x86_64`.
+    UefiX86_64,
+    /// UEFI on aarch64.
+    UefiAarch64,
+    /// iPXE, under a BIOS.
+    Ipxe,
+}
+
+impl NetbootClient {
+    /// The name for people.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bios => "BIOS",
+            Self::UefiX86_64 => "UEFI, x86_64",
+            Self::UefiAarch64 => "UEFI, aarch64",
+            Self::Ipxe => "iPXE",
+        }
+    }
+
+    /// The number of its architecture (RFC 4578 §2.1, with IANA's registry).
+    const fn arch(self) -> u16 {
+        match self {
+            Self::Bios | Self::Ipxe => 0,
+            Self::UefiX86_64 => 7,
+            Self::UefiAarch64 => 11,
+        }
+    }
+}
+
+/// An offer to a client that wants a boot file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BootOffer {
+    /// The address for the client.
+    pub(crate) address: Ipv4Addr,
+    /// The server that makes the offer.
+    pub(crate) server: Ipv4Addr,
+    /// The boot file's server, an address or a name; empty if the offer names none.
+    pub(crate) next_server: String,
+    /// The boot file, a name or a URL; empty if the offer names none.
+    pub(crate) file: String,
+}
+
 /// A DHCP transaction: replies must carry its id and this NIC's address.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation {
@@ -156,18 +210,78 @@ impl Conversation {
         bytes
     }
 
+    /// Encodes a DHCPDISCOVER as firmware or a boot loader sends it to netboot (PXE 2.1 §2.2.3, RFC
+    /// 4578). `seconds` is the transaction's duration so far.
+    pub(crate) fn netboot_discover(self, client: NetbootClient, seconds: u16) -> Vec<u8> {
+        let mut bytes = self.message(Ask::Discover, seconds);
+        bytes.truncate(HEADER_BYTES);
+        bytes.extend([OPTION_MESSAGE_TYPE, 1, 1]);
+        bytes.extend([OPTION_PARAMETERS, 6, OPTION_SUBNET_MASK, OPTION_ROUTER, 43, 60]);
+        bytes.extend([OPTION_TFTP_SERVER, OPTION_BOOT_FILE]);
+        let arch = client.arch();
+        let class = format!("PXEClient:Arch:{arch:05}:UNDI:003016");
+        bytes.extend([OPTION_VENDOR_CLASS, 32]);
+        bytes.extend(class.as_bytes());
+        bytes.extend([OPTION_ARCH, 2]);
+        bytes.extend(arch.to_be_bytes());
+        bytes.extend([OPTION_NETWORK_INTERFACE, 3, 1, 3, 16]);
+        if client == NetbootClient::Ipxe {
+            bytes.extend([OPTION_USER_CLASS, 4]);
+            bytes.extend(b"iPXE");
+        }
+        bytes.push(OPTION_END);
+        bytes.resize(bytes.len().max(MESSAGE_BYTES_MIN), OPTION_PAD);
+        bytes
+    }
+
+    /// Decodes an offer with its boot file; `None` if it is damaged, no offer, or belongs to
+    /// another transaction.
+    pub(crate) fn boot_offer(self, bytes: &[u8]) -> Option<BootOffer> {
+        let header = bytes.get(..HEADER_BYTES).filter(|header| self.is_ours(header))?;
+        let options = Options::of(header, bytes.get(HEADER_BYTES..)?);
+        if options.find(OPTION_MESSAGE_TYPE)? != [2] {
+            return None;
+        }
+        let text = |bytes: &[u8]| {
+            let end = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+            String::from_utf8_lossy(end).into_owned()
+        };
+        // Overloaded fields hold options instead.
+        let overload = options.find(OPTION_OVERLOAD).and_then(|flags| flags.first().copied());
+        let is_free = |flag: u8| overload.unwrap_or(0) & flag == 0;
+        let named = |option: u8, range: Range<usize>, flag: u8| {
+            let field = header.get(range).filter(|_| is_free(flag)).map(text);
+            let option = options.find(option).map(text);
+            option.or(field).unwrap_or_default()
+        };
+        let at = |range| field(header, range).map(Ipv4Addr::from);
+        let siaddr = at(20..24).filter(|address| !address.is_unspecified());
+        let next_server = siaddr
+            .map_or_else(|| named(OPTION_TFTP_SERVER, SNAME, 2), |address| address.to_string());
+        let server = options.number(OPTION_SERVER).map(Ipv4Addr::from).or(siaddr);
+        Some(BootOffer {
+            address: at(16..20)?,
+            server: server.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            next_server,
+            file: named(OPTION_BOOT_FILE, FILE, 1),
+        })
+    }
+
+    fn is_ours(self, header: &[u8]) -> bool {
+        header.starts_with(&[2, 1, 6])
+            && field(header, 4..8).is_some_and(|xid| xid == self.xid.to_be_bytes())
+            && header.get(28..34).is_some_and(|mac| mac == self.mac.octets())
+            && header.ends_with(&MAGIC_COOKIE)
+    }
+
     /// Decodes a reply to this transaction, or the reason why it is unusable; `None` if it is
     /// damaged or belongs to another transaction.
     pub fn reply(self, bytes: &[u8]) -> Option<Result<Reply, Unusable>> {
         let header = bytes.get(..HEADER_BYTES)?;
-        let ours = header.starts_with(&[2, 1, 6])
-            && field(header, 4..8)? == self.xid.to_be_bytes()
-            && header.get(28..34)? == self.mac.octets()
-            && header.ends_with(&MAGIC_COOKIE);
         let options = Options::of(header, bytes.get(HEADER_BYTES..)?);
         let lease = || lease(Ipv4Addr::from(field(header, 16..20).unwrap_or_default()), &options);
         match options.find(OPTION_MESSAGE_TYPE)? {
-            _ if !ours => None,
+            _ if !self.is_ours(header) => None,
             [2] => Some(lease().map(Reply::Offer)),
             [5] => Some(lease().map(Reply::Ack)),
             [6] => Some(Ok(Reply::Nak)),
@@ -308,181 +422,4 @@ impl<'a> Options<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const TALK: Conversation =
-        Conversation { mac: MacAddr::new([0x52, 0x54, 0, 0, 0, 1]), xid: 0x1234_5678 };
-
-    /// Makes an answer with dnsmasq's layout: type, server, times, mask, router, with padding as
-    /// from relays.
-    fn answer(kind: u8, extra: &[u8]) -> Vec<u8> {
-        let mut bytes = TALK.message(Ask::Discover, 0)[..HEADER_BYTES].to_vec();
-        bytes[0] = 2;
-        bytes[16..20].copy_from_slice(&[192, 0, 2, 50]);
-        bytes.extend([53, 1, kind, 0, 0, 54, 4, 192, 0, 2, 1, 51, 4, 0, 0, 0x0e, 0x10]);
-        bytes.extend_from_slice(extra);
-        bytes.push(255);
-        bytes
-    }
-
-    const MASK_AND_ROUTERS: [u8; 16] = [1, 4, 255, 255, 255, 0, 3, 8, 192, 0, 2, 1, 192, 0, 2, 2];
-
-    #[test]
-    fn an_offer_is_read_with_its_mask_router_and_times() {
-        let lease = Lease {
-            address: Ipv4Addr::new(192, 0, 2, 50),
-            prefix: 24,
-            routes: vec![Route {
-                network: Ipv4Addr::UNSPECIFIED,
-                prefix: 0,
-                gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
-            }],
-            server: Ipv4Addr::new(192, 0, 2, 1),
-            renew_after: Some(Duration::from_secs(1800)),
-            rebind_after: Some(Duration::from_secs(3150)),
-        };
-        let reply = |kind| TALK.reply(&answer(kind, &MASK_AND_ROUTERS)).unwrap();
-        assert_eq!(reply(2), Ok(Reply::Offer(lease.clone())));
-        assert_eq!(reply(5), Ok(Reply::Ack(lease)));
-        assert_eq!(TALK.reply(&answer(6, &[])), Some(Ok(Reply::Nak)));
-    }
-
-    #[test]
-    fn what_is_not_for_this_conversation_is_ignored() {
-        let good = answer(2, &MASK_AND_ROUTERS);
-        for (at, why) in
-            [(0, "a request"), (7, "other number"), (33, "other nic"), (239, "no cookie")]
-        {
-            let mut other = good.clone();
-            other[at] ^= 1;
-            assert_eq!(TALK.reply(&other), None, "{why}");
-        }
-    }
-
-    /// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it
-    /// ignores an answer.
-    #[test]
-    fn an_offer_that_is_of_no_use_says_why() {
-        let reported = |bytes: &[u8]| TALK.reply(bytes).unwrap().unwrap_err().to_string();
-        let good = answer(2, &MASK_AND_ROUTERS);
-        assert!(reported(&answer(2, &[])).contains("no subnet mask"));
-        assert!(reported(&answer(2, &[1, 4, 255, 0, 255, 0])).contains("255.0.255.0"));
-        assert!(reported(&answer(2, &[1, 4, 0, 0, 0, 0])).contains("mask 0.0.0.0 is none"));
-        for (address, shown) in [([0; 4], "0.0.0.0"), ([169, 254, 3, 1], "169.254.3.1")] {
-            let mut nobody = good.clone();
-            nobody[16..20].copy_from_slice(&address);
-            assert!(reported(&nobody).starts_with(shown));
-        }
-        let mut nameless = good;
-        let at = HEADER_BYTES + 5;
-        assert_eq!(nameless[at], OPTION_SERVER);
-        nameless[at] = 43;
-        assert!(reported(&nameless).contains("option 54"));
-    }
-
-    fn lease_of(extra: &[u8]) -> Lease {
-        let Some(Ok(Reply::Offer(lease))) = TALK.reply(&answer(2, extra)) else { panic!() };
-        lease
-    }
-
-    fn routes_of(option: &[u8]) -> Vec<String> {
-        let mut extra = MASK_AND_ROUTERS.to_vec();
-        extra.extend_from_slice(option);
-        let show = |route: &Route| {
-            let via = route.gateway.map_or("the wire".to_owned(), |router| router.to_string());
-            format!("{}/{} by {via}", route.network, route.prefix)
-        };
-        lease_of(&extra).routes.iter().map(show).collect()
-    }
-
-    #[test]
-    fn routes_of_rfc_3442_stand_in_for_the_router() {
-        let default = [121, 5, 0, 192, 0, 2, 9];
-        assert_eq!(routes_of(&default), ["0.0.0.0/0 by 192.0.2.9"]);
-        let several = [&[121, 20, 8, 10, 192, 0, 2, 7][..], &[32, 198, 51, 100, 1, 0, 0, 0, 0]];
-        let several = [&several.concat()[..], &[0, 192, 0, 2, 9]].concat();
-        let all = ["10.0.0.0/8 by 192.0.2.7", "198.51.100.1/32 by the wire"];
-        assert_eq!(routes_of(&several), [&all[..], &["0.0.0.0/0 by 192.0.2.9"]].concat());
-        // A prefix narrower than its octets, and an option in two pieces (RFC 3396).
-        assert_eq!(routes_of(&[121, 6, 7, 0xff, 192, 0, 2, 7]), ["254.0.0.0/7 by 192.0.2.7"]);
-        let pieces = [121, 2, 0, 192, 121, 3, 0, 2, 9];
-        assert_eq!(routes_of(&pieces), ["0.0.0.0/0 by 192.0.2.9"]);
-        for senseless in [&[121, 4, 0, 192, 0, 2][..], &[121, 5, 33, 1, 2, 3, 4], &[121, 0]] {
-            assert_eq!(routes_of(senseless), ["0.0.0.0/0 by 192.0.2.1"], "the router is left");
-        }
-    }
-
-    #[test]
-    fn options_go_on_in_the_fields_for_names_and_files() {
-        let mut bytes = answer(2, &[OPTION_OVERLOAD, 1, 3]);
-        bytes[FILE][..7].copy_from_slice(&[1, 4, 255, 255, 255, 0, 255]);
-        bytes[SNAME][..6].copy_from_slice(&[3, 4, 192, 0, 2, 1]);
-        let Some(Ok(Reply::Offer(lease))) = TALK.reply(&bytes) else { panic!() };
-        assert_eq!((lease.prefix, lease.routes.len()), (24, 1));
-        // Without the overload option, the fields hold names.
-        let mut names = answer(2, &[]);
-        names[FILE][..7].copy_from_slice(&[1, 4, 255, 255, 255, 0, 255]);
-        assert_eq!(TALK.reply(&names), Some(Err(Unusable::NoMask)));
-    }
-
-    /// Invariant (ramdisk): The ramdisk takes its routes from any DHCP server, and says why it
-    /// ignores an answer.
-    #[test]
-    fn an_option_that_makes_no_sense_hides_no_other() {
-        let odd = [12, 2, 0xfc, 0x41, 42, 5, 1, 2, 3, 4, 5, 26, 0];
-        assert_eq!(lease_of(&[&odd[..], &MASK_AND_ROUTERS].concat()).prefix, 24);
-    }
-
-    #[test]
-    fn the_servers_own_timers_count_unless_they_lie_after_the_end() {
-        let timers = |t1: u8, t2: u8| {
-            let mut extra = MASK_AND_ROUTERS.to_vec();
-            extra.extend([58, 4, 0, 0, t1, 0, 59, 4, 0, 0, t2, 0]);
-            let Some(Ok(Reply::Ack(lease))) = TALK.reply(&answer(5, &extra)) else { panic!() };
-            (lease.renew_after.unwrap().as_secs(), lease.rebind_after.unwrap().as_secs())
-        };
-        assert_eq!(timers(1, 2), (256, 512));
-        assert_eq!(timers(200, 201), (1800, 3150));
-    }
-
-    #[test]
-    fn a_lease_for_no_time_is_not_renewed_without_a_pause() {
-        let mut extra = MASK_AND_ROUTERS.to_vec();
-        extra.extend([58, 4, 0, 0, 0, 0, 59, 4, 0, 0, 0, 0]);
-        let Some(Ok(Reply::Ack(lease))) = TALK.reply(&answer(5, &extra)) else { panic!() };
-        assert_eq!((lease.renew_after, lease.rebind_after), (Some(RENEW_MIN), Some(RENEW_MIN)));
-    }
-
-    #[test]
-    fn a_first_message_asks_for_a_broadcast_answer_and_a_renewal_does_not() {
-        let discover = TALK.message(Ask::Discover, 3);
-        assert_eq!((discover.len(), &discover[8..12]), (300, &[0, 3, 0x80, 0][..]));
-        let renew = TALK.message(Ask::Renew(Ipv4Addr::new(192, 0, 2, 50)), 0);
-        assert_eq!(&renew[10..16], &[0, 0, 192, 0, 2, 50]);
-        let options = Options::of(&renew[..HEADER_BYTES], &renew[HEADER_BYTES..]);
-        assert_eq!(options.find(OPTION_REQUESTED_ADDRESS), None);
-        assert_eq!(options.find(OPTION_PARAMETERS).unwrap()[..3], [1, 121, 3]);
-    }
-
-    #[test]
-    fn waiting_grows_to_eight_seconds_and_a_quarter() {
-        assert_eq!(patience(0, 0), Duration::from_secs(1));
-        assert_eq!(patience(2, 0), Duration::from_secs(4));
-        assert!(patience(u32::MAX, 255) < Duration::from_secs(10));
-    }
-
-    proptest! {
-        #[test]
-        fn never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            TALK.reply(&bytes);
-        }
-
-        #[test]
-        fn never_panics_on_any_options(extra in proptest::collection::vec(any::<u8>(), 0..300)) {
-            TALK.reply(&answer(2, &extra));
-        }
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ mod aarch64;
 mod arm;
 mod dead_targets;
 mod disks;
+mod doctor;
 mod documents;
 mod faults_before_power;
 mod host;

@@ -84,6 +84,17 @@ impl Sources {
         ImageSource::parse(source, &self.directories)?.size(watch).await
     }
 
+    /// Checks that the source has the file: its size, as [`Sources::size`] returns it, or else its
+    /// beginning.
+    pub async fn find(&self, source: &str, watch: &Watch<'_>) -> Result<Option<u64>, FetchError> {
+        let source = ImageSource::parse(source, &self.directories)?;
+        let size = source.size(watch).await?;
+        if size.is_none() {
+            source.read_small(1, watch).await?;
+        }
+        Ok(size)
+    }
+
     /// Fills `into` with the published file, and compares its digest.
     ///
     /// Bytes in `into` count as the beginning of the file if the source can send the rest alone.

@@ -148,6 +148,28 @@ impl Library {
         }
     }
 
+    /// Checks that an image's source has the file and that it is not too large. Returns its size in
+    /// bytes, without the holes of a local file; `None` if its server does not report it.
+    pub async fn published_bytes(
+        &self,
+        image: &spec::Image,
+        watch: &Watch<'_>,
+    ) -> Result<Option<u64>, ImageError> {
+        let (source, bytes_max) = (&image.source, self.0.published_bytes_max);
+        let found = self.0.sources.find(source, watch).await.map_err(|error| match error {
+            FetchError::Interrupted(why) => of_interrupted(&Sources::shown(source), watch, why),
+            error => ImageError::Fetch(error),
+        })?;
+        let too_large = |bytes| {
+            let place = Sources::shown(source);
+            ImageError::Fetch(FetchError::TooLarge { place, bytes, is_all: true, bytes_max })
+        };
+        match found.filter(|bytes| *bytes > bytes_max) {
+            Some(bytes) => Err(too_large(bytes)),
+            None => Ok(found),
+        }
+    }
+
     /// Returns the image with this digest, from the cache or else from its source. Concurrent
     /// callers for the same image share one fetch and its error. The first caller's stall limit
     /// applies.
