@@ -414,7 +414,11 @@ impl Node {
             return self.conclude(now, purpose);
         }
         self.cancel(actions);
-        self.enter(now, Cause::Abandoned(purpose));
+        if matches!(self.record.state, State::PoweringOn { .. }) && !self.has_begun() {
+            self.enter(now, Cause::NeverBegun(purpose));
+        } else {
+            self.enter(now, Cause::Abandoned(purpose));
+        }
         let waits = self.running.is_some() || self.ramdisk_cleans_up();
         self.record.deadline = waits.then(|| after(now, CANCEL_PATIENCE));
     }

@@ -26,6 +26,10 @@ impl Node {
             }
             return;
         }
+        if !self.has_begun() {
+            // The deploy menu is not served yet.
+            return;
+        }
         if let Some(attempt) = self.record.state.attempt_mut()
             && (fetch.stage, fetch.complete) == (BootStage::Ramdisk, true)
             && attempt.ramdisk_fetched_by.len() < 2

@@ -141,9 +141,6 @@ pub enum Permit {
     ProgramPoll,
 }
 
-/// The fault's code of an operation that was cancelled before it began.
-pub(super) const NEVER_STARTED: &str = "NeverStarted";
-
 /// A node's place in the queue for a permit: its attempt's number or the class of its poll, and the
 /// time since which it waits.
 pub(super) type PermitPlace = (u32, Timestamp);

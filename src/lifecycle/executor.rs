@@ -1,6 +1,6 @@
 //! The executor and its write-ahead rule: a node's record is durable before its boot menu is
 //! served, and the boot menu is served before any effect. While a record cannot be written, the
-//! node's actions wait.
+//! node's actions wait; only what stops something does not: refusals and cancellations.
 //!
 //! Owned by the agent's driver, which passes it events with the time and implements [`Effects`], as
 //! the simulation of a whole site does. No action may have an effect before the record that
@@ -24,7 +24,7 @@ use crate::model::{
 };
 
 use super::{
-    event::{Action, Event, NEVER_STARTED, Operation, ReceivedLog},
+    event::{Action, Event, Operation, ReceivedLog},
     fleet::{Fleet, Specs},
     node::Node,
     state::Record,
@@ -95,6 +95,7 @@ impl Executor {
             let Some(node) = self.fleet.node(&name) else { continue };
             // Knowledge from a status file must be on record before that file is replaced.
             if node.spec().is_none() && effects.save(&name, node.record()).is_err() {
+                self.fleet.not_recorded(&name, None);
                 self.unsaved.insert(name, Vec::new());
                 continue;
             }
@@ -307,10 +308,13 @@ impl Executor {
             effects.show(status);
         }
         // A refusal announces no decision, and must not pile up: anybody can cause any number of
-        // them.
-        for action in waiting.extract_if(.., |action| is_refusal(action)) {
-            if let Action::Reply { request, reply } = action {
-                effects.reply(request, reply);
+        // them. A cancellation ends an effect: the operator who wants that does not wait for the
+        // disk.
+        for action in waiting.extract_if(.., |action| only_stops(action)) {
+            match action {
+                Action::Reply { request, reply } => effects.reply(request, reply),
+                Action::Cancel(op) => effects.cancel(&name, op),
+                Action::Start { .. } | Action::KeepLog(_) | Action::Forget => {}
             }
         }
         self.fleet.not_recorded(&name, before.as_ref().filter(|_| !is_retry));
@@ -382,8 +386,8 @@ struct Decided {
     unstarted: Option<OpId>,
 }
 
-const fn is_refusal(action: &Action) -> bool {
-    matches!(action, Action::Reply { reply: Reply::Refused, .. })
+const fn only_stops(action: &Action) -> bool {
+    matches!(action, Action::Reply { reply: Reply::Refused, .. } | Action::Cancel(_))
 }
 
 /// Replaces an answer that announces a decision of which no record will ever tell.
@@ -408,5 +412,5 @@ fn remove_cancelled(node: &Node, waiting: &mut Vec<Action>) -> Option<OpId> {
 
 /// The fault of an operation that was cancelled before it began.
 fn never_started() -> Fault {
-    Fault::passing(Step::Preflight, NEVER_STARTED, "cancelled before it began", "")
+    Fault::passing(Step::Preflight, "NeverStarted", "cancelled before it began", "")
 }

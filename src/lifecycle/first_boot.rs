@@ -143,7 +143,8 @@ impl Node {
     /// Ends the first boot without a result, because the spec wants something else or names another
     /// machine.
     fn end_boot_early(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        if self.record.state == (State::Booting { boot: FirstBoot::Restarting }) {
+        let restarts = self.record.state == State::Booting { boot: FirstBoot::Restarting };
+        if restarts && self.has_begun() {
             // The restart may be interrupted while the machine is off.
             self.record.power_ordered = self.wanted_power().is_some();
             self.polls.ask(now);

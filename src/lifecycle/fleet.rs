@@ -331,6 +331,12 @@ impl Fleet {
 
     /// Notes that a node's record cannot be written, so that the durable one is `stays`.
     pub(super) fn not_recorded(&mut self, name: &NodeName, stays: Option<&Record>) {
+        if let Some(node) = self.nodes.get_mut(name)
+            && node.on_record.is_none()
+        {
+            let stays = stays.map_or(State::Idle, |record| record.state.clone());
+            node.on_record = Some(Box::new(stays));
+        }
         if let Some(permit) = stays.and_then(|record| record.state.holds()) {
             self.held_on_record.insert(name.clone(), permit);
             self.update_indexes(name);
@@ -339,6 +345,9 @@ impl Fleet {
 
     /// Notes that a node's record is durable again.
     pub(super) fn recorded(&mut self, name: &NodeName) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.on_record = None;
+        }
         if self.held_on_record.remove(name).is_some() {
             self.update_indexes(name);
         }

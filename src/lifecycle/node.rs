@@ -20,7 +20,7 @@ use crate::model::{
 };
 
 use super::{
-    event::{Action, Event, Menu, NEVER_STARTED, Operation, Outcome},
+    event::{Action, Event, Menu, Operation, Outcome},
     late_disks::MissingDisk,
     limits::{Policy, after, patience, power_limit},
     netboot_files::{NetbootUpdate, installed_menu, upgrade_identity, upgrade_record},
@@ -56,6 +56,9 @@ pub struct Node {
     pub(super) gone: bool,
     /// The operation under way, at most one.
     pub(super) running: Option<Running>,
+    /// The state on the durable record, while a later one waits to be written: no effect of the
+    /// later one has begun.
+    pub(super) on_record: Option<Box<State>>,
     pub(super) progress: Option<Progress>,
     /// The progress of the ramdisk's comparison of its disk. Not on record: the ramdisk reports it
     /// again.
@@ -141,6 +144,7 @@ impl Node {
             unread: true,
             gone: false,
             running: None,
+            on_record: None,
             progress: None,
             comparison: None,
             power: None,
@@ -244,14 +248,7 @@ impl Node {
                 // A result with another id is stale and changes nothing.
                 if let Some(running) = self.running.take_if(|running| running.op == op) {
                     self.progress = None;
-                    let outcome = outcome.map_err(plain_fault);
-                    if matches!(&outcome, Err(fault) if fault.code == NEVER_STARTED)
-                        && matches!(self.record.state, State::CleaningUp { .. })
-                    {
-                        // The machine was never touched, and somebody may use it by now.
-                        self.record.consented = false;
-                    }
-                    match outcome {
+                    match outcome.map_err(plain_fault) {
                         _ if running.cancelled => {}
                         Ok(Outcome::NetbootFiles(files)) => self.take_netboot_files(now, files),
                         Err(fault) if running.netboot => self.miss_netboot_files(now, fault),
@@ -303,6 +300,16 @@ impl Node {
     /// Whether an attempt may begin.
     pub(super) fn may_start(&self) -> bool {
         self.wants_install() && !self.stands_still() && !self.needs_consent()
+    }
+
+    /// Whether the attempt's, or else the state's, effects may have begun: not while its record
+    /// waits to be written.
+    pub(super) fn has_begun(&self) -> bool {
+        let Some(on_record) = &self.on_record else { return true };
+        match self.record.state.attempt() {
+            Some(attempt) => on_record.attempt().is_some_and(|other| other.key == attempt.key),
+            None => **on_record == self.record.state,
+        }
     }
 
     /// Whether nothing is under way: no attempt, no clean-up and no change of power.

@@ -70,6 +70,9 @@ pub(super) enum Cause {
     FileMissing,
     /// The attempt failed, or the spec wants something else (`attempt.rs`).
     Abandoned(Purpose),
+    /// The attempt failed or is no longer wanted, and its record could not be written: its machine
+    /// was never touched (`attempt.rs`).
+    NeverBegun(Purpose),
     /// Nothing of the attempt is under way any more (`attempt.rs`).
     Ended(Purpose),
     /// The spec changed, or an operator retries (`node.rs`).
@@ -137,6 +140,9 @@ pub(super) fn next(from: State, cause: Cause) -> Next {
 
         (PoweringOn { attempt }, Cause::PoweredOn | Cause::SeenBooting) => {
             (WaitingRamdisk { attempt }, &[])
+        }
+        (PoweringOn { .. }, Cause::NeverBegun(purpose)) => {
+            (CleaningUp { attempt: None, purpose }, &[ConsentEnds])
         }
         (WaitingRamdisk { attempt }, Cause::CutOff) => (PoweringOn { attempt }, &[WaitGoesOn]),
         (

@@ -44,13 +44,14 @@ pub(crate) struct Ledger {
     pub(crate) polled: Option<(PowerState, MachineId)>,
     /// The machine that the current attempt switched on, and its spec.
     pub(crate) begun: Option<(MachineId, Arc<NodeSpec>)>,
-    /// The machine of the last attempt, during its clean-up.
+    /// The machine of the last attempt, during its clean-up. `None` if no record had the attempt,
+    /// so that its machine was never touched.
     pub(crate) abandoned: Option<MachineId>,
     pub(crate) restarted: bool,
     /// Whether the disk is written, without an observed restart since.
     pub(crate) unrestarted: bool,
-    /// The time of the installation whose restart has begun before its record could be written.
-    pub(crate) let_go: Option<Timestamp>,
+    /// The time of the installation whose first boot last restarted the machine.
+    pub(crate) restarted_again: Option<Timestamp>,
     /// The time when the wanted reinstall came up, and the number of nodes installed then.
     pub(crate) came_up: Option<Change>,
     /// Whether an operator has consented to it since.

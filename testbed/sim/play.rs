@@ -81,6 +81,10 @@ fn settle(world: &mut World) {
             world.do_edit(LaterEdit::LetGoOn);
         }
     }
+    // A run that broke another rule has ended early.
+    if !world.site.watch.violations.is_empty() {
+        return;
+    }
     for (node, why) in unsettled(world) {
         world.site.broken("settles", Some(&node), why);
     }

@@ -37,12 +37,13 @@ pub(crate) struct Violation {
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     pub(crate) violations: Vec<Violation>,
-    /// The consent that operators gave, for each node.
+    /// The rules' knowledge of each node. It follows what the core decides, which has no effect
+    /// before its record is saved.
     pub(crate) ledgers: BTreeMap<NodeName, Ledger>,
     /// The agent's ledgers after a crash: those of its last saved records.
     pub(crate) durable: BTreeMap<NodeName, Ledger>,
-    /// Records that could not be saved.
-    pub(crate) unsaved: BTreeMap<NodeName, Record>,
+    /// The last decided record of each node, whether or not it could be saved.
+    pub(crate) decided: BTreeMap<NodeName, Record>,
     /// The ledgers of machines whose spec went away, while the agent lives.
     pub(crate) unclaimed: BTreeMap<MachineId, Ledger>,
     /// Those ledgers after a crash.
@@ -60,8 +61,6 @@ pub(crate) struct Watch {
     pub(crate) running: BTreeMap<NodeName, OpId>,
     pub(crate) touched: BTreeSet<NodeName>,
     pub(crate) waits: BTreeMap<NodeName, Wait>,
-    /// By node: the time of the installation whose first boot last restarted the machine.
-    pub(crate) restarted_again: BTreeMap<NodeName, Timestamp>,
     pub(crate) shares: BTreeMap<NodeName, Share>,
     pub(crate) queue: BTreeMap<NodeName, QueuePlace>,
     /// The keys of each node's served menus, the last one last.

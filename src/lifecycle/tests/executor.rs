@@ -1,11 +1,14 @@
 //! Tests of the write-ahead rule: record, boot menu, actions; and of failed writes.
 
+use jiff::SignedDuration;
+
 use crate::{
-    lifecycle::{Event, Operation, Policy, State},
+    lifecycle::{Event, FirstBoot, Operation, Policy, State},
     model::{
         callback::{Call, DeployState, Reply},
         ids::OpId,
-        spec::DeployRamdisk,
+        power::PowerState,
+        spec::{BootCheck, DeployRamdisk, Goal},
         status::Phase,
     },
 };
@@ -159,8 +162,8 @@ fn a_power_on_that_waits_for_its_record_never_starts_once_the_machine_offers_its
     assert!(matches!(started.as_slice(), [Operation::Image { .. }]), "{started:?}");
 }
 
-#[test]
-fn an_attempt_that_never_touched_its_machine_leaves_no_consent_to_wipe_it() {
+/// A rack whose node decided to switch its machine on, which waits for a full disk.
+fn about_to_power_on() -> Rack {
     let mut rack = Rack::new(1, POLICY);
     rack.world.silent = true;
     rack.scan_only();
@@ -170,6 +173,122 @@ fn an_attempt_that_never_touched_its_machine_leaves_no_consent_to_wipe_it() {
         assert!(rack.end_one());
     }
     assert!(rack.executor.has_unsaved(), "nothing was started");
+    rack
+}
+
+/// Invariant (bmc): An attempt that no record announced switches no machine off.
+#[test]
+fn an_attempt_that_never_touched_its_machine_does_not_switch_it_off() {
+    let withdraw: [fn(&mut Rack); 4] = [
+        |rack| rack.edit(0, |spec| spec.paused = true),
+        |rack| rack.edit(0, |spec| spec.goal = Goal::Unmanaged),
+        |rack| drop(rack.specs.remove(&name(0))),
+        // Until its deadline.
+        |rack| rack.pass(600),
+    ];
+    for withdraw in withdraw {
+        let mut rack = about_to_power_on();
+        rack.specs.insert(name(1), spec_of(1));
+        withdraw(&mut rack);
+        // Somebody uses it meanwhile.
+        rack.world.on.insert(host(0));
+        rack.scan_only();
+        rack.world.disk_full = false;
+        rack.tick();
+        rack.settle();
+        rack.pass(600);
+        assert!(rack.world.on.contains(&host(0)));
+        let of_it = rack.world.story.iter().filter(|(at, _)| *at == host(0));
+        assert_eq!(of_it.collect::<Vec<_>>(), Vec::<&(String, Operation)>::new());
+    }
+    // One on record has switched it on, even if a later record waits.
+    let mut rack = Rack::new(1, POLICY);
+    rack.world.silent = true;
+    rack.scan_only();
+    while rack.phase(0) != Phase::PoweringOn {
+        assert!(rack.end_one());
+    }
+    rack.world.disk_full = true;
+    assert!(rack.end_one() && rack.phase(0) == Phase::WaitingRamdisk);
+    rack.edit(0, |spec| spec.paused = true);
+    rack.scan_only();
+    rack.world.disk_full = false;
+    rack.tick();
+    rack.settle();
+    assert!(!rack.world.on.contains(&host(0)));
+}
+
+/// Invariant (consent): A write that is no longer wanted is cancelled at once, also while no record
+/// can be written.
+#[test]
+fn a_cancellation_does_not_wait_for_its_record() {
+    let mut rack = waiting();
+    send_lookup(&mut rack, 1);
+    export(&mut rack, 2);
+    let write = rack.world.running[0].op;
+    rack.world.requested.clear();
+    rack.world.disk_full = true;
+    rack.edit(0, |spec| spec.paused = true);
+    rack.scan_only();
+    assert_eq!(rack.world.requested, [Cancel(write)]);
+    rack.world.disk_full = false;
+    rack.tick();
+    assert!(!rack.world.requested[1..].contains(&Cancel(write)), "once");
+}
+
+/// Invariant (bmc): A first boot's restart that no record announced orders nothing.
+#[test]
+fn a_restart_that_never_began_leaves_no_order_to_switch_the_machine_on() {
+    let mut rack = Rack::new(1, POLICY);
+    rack.edit(0, check_port);
+    rack.scan_only();
+    while rack.phase(0) != Phase::Booting {
+        assert!(rack.end_one() || rack.let_ramdisks_call());
+    }
+    // Its system shows nothing, until the BMC would restart the machine.
+    rack.world.disk_full = true;
+    let restarts = State::Booting { boot: FirstBoot::Restarting };
+    while rack.node(0).record().state != restarts {
+        while let Some(job) = rack.world.running.pop_front() {
+            let outcome = Err(passing());
+            rack.send(0, Event::Done { op: job.op, outcome });
+        }
+        rack.now = rack.now.checked_add(SignedDuration::from_secs(60)).unwrap();
+        rack.tick();
+    }
+    rack.world.story.clear();
+    rack.edit(0, |spec| spec.boot_check = BootCheck::None);
+    rack.scan_only();
+    rack.world.disk_full = false;
+    rack.tick();
+    assert_eq!(rack.phase(0), Phase::Deployed);
+    // Somebody switches it off.
+    rack.world.on.remove(&host(0));
+    rack.pass(600);
+    assert_eq!(rack.world.story, []);
+    assert_eq!(rack.status(0).power.map(|power| power.observed), Some(PowerState::Off));
+}
+
+/// Invariant (attempt): A machine that boots before its attempt is on record ends no wait.
+#[test]
+fn a_menu_that_was_fetched_before_the_attempt_was_on_record_is_no_evidence_of_it() {
+    let mut rack = Rack::new(1, POLICY);
+    rack.edit(0, |spec| spec.bmc = None);
+    rack.scan_only();
+    rack.world.disk_full = true;
+    while rack.end_one() {}
+    assert_eq!(rack.phase(0), Phase::PoweringOn);
+    rack.send(0, Event::Fetched(ramdisk_fetched_by(RAMDISK)));
+    assert_eq!(rack.phase(0), Phase::PoweringOn);
+    rack.world.disk_full = false;
+    rack.tick();
+    rack.send(0, Event::Fetched(ramdisk_fetched_by(RAMDISK)));
+    assert_eq!(rack.phase(0), Phase::WaitingRamdisk);
+}
+
+#[test]
+fn an_attempt_that_never_touched_its_machine_leaves_no_consent_to_wipe_it() {
+    let mut rack = about_to_power_on();
     rack.pass(600);
     rack.world.on.insert(host(0));
     rack.world.disk_full = false;

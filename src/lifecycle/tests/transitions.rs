@@ -111,6 +111,7 @@ fn causes(has_bmc: bool) -> Vec<Cause> {
         Cause::FileMissing,
         Cause::StartedAfresh,
         Cause::Abandoned(Purpose::Retry),
+        Cause::NeverBegun(Purpose::Retry),
         Cause::Ended(Purpose::Retry),
         Cause::Ended(Purpose::GiveUp),
         Cause::Ended(Purpose::StartOver),
@@ -170,6 +171,7 @@ const fn cause_name(cause: &Cause) -> &'static str {
         Cause::FileMissing => "FileMissing",
         Cause::StartedAfresh => "StartedAfresh",
         Cause::Abandoned(_) => "Abandoned",
+        Cause::NeverBegun(_) => "NeverBegun",
         Cause::Ended(Purpose::Retry) => "Ended(Retry)",
         Cause::Ended(Purpose::GiveUp) => "Ended(GiveUp)",
         Cause::Ended(Purpose::StartOver) => "Ended(StartOver)",
@@ -433,6 +435,11 @@ fn take_rare_transitions() {
             bench.done(end);
         });
     }
+    // Its record cannot be written.
+    attempt_in(Phase::PoweringOn, |bench| {
+        bench.node.on_record = Some(Box::new(State::Idle));
+        bench.change(|spec| spec.paused = true);
+    });
     // A ramdisk that calls before the BMC reports the machine on.
     attempt_in(Phase::PoweringOn, |bench| {
         bench.call(&key(1), lookup());

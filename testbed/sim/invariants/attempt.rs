@@ -33,8 +33,7 @@ impl Site {
             }
             Operation::CleanUp => {
                 let abandoned = self.ledger(node).abandoned.clone();
-                // `None`: a full disk prevented the attempt's record.
-                if abandoned.as_ref().is_some_and(|machine| *machine != spec.machine()) {
+                if abandoned.as_ref() != Some(&spec.machine()) {
                     let what =
                         format!("{:?} is cleaned up, and {abandoned:?} was begun", spec.machine());
                     self.broken("never_switches_unasked", Some(node), what);
@@ -72,7 +71,7 @@ impl Site {
 
     /// Requires that a ramdisk that must compare its disk has done so before the restart.
     pub(crate) fn judge_comparison(&mut self, node: &NodeName, record: &Record) {
-        let before = self.records.get(node).filter(|before| before.spec.is_some());
+        let before = self.decided(node).filter(|before| before.spec.is_some());
         let restarts = matches!(record.state, State::Restarting { .. });
         let Some(attempt) = before.and_then(|before| before.state.attempt()) else { return };
         if restarts && !attempt.verify.is_empty() && !self.has_compared(&attempt.key) {

@@ -10,7 +10,7 @@ use hostler::{
         ids::NodeName,
         machine::Machine,
         power::PowerState,
-        spec::{Goal, NodeSpec, WantedPower},
+        spec::{Goal, MachineId, NodeSpec, WantedPower},
         status::{Installed, Phase, Status},
     },
 };
@@ -18,7 +18,6 @@ use jiff::SignedDuration;
 
 use crate::{
     ledger::{Change, Known, Ledger, LetThrough, is_same, leave, shares},
-    watch::Watch,
     world::{JobKey, Site, machine::Content},
 };
 
@@ -28,10 +27,6 @@ const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
 const ONE_CHANGE: SignedDuration = SignedDuration::from_mins(10);
 
 impl Site {
-    fn shown_phase(&self, node: &NodeName) -> Option<Phase> {
-        self.shown.get(node).map(|status| status.phase)
-    }
-
     /// Whether the node's status says that its record is lost. The core may know less than the
     /// rules do, and then asks.
     fn is_shown_lost(&self, node: &NodeName) -> bool {
@@ -43,12 +38,7 @@ impl Site {
     }
 
     pub(crate) fn note_approval(&mut self, node: &NodeName) {
-        // The status may show an earlier approval that a crash of the agent lost.
-        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        let on_record = record.is_some_and(|record| {
-            record.phase == Phase::Held && matches!(record.state, State::Held { .. })
-        });
-        let held = on_record || self.shown_phase(node) == Some(Phase::Held);
+        let held = self.decided(node).is_some_and(|record| record.phase == Phase::Held);
         let lost = self.is_shown_lost(node);
         let ledger = self.ledger(node);
         if held && lost {
@@ -68,10 +58,7 @@ impl Site {
     /// Notes that two specs claim the node's machine: consent and power orders end, except the
     /// consent to an attempt under way.
     pub(crate) fn note_clash(&mut self, node: &NodeName) {
-        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        // The status shows an attempt before its record is written.
-        let shown = self.shown_phase(node).is_some_and(Phase::is_busy);
-        let under_way = shown || record.is_some_and(|record| !record.state.at_rest());
+        let under_way = self.decided(node).is_some_and(|record| !record.state.at_rest());
         let ledger = self.ledger(node);
         ledger.approved &= under_way;
         ledger.power_ordered = false;
@@ -80,11 +67,10 @@ impl Site {
     /// Notes a usable spec that the core receives.
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
         self.watch.outdated.remove(node);
-        let held = self.shown_phase(node) == Some(Phase::Held);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
         let lost = self.is_shown_lost(node);
-        let record = self.watch.unsaved.get(node).or_else(|| self.records.get(node));
-        // From the record and not the status: the agent may have died before it wrote the status.
+        let record = self.decided(node);
+        let held = record.is_some_and(|record| record.phase == Phase::Held);
         let held_back = record.is_some_and(|r| r.too_many_changes || r.phase == Phase::Held);
         let held_under = match record.map(|record| (&record.state, &record.spec)) {
             Some((State::Held { redeploy, .. }, _)) => Some(redeploy.clone()),
@@ -210,7 +196,7 @@ impl Site {
     ) {
         // The clean-up undoes this restart.
         let cleaned_up = matches!(
-            self.records.get(node).map(|record| &record.state),
+            self.decided(node).map(|record| &record.state),
             Some(State::CleaningUp { .. })
         );
         let ledger = self.ledger(node);
@@ -356,7 +342,7 @@ impl Site {
             let what = format!("writes disk {platter} of {machine}, and began with {begun:?}");
             self.broken("never_writes_the_wrong_machine", Some(node), what);
         }
-        let key = self.records.get(node).and_then(|record| record.state.attempt());
+        let key = self.decided(node).and_then(|record| record.state.attempt());
         if key.is_none_or(|attempt| !self.was_booted_with(machine, &attempt.key)) {
             let what = format!("machine {machine} was not booted with this attempt's menu");
             self.broken("never_writes_what_was_not_booted_for_it", Some(node), what);
@@ -375,18 +361,16 @@ impl Site {
         }
     }
 
-    /// Notes the consent and the installation in a record that becomes durable.
+    /// Notes the consent and the installation in a record that the core decided on.
     pub(crate) fn note_record(&mut self, node: &NodeName, record: &Record) {
-        let before = self.records.get(node);
+        let before = self.decided(node);
         let installed_at =
             |record: &Record| record.installed.as_ref().map(|installed| installed.at);
         let newly = record.installed.is_some()
             && before.is_some_and(|before| {
                 before.spec.is_some() && installed_at(before) != installed_at(record)
             });
-        let writes = |record: &Record| matches!(record.state, State::Imaging { granted: true, .. });
         let begins_to_write = writes(record) && !before.is_some_and(writes);
-        let is_new = before.is_none_or(|before| before.spec.is_none());
         let spec_before = before.and_then(|before| before.spec.clone());
         let key = |record: &Record| record.state.attempt().map(|attempt| attempt.key.clone());
         let key_before = before.and_then(key);
@@ -402,19 +386,7 @@ impl Site {
             _ => ledger.next_attempt_at,
         };
         if begins_to_write && let Some(spec) = &record.spec {
-            self.note_writing(node, spec);
-        }
-        // A node of a new name gets the installation of another node whose record could not be
-        // written.
-        let machine = record.installed.as_ref().and_then(|installed| installed.machine.as_ref());
-        if is_new
-            && let (Some(machine), Some(spec)) = (machine, &record.spec)
-            && self.was_completed(machine)
-            && self.ledger(node).under.is_none()
-        {
-            let ledger = self.ledger(node);
-            (ledger.under, ledger.unknown) = (Some(spec.redeploy.clone()), false);
-            ledger.installed_as = Some(machine.clone());
+            forget_content(&mut self.watch.unclaimed, spec);
         }
         if newly && let Some(installed) = &record.installed {
             let same = spec_before.zip(record.spec.as_ref()).is_some_and(|(a, b)| is_same(&a, b));
@@ -424,6 +396,7 @@ impl Site {
             self.ledger(node).restarted |= completed;
             self.judge_installed(node, record, installed, turned);
         }
+        let is_on_record = self.is_begun_on_record(node);
         let ledger = self.ledger(node);
         match record.state {
             // The first write destroys the disk's old contents.
@@ -433,7 +406,7 @@ impl Site {
             }
             State::CleaningUp { .. } => {
                 if let Some((machine, _)) = ledger.begun.take() {
-                    ledger.abandoned = Some(machine);
+                    ledger.abandoned = Some(machine).filter(|_| is_on_record);
                 }
             }
             State::Failed => {
@@ -443,33 +416,31 @@ impl Site {
             State::Idle => ledger.abandoned = None,
             _ => {}
         }
-        let ledger = ledger.clone();
+    }
+
+    /// Whether the attempt under way is on record: no other has touched its machine.
+    fn is_begun_on_record(&self, node: &NodeName) -> bool {
+        let begun = |ledgers: &BTreeMap<NodeName, Ledger>| {
+            ledgers.get(node).and_then(|ledger| ledger.begun.as_ref()).map(|(_, spec)| spec.clone())
+        };
+        let attempt = begun(&self.watch.ledgers).zip(begun(&self.watch.durable));
+        attempt.is_some_and(|(present, on_record)| Arc::ptr_eq(&present, &on_record))
+    }
+
+    /// Notes that a decided record is durable.
+    pub(crate) fn note_durable(&mut self, node: &NodeName, record: &Record) {
+        let begins_to_write = writes(record) && !self.records.get(node).is_some_and(writes);
+        if begins_to_write && let Some(spec) = &record.spec {
+            self.note_writing_on_record(node, spec);
+        }
+        let ledger = self.ledger(node).clone();
         self.watch.durable.insert(node.clone(), ledger);
     }
 
-    /// Notes a record that could not be written, which counts while the agent lives. Once the
-    /// attempt may write the disk, its consent stands and the earlier installation is gone. Its
-    /// installation counts from the beginning of the restart.
-    pub(crate) fn note_unsaved(&mut self, node: &NodeName, record: &Record) {
-        if matches!(record.state, State::Restarting { .. }) {
-            self.ledger(node).let_go = record.installed.as_ref().map(|installed| installed.at);
-        }
-        if matches!(record.state, State::Imaging { granted: true, .. }) {
-            let ledger = self.ledger(node);
-            (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, false);
-        }
-        self.watch.unsaved.insert(node.clone(), record.clone());
-    }
-
-    /// Marks the machine unknown in kept ledgers, and in those of nodes without a record whose
-    /// status file reports it.
-    fn note_writing(&mut self, node: &NodeName, spec: &NodeSpec) {
-        let Watch { unclaimed, unclaimed_kept, .. } = &mut self.watch;
-        for (id, kept) in unclaimed.iter_mut().chain(unclaimed_kept) {
-            if *id == spec.machine() || kept.shares_mac(spec) {
-                (kept.under, kept.installed_as, kept.unknown) = (None, None, true);
-            }
-        }
+    /// Marks the machine unknown in the ledgers of unclaimed machines that the next start finds,
+    /// and in those of nodes without a record whose status file reports it.
+    fn note_writing_on_record(&mut self, node: &NodeName, spec: &NodeSpec) {
+        forget_content(&mut self.watch.unclaimed_kept, spec);
         let outdated = self.statuses.iter().filter(|(name, status)| {
             let reported =
                 status.installed.as_ref().and_then(|installed| installed.machine.as_ref());
@@ -492,22 +463,12 @@ impl Site {
         installed: &Installed,
         turned: bool,
     ) {
-        // The installation may be another node's, unchanged, even if that node's record could not
-        // be written.
-        let known = self.ledger(node).under.is_some();
-        let unclaimed_unsaved = turned
-            && !known
-            && installed.machine.as_ref().is_some_and(|machine| self.was_completed(machine));
-        let found = turned && (known || unclaimed_unsaved);
         let ledger = self.ledger(node);
-        if let (true, Some(spec)) = (unclaimed_unsaved, &ledger.spec) {
-            ledger.under = Some(spec.redeploy.clone());
-            ledger.installed_as.clone_from(&installed.machine);
-        }
+        // The installation may be another node's, unchanged.
+        let found = turned && ledger.under.is_some();
         // The installation counts once the ramdisk has released the disk, even if the restart
         // fails.
-        let is_let_go =
-            matches!(record.state, State::Restarting { .. }) || ledger.let_go == Some(installed.at);
+        let is_let_go = matches!(record.state, State::Restarting { .. });
         let is_done = std::mem::take(&mut ledger.restarted) || found || is_let_go;
         ledger.approved = false;
         if !found && let Some((_, spec)) = &ledger.begun {
@@ -517,12 +478,7 @@ impl Site {
         }
         let spec = record.spec.as_ref();
         let is_meant = |spec| self.machines.iter().find(|machine| machine.is_meant(spec));
-        // The spec may name another BMC before the record is written.
-        let bmc = installed.machine.as_ref().and_then(|machine| machine.bmc.as_ref());
-        let elsewhere = self.machines.iter().find(|machine| Some(&machine.bmc) == bmc);
-        let is_moved = bmc.is_some() && spec.is_some_and(|spec| spec.bmc_address() != bmc);
-        let machine = spec.filter(|_| !is_moved).and_then(|spec| is_meant(spec));
-        let machine = machine.or(elsewhere.filter(|_| is_moved));
+        let machine = spec.and_then(|spec| is_meant(spec));
         let content = machine.map(|machine| machine.platters[0].content.clone());
         // Only the spec's author can see that it names one machine's BMC and another machine's NIC.
         let mixed = machine.zip(spec).is_some_and(|(m, spec)| !spec.boot.macs.contains(&m.mac));
@@ -573,7 +529,8 @@ impl Site {
             *ledger = durable.unwrap_or_default();
             ledger.spec.clone_from(&record.spec);
             if record.record_lost && record.spec.is_none() {
-                *ledger = Ledger { unknown: true, ..Ledger::default() };
+                let restarted_again = ledger.restarted_again;
+                *ledger = Ledger { unknown: true, restarted_again, ..Ledger::default() };
             }
         }
         for (name, installed) in recovered {
@@ -592,6 +549,20 @@ impl Site {
             if let Some(machine) = installed.machine.as_ref().map(Machine::id) {
                 self.watch.unclaimed.entry(machine).or_insert(reported);
             }
+        }
+    }
+}
+
+/// Whether the disk may be written.
+fn writes(record: &Record) -> bool {
+    matches!(record.state, State::Imaging { granted: true, .. })
+}
+
+/// Marks what these ledgers know of the spec's machine as unknown, because its disk is written.
+fn forget_content(unclaimed: &mut BTreeMap<MachineId, Ledger>, spec: &NodeSpec) {
+    for (id, kept) in unclaimed {
+        if *id == spec.machine() || kept.shares_mac(spec) {
+            (kept.under, kept.installed_as, kept.unknown) = (None, None, true);
         }
     }
 }

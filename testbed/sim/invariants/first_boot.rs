@@ -15,7 +15,7 @@ use crate::world::{Site, machine::Content};
 impl Site {
     /// Judges a node's new record by its record before.
     pub(crate) fn judge_first_boot(&mut self, node: &NodeName, record: &Record) {
-        let before = self.records.get(node);
+        let before = self.decided(node);
         let state_before = before.map(|before| before.state.clone());
         let booted = |record: &Record| record.installed.as_ref().and_then(|it| it.booted);
         let was_up = before.and_then(booted) == Some(Booted::Up);
@@ -36,7 +36,7 @@ impl Site {
             self.broken("a_first_boot_switches_once", Some(node), what);
         }
         let Some(at) = record.installed.as_ref().map(|installed| installed.at) else { return };
-        if waits && restarts && self.watch.restarted_again.insert(node.clone(), at) == Some(at) {
+        if waits && restarts && self.ledger(node).restarted_again.replace(at) == Some(at) {
             let what = "the BMC restarts it a second time for one installation".to_owned();
             self.broken("a_first_boot_switches_once", Some(node), what);
         }

@@ -108,7 +108,7 @@ impl Site {
     pub(crate) fn judge_crash(&mut self) {
         self.watch.updates.clear();
         self.watch.informed.clear();
-        self.watch.unsaved.clear();
+        self.watch.decided.clear();
         self.watch.unclaimed.clone_from(&self.watch.unclaimed_kept);
         self.watch.running.clear();
         self.watch.touched.clear();
@@ -204,7 +204,7 @@ impl World {
                     self.site.note_share(name, node.record());
                     // A full disk may have kept the site file, so that the record was not tried.
                     if self.site.unsaved.contains(name) {
-                        self.site.note_unsaved(name, node.record());
+                        self.site.judge_decision(name, node.record());
                     }
                 }
                 None => self.site.forget_watch(name),

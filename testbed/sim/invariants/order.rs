@@ -17,13 +17,26 @@ use crate::{
 const WAIT_MAX: SignedDuration = SignedDuration::from_hours(4);
 
 impl Site {
-    /// Judges a record that becomes durable.
-    pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
+    /// The last record that the core decided on. It has an effect only once it is durable.
+    pub(crate) fn decided(&self, node: &NodeName) -> Option<&Record> {
+        self.watch.decided.get(node).or_else(|| self.records.get(node))
+    }
+
+    /// Judges a decision of the core, whether or not its record can be written.
+    pub(crate) fn judge_decision(&mut self, node: &NodeName, record: &Record) {
         self.deliver_update(node);
         self.judge_comparison(node, record);
         self.judge_first_boot(node, record);
         self.note_record(node, record);
+        self.watch.decided.insert(node.clone(), record.clone());
+    }
+
+    /// Notes that the core's last decision is durable.
+    pub(crate) fn judge_save(&mut self, node: &NodeName, record: &Record) {
+        self.unsaved.remove(node);
+        self.note_durable(node, record);
         self.judge_saved_secrets(node, record);
+        self.records.insert(node.clone(), record.clone());
         self.touch(node);
     }
 
@@ -103,21 +116,20 @@ impl Site {
         }
     }
 
-    /// Judges a record that could not be written: the next start does not find its deadline.
+    /// Notes a record that could not be written: the next start does not find its deadline.
     pub(crate) fn judge_unsaved(&mut self, node: &NodeName) {
-        self.deliver_update(node);
+        self.unsaved.insert(node.clone());
         self.watch.waits.remove(node);
     }
 
     /// Judges the start of an operation.
     pub(crate) fn judge_start(&mut self, node: &NodeName, operation: &Operation, spec: &NodeSpec) {
-        let record = self.records.get(node);
+        let record = self.records.get(node).filter(|record| self.decided(node) == Some(*record));
         let announced = match (operation, record.map(|record| &record.state)) {
             (_, None) => false,
+            // It changes nothing, so that one that waited for the disk may still run.
             (Operation::PollPower, Some(state)) => {
-                let boots = State::Booting { boot: FirstBoot::Waiting };
-                let late = State::Booting { boot: FirstBoot::Overdue };
-                state.at_rest() || *state == boots || *state == late
+                state.at_rest() || matches!(state, State::Booting { .. })
             }
             (Operation::NetbootFiles { .. }, Some(state)) => state.at_rest(),
             (Operation::ConfirmPower, Some(state)) => {
@@ -166,6 +178,6 @@ impl Site {
         self.watch.waits.remove(node);
         self.watch.shares.remove(node);
         self.watch.queue.remove(node);
-        self.watch.unsaved.remove(node);
+        self.watch.decided.remove(node);
     }
 }

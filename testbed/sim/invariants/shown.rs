@@ -17,7 +17,7 @@ impl Site {
     pub(crate) fn judge_status(&mut self, status: &Status) {
         if status.message.ends_with("until it can be written") {
             // The unclaimed installations could not be kept, so that the record was not even tried.
-            self.unsaved.insert(status.node.clone());
+            self.deliver_update(&status.node);
             self.judge_unsaved(&status.node);
         }
         self.note_queue(status);

@@ -35,18 +35,14 @@ impl Effects for Site {
         if !self.lives_to_call() {
             return Ok(());
         }
+        self.judge_decision(node, record);
         if self.t < self.store_full_until {
-            self.unsaved.insert(node.clone());
+            self.note(Some(node), || format!("  no space left for {}", state_name(record)));
             self.judge_unsaved(node);
-            self.note_unsaved(node, record);
-            self.note(Some(node), || "  save: no space left".to_owned());
             return Err("no space left on device".to_owned());
         }
-        self.unsaved.remove(node);
         self.note(Some(node), || format!("  save {}", state_name(record)));
         self.judge_save(node, record);
-        self.watch.unsaved.remove(node);
-        self.records.insert(node.clone(), record.clone());
         Ok(())
     }
 

@@ -10,7 +10,6 @@ use hostler::{
             Call, Completed, DeployInfo, DeployState, DeployStateReply, Lookup, Reply, Then,
         },
         ids::NodeName,
-        machine::Machine,
         secret::{AttemptKey, Secret},
         spec::DeployRamdisk,
     },
@@ -80,15 +79,6 @@ impl Site {
     pub(crate) fn secrets_of(&self, node: &NodeName) -> (Vec<String>, Vec<String>) {
         let ramdisks = self.ramdisks.iter().rev().filter(|ramdisk| ramdisk.node == *node);
         ramdisks.take(2).map(|r| (r.key.expose().to_owned(), r.secret.clone())).unzip()
-    }
-
-    /// Whether a ramdisk of this machine has ever reported completed.
-    pub(crate) fn was_completed(&self, named: &Machine) -> bool {
-        let is_named = |ramdisk: &Ramdisk| {
-            let machine = &self.machines[ramdisk.machine];
-            named.bmc.as_ref().map_or(named.macs.contains(&machine.mac), |bmc| *bmc == machine.bmc)
-        };
-        self.ramdisks.iter().any(|ramdisk| ramdisk.said_completed && is_named(ramdisk))
     }
 
     fn lives(&self, id: usize) -> bool {
