@@ -95,8 +95,8 @@ fn pause_s(polls: &Polls) -> u32 {
     polls.next_at().as_second().try_into().unwrap()
 }
 
-/// Invariant (bmc): A repaired BMC is seen within 90 s among up to 1350 silent ones, and at once when
-/// an operator asks.
+/// Invariant (bmc): A repaired BMC is seen within 90 s among up to 1350 silent ones, and at once
+/// when an operator asks.
 ///
 /// Invariant (fair): Silent BMCs, however many, get few polls a second in all.
 #[test]
@@ -175,8 +175,8 @@ fn the_pauses_of_a_silent_bmc_grow_with_their_number_and_shrink_when_most_answer
     assert_eq!(longest_pause_s(&mut rack, 40), 60);
 }
 
-/// Invariant (bmc): A repaired BMC is seen within 90 s among up to 1350 silent ones, and at once when
-/// an operator asks.
+/// Invariant (bmc): A repaired BMC is seen within 90 s among up to 1350 silent ones, and at once
+/// when an operator asks.
 #[test]
 fn a_silent_bmc_is_asked_ever_more_seldom_but_within_a_minute_and_a_half() {
     for nodes in [1, 30, 1000] {
@@ -228,8 +228,8 @@ fn silent_bmcs_are_polled_together_and_never_later_than_alone() {
     assert_eq!(seen.len(), 40);
 }
 
-/// Invariant (bmc): A repaired BMC is seen within 90 s among up to 1350 silent ones, and at once when
-/// an operator asks.
+/// Invariant (bmc): A repaired BMC is seen within 90 s among up to 1350 silent ones, and at once
+/// when an operator asks.
 #[test]
 fn an_operator_who_used_or_wants_a_silent_bmc_has_it_polled_at_once() {
     for event in [Event::PowerMayHaveChanged, Event::Retry] {

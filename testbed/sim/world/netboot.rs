@@ -210,8 +210,9 @@ impl Site {
     pub(crate) fn stranger_boots(&mut self) {
         let Some(n) = self.tokens.len().checked_sub(1) else { return };
         let (node, old) = self.tokens[n.saturating_sub(self.dice.index(8))].clone();
+        // The token of an attempt that waits for its record counts already.
         let is_current =
-            self.records.get(&node).and_then(|record| record.boot_token.as_ref()) == Some(&old);
+            self.decided(&node).and_then(|record| record.boot_token.as_ref()) == Some(&old);
         let guess = BootToken::from_bytes(&[9; 32]);
         let token = if is_current { guess } else { old };
         let peer = IpAddr::from([203, 0, 113, 66]);
