@@ -29,8 +29,8 @@ impl Bench {
     /// A disk without a repetition, except for a range of zeros.
     fn new() -> Self {
         let dir = dir_on_disk();
-        let words = (0..DISK_BYTES / 8).flat_map(|number: u64| number.to_le_bytes());
-        let mut content: Vec<u8> = words.collect();
+        let mut content = vec![0; place(&(0..DISK_BYTES)).len()];
+        fastrand::Rng::with_seed(1).fill(&mut content);
         content[place(&(34 * MIB..40 * MIB))].fill(0);
         fs::write(dir.path().join("disk"), &content).unwrap();
         let name = dir.path().join("disk").to_str().unwrap().to_owned();
