@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::model::{
-    fault::{Fault, RetryAdvice},
+    fault::Fault,
     ids::{Digest, NodeName, OpId},
     machine::MachineChange,
     power::PowerState,
@@ -575,21 +575,6 @@ impl Node {
             | State::Switching { .. }
             | State::WaitingCompleted { .. } => None,
         }
-    }
-
-    /// Notes the power state that the BMC reported.
-    pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
-        self.power = Some(Power { observed, observed_at: now });
-        if self.bmc_trouble.take().is_some_and(|trouble| trouble.retry == RetryAdvice::Wait) {
-            self.clear_missing_file();
-        }
-        self.polls.answered(now);
-    }
-
-    /// Notes a failed command of the BMC.
-    pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
-        self.polls.missed(now, trouble.retry);
-        self.bmc_trouble = Some(Box::new(trouble));
     }
 }
 

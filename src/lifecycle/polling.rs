@@ -1,11 +1,16 @@
-//! A node's wish for a poll of its BMC, and its place in the queue for one.
+//! A node's wish for a poll of its BMC, its place in the queue for one, and what the BMC reported.
 //!
-//! Called by `settle.rs` and by the [`super::Fleet`]. The state of a node's polls is in `polls.rs`.
-//! A poll must never start without its permit.
+//! Called by `settle.rs`, by the [`super::Fleet`], and with each result of the BMC. The state of a
+//! node's polls is in `polls.rs`. A poll must never start without its permit.
 
 use jiff::Timestamp;
 
-use crate::model::spec::BmcDriver;
+use crate::model::{
+    fault::{Fault, RetryAdvice},
+    power::PowerState,
+    spec::BmcDriver,
+    status::Power,
+};
 
 use super::{
     event::{Permit, PermitPlace},
@@ -67,5 +72,20 @@ impl Node {
             BmcDriver::Ipmi => Permit::Poll,
             BmcDriver::Ipmitool | BmcDriver::Program => Permit::ProgramPoll,
         })
+    }
+
+    /// Notes the power state that the BMC reported.
+    pub(super) fn see_power(&mut self, now: Timestamp, observed: PowerState) {
+        self.power = Some(Power { observed, observed_at: now });
+        if self.bmc_trouble.take().is_some_and(|trouble| trouble.retry == RetryAdvice::Wait) {
+            self.clear_missing_file();
+        }
+        self.polls.answered(now);
+    }
+
+    /// Notes a failed command of the BMC.
+    pub(super) fn miss_power(&mut self, now: Timestamp, trouble: Fault) {
+        self.polls.missed(now, trouble.retry);
+        self.bmc_trouble = Some(Box::new(trouble));
     }
 }
