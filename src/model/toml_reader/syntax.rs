@@ -23,14 +23,17 @@ pub(super) struct SyntaxError {
     pub(super) other: Option<(Span, &'static str)>,
 }
 
-/// Explains the parser's errors, at most one for each line. `root` is the parsed part.
+/// Explains the parser's errors, at most one for each line: one that is understood, or else the
+/// leftmost, because the others follow from it. `root` is the parsed part.
 pub(super) fn explain(text: &str, root: &Table, errors: &[&toml::de::Error]) -> Vec<SyntaxError> {
     let mut by_line: BTreeMap<usize, SyntaxError> = BTreeMap::new();
     for error in errors {
         let place = error.span().unwrap_or(text.len()..text.len());
         let line = Line::at(text, place.start);
         let explained = line.explained(text, root, error, &place);
-        let is_better = explained.is_some() && by_line.get(&line.start).is_some_and(is_raw);
+        let is_better = by_line.get(&line.start).is_some_and(|known| {
+            is_raw(known) && (explained.is_some() || place.start < known.span.start as usize)
+        });
         let found = explained.unwrap_or_else(|| SyntaxError {
             span: place.into(),
             kind: ProblemKind::Syntax,

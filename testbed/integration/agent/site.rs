@@ -61,6 +61,8 @@ impl Site {
         for part in ["nodes", "images", "secrets", "loaders", "status"] {
             fs::create_dir(dir.path().join(part)).unwrap();
         }
+        // An agent without any boot loader warns.
+        fs::write(dir.path().join("loaders/grub.pxe"), "").unwrap();
         fs::write(dir.path().join("images/disk.raw"), &image).unwrap();
         fs::write(dir.path().join("vmlinuz"), noise(70_000)).unwrap();
         fs::write(dir.path().join("initramfs"), noise(90_000)).unwrap();

@@ -413,6 +413,17 @@ fn a_status_file_that_somebody_removes_garbles_or_replaces_is_written_again() {
 }
 
 #[test]
+fn an_agent_without_a_boot_loader_says_so_when_it_starts() {
+    let site = Site::new();
+    fs::remove_file(site.path("loaders/grub.pxe")).unwrap();
+    let agent = site.start();
+    let dir = site.path("loaders").display().to_string();
+    site.await_that("warns", || site.log().contains("no boot loader that hostler knows"));
+    assert!(site.log().contains(&dir), "{}", site.log());
+    assert_eq!(agent.terminate().0.code(), Some(0));
+}
+
+#[test]
 fn an_agent_out_of_file_descriptors_lives_and_goes_on_when_there_are_some() {
     let site = Site::new();
     site.configure(RESCAN);
