@@ -22,6 +22,9 @@ const TEMP_DIR: &str = "/var/tmp";
 /// The beginning of the names of kernels' packages.
 const KERNEL: &str = "linux-image-";
 
+/// Most lines of a failed program's messages that are shown.
+const LINES_MAX: usize = 3;
+
 /// A package that cannot be fetched or unpacked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DebianError {
@@ -115,16 +118,32 @@ fn run(command: &mut Command) -> Result<String, DebianError> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
-    let said = if said.is_empty() { output.status.to_string() } else { said.join("; ") };
+    let said = first_lines(&String::from_utf8_lossy(&output.stderr));
+    let said = said.unwrap_or_else(|| output.status.to_string());
     let hint = if program.starts_with("apt") { "; run \"apt-get update\" first" } else { "" };
     Err(DebianError::Failed { program, said, hint })
+}
+
+/// The first lines of a program's messages as one line: on a full disk `tar` has one for each file.
+fn first_lines(said: &str) -> Option<String> {
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let (shown, rest) = lines.split_at(lines.len().min(LINES_MAX));
+    let more = if rest.is_empty() { String::new() } else { format!("; {} more", rest.len()) };
+    (!shown.is_empty()).then(|| shown.join("; ") + &more)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_says_the_same_of_a_thousand_files_is_quoted_in_one_line() {
+        assert_eq!(first_lines("\n \n"), None);
+        assert_eq!(first_lines(" E: a\n\nE: b\n").as_deref(), Some("E: a; E: b"));
+        let said = "tar: no space\n".repeat(1000);
+        let expected = "tar: no space; tar: no space; tar: no space; 997 more";
+        assert_eq!(first_lines(&said).as_deref(), Some(expected));
+    }
 
     #[test]
     fn the_kernel_of_a_metapackage_is_its_dependency_and_a_kernel_is_its_own() {
