@@ -79,7 +79,7 @@ fn a_crowd_of_unknown_machines_does_not_fill_the_log() {
 #[test]
 fn a_terminal_gets_colours_unless_no_color_says_otherwise() {
     let site = Site::new();
-    fs::remove_dir(site.path("loaders")).unwrap();
+    fs::remove_dir_all(site.path("loaders")).unwrap();
     let run = site.hostler(&["run"]);
     let words = [run.get_program()].into_iter().chain(run.get_args());
     let line: Vec<String> = words.map(|word| format!("'{}'", word.display())).collect();
