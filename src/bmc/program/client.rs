@@ -2,7 +2,7 @@
 //!
 //! Each run contacts the BMC, so that the pause between two calls also separates two runs.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use tokio::{
     sync::{Mutex, MutexGuard},
@@ -118,6 +118,10 @@ impl ProgramCall<'_> {
             let waited = self.started.elapsed();
             self.trouble = Some(match ended {
                 Err(_elapsed) => ProgramErrorKind::NotEnded { word, waited: program_run },
+                // Somebody writes a new version of the program.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                    ProgramErrorKind::Unusable { reason: error.to_string() }
+                }
                 Ok(Err(error)) => return Err(unusable(error.to_string())),
                 Ok(Ok(output)) => match Ended::of(&output) {
                     Ended::Done(printed) => {

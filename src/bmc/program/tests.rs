@@ -325,6 +325,21 @@ async fn a_program_that_says_yes_and_does_nothing_is_told() {
     assert_eq!(client.chassis(soon()).await, Ok(Chassis { power: PowerState::On, boot }));
 }
 
+#[tokio::test]
+async fn a_program_that_is_being_written_is_run_once_it_is_whole() {
+    let device = Device::new("echo on");
+    let writer = fs::File::options().append(true).open(device.program()).unwrap();
+    let client = device.client();
+    let error = client.power_state(within(0.3)).await.unwrap_err();
+    assert!(error.to_string().contains("busy"), "{error}");
+    let written = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(writer);
+    };
+    let (state, ()) = tokio::join!(client.power_state(soon()), written);
+    assert_eq!(state, Ok(PowerState::On));
+}
+
 /// Invariant (bmc): Calls to one BMC never overlap, and the pause lies between two of them.
 #[tokio::test]
 async fn runs_take_turns_with_a_pause_between_them() {
