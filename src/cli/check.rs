@@ -51,7 +51,8 @@ pub(super) struct CheckArgs {
     /// The format of the output.
     #[arg(long, value_enum, default_value_t = CheckFormat::Full)]
     format: CheckFormat,
-    /// The file that standard input is the content of, for its name and the files beside it.
+    /// Check standard input as the content of this file, with the defaults and attached files
+    /// beside it.
     #[arg(long, value_name = "FILE")]
     stdin_filename: Option<PathBuf>,
     /// Accept a directory without any spec.
@@ -88,7 +89,8 @@ pub(super) fn check(
         Ok(config) => {
             let checker = Checker { args, config: config.as_ref() };
             checker.check_all(&mut report)?;
-            let own = config.filter(|_| args.paths.is_empty()).map(|config| config.specs.dir);
+            let is_own = args.paths.is_empty() && args.stdin_filename.is_none();
+            let own = config.filter(|_| is_own).map(|config| config.specs.dir);
             place = place.or(own.map(|dir| dir.to_string_lossy().into_owned()));
         }
         // Specs have no meaning without the agent's [defaults].
@@ -150,6 +152,11 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     regular_file::read_start(regular_file::open(path)?, FILE_BYTES_MAX as u64 + 1)
 }
 
+fn not_checked(file: &Path, why: &str) -> CheckReport {
+    let problem = Problem::of_file(file.to_string_lossy(), why);
+    CheckReport::of(problem.of_kind(ProblemKind::NotChecked))
+}
+
 struct Checker<'a> {
     args: &'a CheckArgs,
     config: Option<&'a Config>,
@@ -157,8 +164,9 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn check_all(&self, report: &mut CheckReport) -> Result<(), Failure> {
-        let own = self.config.map(|config| config.specs.dir.clone());
+        let own = self.own_dir();
         let paths = match self.args.paths.as_slice() {
+            [] if self.args.stdin_filename.is_some() => vec![STDIN.into()],
             [] => vec![own.ok_or(NoDirectory)?],
             paths => paths.to_vec(),
         };
@@ -176,8 +184,7 @@ impl Checker<'_> {
                 // They are a part of every spec beside them.
                 dirs.insert(spec_dir::directory_of(&path), None);
             } else if let Some(why) = spec_dir::never_read(&path).filter(|_| path.exists()) {
-                let problem = Problem::of_file(path.to_string_lossy(), why);
-                report.add(CheckReport::of(problem.of_kind(ProblemKind::NotChecked)));
+                report.add(not_checked(&path, why));
             } else if !path.exists() || name.to_string_lossy().starts_with(['.', '#']) {
                 report.add(self.single(&path));
             } else {
@@ -201,6 +208,11 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// The agent's own directory of specs.
+    fn own_dir(&self) -> Option<PathBuf> {
+        self.config.map(|config| config.specs.dir.clone())
+    }
+
     fn directory(
         &self,
         dir: &Path,
@@ -213,14 +225,13 @@ impl Checker<'_> {
     }
 
     /// Checks a temporary file, such as the one that Ansible validates before it puts it in place:
-    /// its name is none of a node's.
+    /// its name is not a node's.
     fn single(&self, path: &Path) -> CheckReport {
         let shown = path.to_string_lossy();
         match read(path) {
             Ok(bytes) => {
                 let (beside, _) = spec_dir::directory_of(path);
-                let own = self.config.map(|config| config.specs.dir.clone());
-                let beside = match own {
+                let beside = match self.own_dir() {
                     Some(own) if !beside.join(DEFAULTS_FILE).exists() => own,
                     _ => beside,
                 };
@@ -239,12 +250,14 @@ impl Checker<'_> {
     fn standard_input(&self) -> Result<CheckReport, Failure> {
         let mut bytes = Vec::new();
         io::stdin().lock().take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
-        let own = self.config.map(|config| config.specs.dir.clone());
         Ok(if let Some(file) = &self.args.stdin_filename {
+            if let Some(why) = spec_dir::never_read(file) {
+                return Ok(not_checked(file, why));
+            }
             let (beside, _) = spec_dir::directory_of(file);
             self.text(&file.to_string_lossy(), &bytes, Naming::Spec, &beside)
         } else {
-            let beside = own.unwrap_or_else(|| PathBuf::from("."));
+            let beside = self.own_dir().unwrap_or_else(|| PathBuf::from("."));
             self.text(STDIN_SHOWN_AS, &bytes, Naming::Temporary, &beside)
         })
     }

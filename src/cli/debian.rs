@@ -42,9 +42,9 @@ pub(super) enum DebianError {
     /// One of Debian's programs failed.
     #[error("{program}: {said}{hint}")]
     Failed {
-        /// The program, with its first arguments.
+        /// The program's name.
         program: String,
-        /// Its last words.
+        /// The first lines of its messages.
         said: String,
         /// The next step.
         hint: &'static str,
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_program_is_named_with_its_last_words() {
+    fn a_failed_program_is_named_with_its_message() {
         let failed = run(Command::new("sh").args(["-c", "echo why >&2; exit 3"])).unwrap_err();
         assert_eq!(failed.to_string(), "sh: why");
         let missing = run(&mut Command::new("/nonexistent/apt-get")).unwrap_err().to_string();

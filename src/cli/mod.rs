@@ -50,8 +50,8 @@ A spec is NODE.toml in that directory. In this order:
   hostler doctor        is the site ready: ports, boot files, BMCs, images, DHCP?
   hostler check         is every spec good?
   hostler plan          what would the agent do, and which disks would it WIPE?
-  hostler watch         what does it do?
-  hostler explain NODE  why does a node not go on, and what helps?";
+  hostler watch         what is the agent doing?
+  hostler explain NODE  why is a node stuck, and what helps?";
 
 /// Bare-metal provisioning for one site: a directory of TOML specs in, installed machines out.
 #[derive(Debug, Parser)]
@@ -321,7 +321,7 @@ impl NodeArgs {
 
 /// The argument is a node, and must be a directory.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}: no such directory; of one node tells `hostler explain {0}`")]
+#[error("{0}: no such directory; for one node run `hostler explain {0}`")]
 struct NotDirectory(NodeName);
 
 /// Neither a directory nor a configuration is given.

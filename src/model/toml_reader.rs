@@ -53,6 +53,8 @@ struct Findings {
     unknown: Vec<(usize, String, String)>,
     /// The keys of every table.
     known: KnownKeys,
+    /// The keys that are set, by their dotted paths: no replacement may set one twice.
+    set: BTreeSet<String>,
     /// The effective values; `None` if the caller does not want them.
     settings: Option<Vec<Setting>>,
 }
@@ -160,8 +162,8 @@ impl Findings {
             if let Some(problem) = self.problems.get_mut(number) {
                 let advice = advice::unknown_key(&table, &key, &self.known);
                 problem.message = shown(&advice.message);
-                problem.fix =
-                    problem.span.zip(advice.key).map(|(span, text)| Fix { span, text }.into());
+                let free = advice.key.filter(|key| self.set.insert(join(&table, key)));
+                problem.fix = problem.span.zip(free).map(|(span, text)| Fix { span, text }.into());
                 meant.extend(advice.meant);
             }
         }
@@ -265,6 +267,7 @@ impl<'a> Section<'a> {
                 let key = key.as_str();
                 !self.known.contains(key) && !self.forbidden.contains(key)
             };
+            findings.set.extend(table.keys().map(|key| join(&self.path, key)));
             for (key, node) in table.iter().filter(is_unknown) {
                 let number = findings.problems.len();
                 if number < PROBLEMS_MAX {

@@ -91,7 +91,7 @@ pub fn check_dir(
         report.passed_over.extend(snapshot.passed_over.iter().cloned());
         report.passed_over.extend(checked.other_files(&snapshot));
         if !snapshot.files.iter().any(|file| file != DEFAULTS_FILE) {
-            let message = "no spec in it: a spec is a file NODE.toml";
+            let message = "the directory has no spec; write NODE.toml, or give --allow-empty";
             let problem = Problem::of_file(dir.to_string_lossy(), message);
             report.problems.insert(problem.of_kind(ProblemKind::NothingFound));
         }
@@ -181,7 +181,8 @@ pub fn check_text(
                     Naming::Spec => (context.known_disks)(&spec.name),
                     Naming::Temporary => None,
                 };
-                report.problems.extend(warnings(&spec, disks, shown_as, &layers));
+                let found = warned_of(&spec, disks);
+                report.problems.extend(placed_warnings(found, shown_as, &layers));
                 report.good.push(spec.name);
             }
             Err(problems) => report.problems.extend(problems),
@@ -261,16 +262,16 @@ impl CheckedDir<'_> {
     }
 
     fn warnings(&mut self, spec: &NodeSpec) -> Vec<Problem> {
-        let disks = (self.context.known_disks)(&spec.name);
-        let shown = named(self.shown_as, OsStr::new(&format!("{}.toml", spec.name)));
-        if warned_of(spec, disks).is_empty() {
+        let found = warned_of(spec, (self.context.known_disks)(&spec.name));
+        if found.is_empty() {
             return Vec::new();
         }
+        let shown = named(self.shown_as, OsStr::new(&format!("{}.toml", spec.name)));
         let own = self.document(&shown);
         let defaults = self.document(&named(self.shown_as, OsStr::new(DEFAULTS_FILE)));
         let agent = self.context.agent_defaults;
         let layers: Vec<&Document> = own.iter().chain(&defaults).chain(agent).collect();
-        warnings(spec, disks, &shown, &layers)
+        placed_warnings(found, &shown, &layers)
     }
 
     /// A note about the files that are neither specs nor attached to one.
@@ -297,8 +298,9 @@ impl CheckedDir<'_> {
         files.truncate(OTHER_FILES_MAX);
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         let dir = if self.shown_as.is_empty() { "." } else { self.shown_as };
-        let message = format!("not read, no name ends in .toml: {}{more}", files.join(", "));
-        let note = Problem::of_file(dir, message).of_kind(ProblemKind::PassedOver);
+        let message =
+            format!("not read, because no name ends in .toml: {}{more}", files.join(", "));
+        let note = Problem::of_file(dir, message).of_kind(ProblemKind::OtherFiles);
         (!files.is_empty()).then_some(note)
     }
 }
@@ -306,10 +308,13 @@ impl CheckedDir<'_> {
 /// Most files listed that are not read.
 const OTHER_FILES_MAX: usize = 10;
 
-/// The warnings of a good spec, each at the place where its key is set. `layers` has the spec and
-/// its defaults.
-fn warnings(spec: &NodeSpec, disks: Option<u32>, file: &str, layers: &[&Document]) -> Vec<Problem> {
-    warned_of(spec, disks)
+/// A warning without its place: its kind, key and message.
+type Warning = (ProblemKind, &'static str, String);
+
+/// Places the warnings of a good spec where their keys are set. `layers` has the spec and its
+/// defaults.
+fn placed_warnings(found: Vec<Warning>, file: &str, layers: &[&Document]) -> Vec<Problem> {
+    found
         .into_iter()
         .map(|(kind, key, message)| {
             let said = layers.iter().find(|layer| layer.value_span(key).is_some());
@@ -324,7 +329,8 @@ fn warnings(spec: &NodeSpec, disks: Option<u32>, file: &str, layers: &[&Document
         .collect()
 }
 
-fn warned_of(spec: &NodeSpec, disks: Option<u32>) -> Vec<(ProblemKind, &'static str, String)> {
+/// Finds what is allowed in a good spec and seldom meant.
+fn warned_of(spec: &NodeSpec, disks: Option<u32>) -> Vec<Warning> {
     let mut found = Vec::new();
     if !spec.boot.require_chap && spec.boot.ramdisk == DeployRamdisk::Hostler {
         let message = "everybody on the deploy network can write the disk during the installation; \
@@ -333,7 +339,8 @@ fn warned_of(spec: &NodeSpec, disks: Option<u32>) -> Vec<(ProblemKind, &'static 
     }
     if let Some(disks) = disks.filter(|disks| *disks > 1 && spec.root_device.is_empty()) {
         let message = format!(
-            "no hint, and the machine has {disks} disks; name one, for example by its serial"
+            "no root device hint, and the machine has {disks} disks; name the disk that hostler is \
+             to WIPE, for example by root_device.serial"
         );
         found.push((ProblemKind::NoHint, "root_device", message));
     }

@@ -9,6 +9,9 @@ use crate::model::{
     spec::NodeSpec,
 };
 
+/// Most other specs that a problem names: an address in the defaults is every spec's.
+const NAMED_MAX: usize = 3;
+
 /// Nodes that share a machine.
 pub(super) struct Clash<'a> {
     /// The key that they share.
@@ -21,11 +24,15 @@ impl Clash<'_> {
     /// The problem of one of the nodes, which names the others.
     pub(super) fn problem(&self, shown_as: &str, node: &NodeName) -> Problem {
         let file = |node: &NodeName| named(shown_as, OsStr::new(&format!("{node}.toml")));
-        let others = self.nodes.iter().filter(|other| **other != node).map(|other| file(other));
-        let others: Vec<String> = others.collect();
+        let others = self.nodes.iter().filter(|other| **other != node);
+        let named: Vec<String> = others.take(NAMED_MAX).map(|other| file(other)).collect();
+        let more = match (self.nodes.len() - 1).saturating_sub(named.len()) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
         Problem {
             key: self.key.to_owned(),
-            message: format!("{} is also in {}", self.value, others.join(", ")),
+            message: format!("{} is also in {}{more}", self.value, named.join(", ")),
             ..Problem::of_file(file(node), "").of_kind(ProblemKind::Clash)
         }
     }

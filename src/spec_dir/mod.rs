@@ -100,11 +100,13 @@ fn parse_as(
 ) -> Result<NodeSpec, Vec<Problem>> {
     let (document, syntax) = Document::parse_recovering(file, bytes);
     let mut problems: Vec<Problem> = name.as_ref().err().cloned().into_iter().collect();
+    // `_default.toml` is meant for the defaults, and `defaults.toml` may be a node's.
+    let is_misnamed_defaults = name.is_err() && is_nearly_defaults(file);
     let mut checked = None;
     match &document {
         // Broken defaults may have the keys that the spec lacks, and misnamed ones lack some.
         Some(document)
-            if syntax.is_empty() && defaults.problems.is_empty() && !is_nearly_defaults(file) =>
+            if syntax.is_empty() && defaults.problems.is_empty() && !is_misnamed_defaults =>
         {
             let name = name.ok();
             let (spec, found) = read(document, &defaults.layers(), Extent::Whole, |section| {

@@ -429,6 +429,56 @@ fn specs_that_share_a_nic_or_a_bmc_clash_and_name_each_other() {
 }
 
 #[test]
+fn a_clash_of_many_specs_names_a_few() {
+    let specs: Vec<NodeSpec> = (1..=9)
+        .map(|n| named(&format!("n/a{n}.toml"), &format!("52:54:00:00:01:0{n}"), "bmc"))
+        .collect();
+    let all: Vec<Problem> = clashes("n", &specs).into_values().flatten().collect();
+    assert_eq!(all.len(), 9);
+    let first =
+        "n/a1.toml: bmc.address: bmc:623 is also in n/a2.toml, n/a3.toml, n/a4.toml and 5 more";
+    assert_eq!(all[0].to_string(), first);
+}
+
+/// Invariant (spec): A spec that is refused has a problem.
+#[test]
+fn a_node_may_have_almost_the_name_of_the_defaults() {
+    for name in ["defaults", "default", "default-7"] {
+        let spec = parse(&format!("n/{name}.toml"), MINIMAL.as_bytes(), &Defaults::default());
+        assert_eq!(spec.unwrap().name.as_str(), name);
+    }
+    for name in ["_default", "._defaults", "_Defaults"] {
+        let spec = parse(&format!("n/{name}.toml"), MINIMAL.as_bytes(), &Defaults::default());
+        assert!(!spec.unwrap_err().is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn a_replacement_is_toml_that_means_what_was_meant_or_there_is_none() {
+    let fix = |line: &str| {
+        let text = format!("[boot]\n{line}\n");
+        let problems = parse(FILE, text.as_bytes(), &Defaults::default()).unwrap_err();
+        let fixed = problems.iter().find_map(|problem| problem.fix.as_ref()).map(|fix| {
+            let mut text = text.clone();
+            text.replace_range(fix.span.start as usize..fix.span.end as usize, &fix.text);
+            text
+        });
+        fixed.map(|text| text.trim_start_matches("[boot]\n").trim_end().to_owned())
+    };
+    for (line, fixed) in [
+        ("mac: 52:54:00:00:00:01 # left port", Some("mac = \"52:54:00:00:00:01\" # left port")),
+        ("list: [a, b]", None),
+        ("t: \"a #b\"", None),
+        ("n: 010", None),
+        ("path = C:\\temp\\new.raw", None),
+        ("firmwaer = \"uefi\"", Some("firmware = \"uefi\"")),
+        ("firmwaer = \"uefi\"\nfirmware = \"bios\"", None),
+    ] {
+        assert_eq!(fix(line).as_deref(), fixed, "{line}");
+    }
+}
+
+#[test]
 fn very_many_problems_and_very_long_values_stay_small() {
     let text = (0..5000).map(|n| format!("k{n} = 1")).collect::<Vec<_>>().join("\n");
     assert_eq!(parse(FILE, text.as_bytes(), &Defaults::default()).unwrap_err().len(), 100);

@@ -160,6 +160,18 @@ fn a_doctor_names_exactly_what_is_taken_away() {
         assert_only(what, &complaints, check, message);
     }
     assert_no_failure(&case, "with everything again");
+
+    // Only the service has its credentials.
+    case.replace(
+        &case.spec_path(),
+        "password_file = \"node-1.bmc\"",
+        "password_credential = \"x\"",
+    );
+    assert_no_failure(&case, "with a credential");
+    let is_named = |[level, check, message]: &[String; 3]| {
+        level == "warning" && check == "password" && message.contains("only the service")
+    };
+    assert!(case.complaints().iter().any(is_named));
 }
 
 /// A site with one machine with a BIOS, and its spec, which is to stay off.

@@ -171,7 +171,17 @@ impl Host {
         self.debian.shell("systemctl enable --now hostler");
         self.until(NODE, "deployed", SOON, |status| status.ready);
 
+        // A bind mount is of the same file system, so that `rm` would empty what it shows.
+        self.debian.shell(
+            "mkdir /root/mounted; echo x >/root/mounted/a\n\
+             mount --bind /root/mounted /usr/share/hostler/loaders",
+        );
         self.removed_by("apt-get purge hostler");
+        let kept = self.debian.shell(
+            "umount /usr/share/hostler/loaders; cat /root/mounted/a\n\
+             rm -r /root/mounted /usr/share/hostler",
+        );
+        assert_eq!(kept, "x\n", "the purge removed the files of a mount");
         let left = self.debian.shell(
             "find / -xdev \\( -path /proc -o -path /hostler -o -path /srv/packages \\) -prune \
              -o \\( -name '*hostler*' -o -user hostler \\) -print; dpkg-query --show hostler 2>/dev/null || :",

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path};
 
 use hostler::config::{self, Config};
 
-use crate::documents::read;
+use crate::documents::{documents, read};
 
 /// The configuration that the package brings.
 fn shipped() -> Config {
@@ -66,19 +66,29 @@ fn the_package_makes_the_directories_of_its_configuration_with_their_owners() {
 #[test]
 fn a_purge_removes_every_directory_that_the_package_makes() {
     let postrm = read("packaging/scripts/postrm");
-    let (_, removed) = postrm.split_once("rm -rf --one-file-system ").unwrap();
-    let removed: Vec<&str> = removed
-        .lines()
-        .take(2)
-        .flat_map(str::split_whitespace)
-        .filter(|word| *word != "\\")
-        .collect();
+    let (_, removed) = postrm.split_once("for dir in ").unwrap();
+    let (removed, _) = removed.split_once("; do").unwrap();
+    let removed: Vec<&str> = removed.split_whitespace().filter(|word| *word != "\\").collect();
     let tmpfiles = read("systemd/hostler.tmpfiles");
     let made = tmpfiles.lines().filter(|line| !line.starts_with('#'));
     for dir in made.filter_map(|line| line.split_whitespace().nth(1)) {
         assert!(removed.iter().any(|root| Path::new(dir).starts_with(root)), "{dir} would be left");
     }
     assert!(removed.iter().all(|root| root.contains("/hostler")), "{removed:?}");
+}
+
+#[test]
+fn the_package_holds_every_page_about_the_use() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    for page in documents().iter().filter(|page| page.starts_with("docs/using/")) {
+        let (folder, _) = page.rsplit_once('/').unwrap();
+        let pages = format!("{folder}/*.md");
+        let asset = assets.iter().find(|asset| asset[0].as_str() == Some(&pages));
+        let placed = asset.and_then(|asset| asset[1].as_str());
+        let wanted = format!("usr/share/doc/hostler/{}/", folder.trim_start_matches("docs/"));
+        assert_eq!(placed, Some(&*wanted), "{page}");
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ use crate::{
 
 use super::{finding::Finding, host};
 
+/// The check's name.
 const CHECK: &str = "dhcp";
 const CLIENT_PORT: u16 = 68;
 const SERVER_PORT: u16 = 67;
@@ -40,6 +41,12 @@ const SERVER_PORT: u16 = 67;
 const WAIT: Duration = Duration::from_secs(4);
 /// Largest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 1500;
+
+/// The agent as an offer should name it.
+struct Here<'a> {
+    address: Ipv4Addr,
+    loaders: &'a Path,
+}
 
 /// One finding for each kind of machine, and one for its iPXE.
 pub(super) fn check(config: &Config, specs: &[Arc<NodeSpec>]) -> Vec<Finding> {
@@ -61,22 +68,24 @@ pub(super) fn check(config: &Config, specs: &[Arc<NodeSpec>]) -> Vec<Finding> {
         return Vec::new();
     }
     let IpAddr::V4(advertise) = config.network.advertise else {
-        return vec![no_question("network.advertise is an IPv6 address")];
+        let message = "network.advertise is an IPv6 address, and hostler asks over IPv4 only";
+        return vec![Finding::warning(CHECK, message, "check the site's DHCP server yourself")];
     };
     if !host::has(advertise.into()) {
         return Vec::new();
     }
     match open(advertise) {
         Ok(socket) => {
-            kinds.into_iter().map(|(client, mac)| of_kind(&socket, client, mac, config)).collect()
+            let here = Here { address: advertise, loaders: &config.tftp.loaders };
+            kinds.into_iter().map(|(client, mac)| of_kind(&socket, client, mac, &here)).collect()
         }
         Err(error) => vec![no_question(&error.to_string())],
     }
 }
 
 fn no_question(why: &str) -> Finding {
-    let hint = "run `hostler doctor` as root on the agent's host, which may send one";
-    Finding::warning(CHECK, format!("the site's DHCP server got no question: {why}"), hint)
+    let hint = "run `hostler doctor` as root on the agent's host";
+    Finding::warning(CHECK, format!("cannot ask the site's DHCP server: {why}"), hint)
 }
 
 /// A DHCP client's socket on the interface that has the address.
@@ -97,10 +106,10 @@ fn open(advertise: Ipv4Addr) -> io::Result<UdpSocket> {
     Ok(UdpSocket::from(socket))
 }
 
-fn of_kind(socket: &UdpSocket, client: NetbootClient, mac: MacAddr, config: &Config) -> Finding {
+fn of_kind(socket: &UdpSocket, client: NetbootClient, mac: MacAddr, here: &Here<'_>) -> Finding {
     let what = format!("{} ({mac})", client.as_str());
     match ask(socket, client, mac) {
-        Ok(Some(offer)) => judge(&what, client, &offer, config),
+        Ok(Some(offer)) => judge(&what, client, &offer, here),
         Ok(None) => Finding::warning(
             CHECK,
             format!("{what}: no DHCP server made an offer in {} s", WAIT.as_secs()),
@@ -141,21 +150,22 @@ fn ask(socket: &UdpSocket, client: NetbootClient, mac: MacAddr) -> io::Result<Op
     Ok(best)
 }
 
-fn judge(what: &str, client: NetbootClient, offer: &BootOffer, config: &Config) -> Finding {
+fn judge(what: &str, client: NetbootClient, offer: &BootOffer, here: &Here<'_>) -> Finding {
     let hint = "`hostler dhcp-snippet` prints what the DHCP server needs";
     let BootOffer { address, server, next_server, file } = offer;
     let from = format!("{what}: server {server} offers {address}");
     if file.is_empty() {
         return Finding::failure(CHECK, format!("{from} and no boot file"), hint);
     }
-    let IpAddr::V4(advertise) = config.network.advertise else {
-        return no_question("network.advertise is an IPv6 address");
-    };
     let url_host = file.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
     let host = url_host.map(|host| host.split(':').next().unwrap_or(host).to_owned());
     let host = host.unwrap_or_else(|| next_server.clone());
-    if host != advertise.to_string() {
-        let message = format!("{from} and {file} from {host}, not from {advertise}");
+    if !host.is_empty() && host.parse::<IpAddr>().is_err() {
+        let message = format!("{from} and {file} from {host}, which may be {}", here.address);
+        return Finding::warning(CHECK, message, "make sure that the machines find its address");
+    }
+    if host != here.address.to_string() {
+        let message = format!("{from} and {file} from {host}, not from {}", here.address);
         return Finding::failure(CHECK, message, hint);
     }
     if client == NetbootClient::Ipxe
@@ -165,11 +175,10 @@ fn judge(what: &str, client: NetbootClient, offer: &BootOffer, config: &Config) 
         return Finding::warning(CHECK, message, hint);
     }
     let is_served = client == NetbootClient::Ipxe
-        || config.tftp.loaders.join(file.trim_start_matches('/')).is_file()
+        || here.loaders.join(file.trim_start_matches('/')).is_file()
         || url_host.is_some();
     if !is_served {
-        let message =
-            format!("{from} and {file}, which is not in {}", config.tftp.loaders.display());
+        let message = format!("{from} and {file}, which is not in {}", here.loaders.display());
         return Finding::failure(CHECK, message, hint);
     }
     Finding::ok(CHECK, format!("{from} and {file} from here"))

@@ -87,12 +87,6 @@ pub(super) fn print(
             writeln!(out, "{:1$}{hint}", "", "FAIL  ".len() + width + "  ".len())?;
         }
     }
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
-    writeln!(
-        out,
-        "{ok} ok, {warnings} warning{}, {failures} failure{}",
-        plural(warnings),
-        plural(failures)
-    )?;
+    writeln!(out, "ok: {ok}, warnings: {warnings}, failures: {failures}")?;
     Ok(())
 }

@@ -20,6 +20,7 @@ use super::finding::Finding;
 
 /// The user of the service, as systemd/hostler.service names it.
 const SERVICE_USER: &str = "hostler";
+/// The host's users. hostler is linked statically, so that `getpwnam` would not know them all.
 const PASSWD: &str = "/etc/passwd";
 /// Most bytes read of it.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
@@ -76,7 +77,7 @@ fn port(place: &str, tried: io::Result<()>, runs: bool) -> Finding {
     let check = "port";
     let error = match tried {
         Ok(()) if runs => {
-            let message = format!("{place}: nobody has it, although the agent runs");
+            let message = format!("{place}: free, although the agent runs");
             let hint = "`systemctl restart hostler`, if its configuration was changed";
             return Finding::warning(check, message, hint);
         }

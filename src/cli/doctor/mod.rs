@@ -11,11 +11,12 @@ mod finding;
 mod host;
 mod nodes;
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{collections::BTreeSet, io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use crate::{
     config::{self, Config, ConfigError},
     model::{
+        ids::NodeName,
         problem::{Problem, ProblemKind, Severity},
         spec::{Goal, NodeSpec},
     },
@@ -108,16 +109,24 @@ fn specs(config: &Config) -> (Vec<Arc<NodeSpec>>, Vec<Finding>) {
     let reported = report.problems.iter().filter(|found| found.kind != ProblemKind::NothingFound);
     let mut findings: Vec<Finding> = reported.map(problem).collect();
     findings.extend(snapshot.passed_over.iter().map(|passed_over| {
-        Finding::warning("specs", passed_over.to_string(), "rename it if it is a spec")
+        Finding::warning(
+            "specs",
+            passed_over.to_string(),
+            "if it is a spec, rename it: hostler then may WIPE its machine",
+        )
     }));
     if report.good.is_empty() && findings.is_empty() {
         let message = format!("{}: there is no spec", dir.display());
-        findings.push(Finding::warning("specs", message, "write NODE.toml there for a machine"));
+        findings.push(Finding::warning(
+            "specs",
+            message,
+            "write NODE.toml there: hostler then may WIPE its machine",
+        ));
     } else if findings.is_empty() {
-        let plural = if report.good.len() == 1 { "" } else { "s" };
-        let message = format!("{}: {} good spec{plural}", dir.display(), report.good.len());
+        let message = format!("{}: good specs: {}", dir.display(), report.good.len());
         findings.push(Finding::ok("specs", message));
     }
-    let specs = snapshot.nodes.into_iter().filter(|(name, _)| report.good.contains(name));
+    let good: BTreeSet<&NodeName> = report.good.iter().collect();
+    let specs = snapshot.nodes.into_iter().filter(|(name, _)| good.contains(name));
     (specs.filter_map(|(_, spec)| spec.ok()).collect(), findings)
 }

@@ -16,7 +16,6 @@ use crate::{
     image::Sources,
     model::{
         admin::{BmcCommand, Fact},
-        power::PowerState,
         size::show_bytes,
         spec::{BmcDriver, Image, NodeSpec, Password},
     },
@@ -47,8 +46,16 @@ pub(super) async fn check(
         if spec.bmc.is_none() {
             continue;
         }
-        if let Err(fault) = preflight.bmc_secrets(spec) {
+        if !is_the_services_own(spec)
+            && let Err(fault) = preflight.bmc_secrets(spec)
+        {
             findings.push((place, Finding::of_fault("password", &spec.name, fault)));
+            continue;
+        }
+        if is_the_services_own(spec) && !runs {
+            let message = format!("{}: only the service can read its credential", spec.name);
+            let hint = "start the service, and run `hostler doctor` again";
+            findings.push((place, Finding::warning("password", message, hint)));
             continue;
         }
         findings.extend(open_to_all(config, spec).map(|finding| (place, finding)));
@@ -69,6 +76,13 @@ pub(super) async fn check(
     findings.extend(answers.join_all().await);
     findings.sort_by(|(a, one), (b, other)| (a, &one.message).cmp(&(b, &other.message)));
     findings.into_iter().map(|(_, finding)| finding).collect()
+}
+
+/// Whether the BMC's password is a credential, which systemd gives to the agent's process alone.
+fn is_the_services_own(spec: &NodeSpec) -> bool {
+    let password = spec.bmc.as_ref().and_then(|bmc| bmc.password.as_ref());
+    matches!(password, Some(Password::PasswordCredential(_)))
+        && std::env::var_os("CREDENTIALS_DIRECTORY").is_none()
 }
 
 /// A password file that every user of this host can read.
@@ -101,15 +115,15 @@ async fn bmc(preflight: &Preflight, spec: &NodeSpec, socket: Option<&Path>) -> F
                 let facts: Vec<String> = facts.iter().map(shown).collect();
                 Finding::ok(check, format!("{}{address}: {}", spec.name, facts.join(", ")))
             }
-            Err(error) => Finding::failure(check, format!("{}: {error}", spec.name), ""),
+            Err(error) => {
+                let hint = format!("run `hostler explain {}`", spec.name);
+                Finding::failure(check, format!("{}: {error}", spec.name), hint)
+            }
         };
     }
     match preflight.chassis(spec).await {
         Ok(chassis) => {
-            let power = match chassis.power {
-                PowerState::On => "on",
-                PowerState::Off => "off",
-            };
+            let power = chassis.power.as_str();
             let device = match chassis.boot {
                 Some(_) => "",
                 None if spec.bmc.as_ref().is_some_and(|bmc| bmc.driver == BmcDriver::Program) => "",

@@ -167,9 +167,9 @@ kinds! {
         "The file was named on the command line and the agent would never read it, because of its \
         name. Specs end in .toml, in lower case.";
     NoHint "HS201" Warning "several disks and no root device hint"
-        "The machine had several disks at its last installation or attempt, and the spec says not \
-        which one to write. hostler then installs nothing. Name the disk in [root_device], best by \
-        serial or wwn.";
+        "The machine had several disks at its last installation or attempt, and the spec does not \
+        name the one to write. hostler installs nothing until it does. Name the disk that hostler \
+        is to WIPE in [root_device], best by serial or wwn.";
     ChecksumOverHttp "HS202" Warning "a checksum over plain HTTP"
         "The image and the list of its checksums both come over HTTP without encryption: somebody \
         on the way can replace both. Write the digest itself, a list over https://, or a local \
@@ -179,7 +179,10 @@ kinds! {
         the machine is installed. Ironic's ramdisk needs that; hostler's does not.";
     PassedOver "HS301" Note "a file that looks like a spec and is not read"
         "The agent reads *.toml of the spec directory itself, in lower case, and no subdirectory. \
-        Rename or move the file if it is a spec.";
+        If it is a spec, rename or move it: hostler then installs its machine, and may WIPE it.";
+    OtherFiles "HS302" Note "files without the ending .toml"
+        "The directory has files that are no specs by their names. hostler does not read them, \
+        unless a spec attaches them.";
 }
 
 #[cfg(test)]

@@ -109,14 +109,16 @@ impl<'t> Line<'t> {
     }
 
     fn yaml(&self, key: &str, value: &str) -> Option<SyntaxError> {
-        let line = self.text.trim();
+        let line = without_comment(self.text.trim());
         let wanted = if value.is_empty() {
             format!("[{key}]")
         } else {
             format!("{key} = {}", as_toml(value)?)
         };
+        // No advice that would be the next error.
+        toml::from_str::<toml::Table>(&wanted).ok()?;
         Some(SyntaxError {
-            span: self.span_of(line.trim_end())?.into(),
+            span: self.span_of(line)?.into(),
             kind: ProblemKind::YamlColon,
             message: format!("a colon, as in YAML; write {wanted}"),
             fix: Some(wanted),
@@ -142,7 +144,8 @@ impl<'t> Line<'t> {
             return None;
         } else if value.starts_with('"') && value.matches('"').count() == 1 {
             ("a string without its second quote", format!("{value}\""))
-        } else if value.contains('"') {
+        } else if !plain(value) {
+            // A backslash would mean something else between quotes.
             return None;
         } else {
             ("a string without quotes", format!("\"{value}\""))

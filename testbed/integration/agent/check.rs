@@ -238,8 +238,8 @@ fn a_directory_without_a_spec_and_a_file_that_is_none_are_problems() {
     let place = place(&[("a.status.toml", "phase = \"held\"\n"), ("b.yaml", "boot:\n")]);
     let (code, said) = check_there(&place, &["."]);
     assert_eq!(code, 1, "{said}");
-    assert!(said.contains(".: no spec in it"), "{said}");
-    assert!(said.contains("note: .: not read, no name ends in .toml: b.yaml"), "{said}");
+    assert!(said.contains(".: the directory has no spec"), "{said}");
+    assert!(said.contains("note: .: not read, because no name ends in .toml: b.yaml"), "{said}");
     assert_eq!(check_there(&place, &[".", "--allow-empty"]).0, 0);
     let (code, said) = check_there(&place, &["a.status.toml", "b.yaml"]);
     assert_eq!(code, 1, "{said}");
@@ -283,7 +283,7 @@ fn check_input(place: &TempDir, arguments: &[&str], input: &str) -> (i32, String
 }
 
 #[test]
-fn standard_input_is_checked_as_the_file_that_it_is_the_content_of() {
+fn standard_input_counts_as_the_file_of_stdin_filename() {
     let place = place(&[("_defaults.toml", "[bmc]\nusername = 7\n")]);
     let elsewhere = tempfile::tempdir().unwrap();
     assert_eq!(check_input(&elsewhere, &[], &good(1)), (0, "1 good, 0 problems\n".to_owned()));
@@ -296,6 +296,15 @@ fn standard_input_is_checked_as_the_file_that_it_is_the_content_of() {
     let (code, said) = check_input(&elsewhere, &["--stdin-filename", "A.toml"], &good(1));
     assert_eq!(code, 1);
     assert!(said.starts_with("A.toml: node name `A`"), "{said}");
+    let (code, said) = check_input(&elsewhere, &["--stdin-filename", "a.yaml"], &good(1));
+    assert!(code == 1 && said.starts_with("a.yaml: not a spec by its name"), "{said}");
+
+    let mut alone = hostler(&["check", "--format", "short", "--stdin-filename", "a.toml"]);
+    alone.current_dir(elsewhere.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut checking = alone.spawn().unwrap();
+    checking.stdin.take().unwrap().write_all(good(1).as_bytes()).unwrap();
+    let output = checking.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "1 good, 0 problems\n", "without -");
 }
 
 /// Invariant (spec): The hook of `.pre-commit-hooks.yaml` is a command that takes files.
@@ -353,7 +362,7 @@ fn several_known_disks_without_a_hint_are_a_warning() {
             let (code, said) = check_there(&place, &[path]);
             assert_eq!(code, 0, "{said}");
             let warning =
-                "warning: edge-07.toml: root_device: no hint, and the machine has 2 disks";
+                "warning: edge-07.toml: root_device: no root device hint, and the machine has 2";
             let warning = if path == "." {
                 warning.replace(": edge", ": ./edge")
             } else {
