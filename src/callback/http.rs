@@ -37,9 +37,9 @@ use crate::{
     },
 };
 
-/// The pause between two looks for more flushed ranges: as often as the agent reads a running
-/// operation's progress.
-const RANGES_PAUSE: Duration = Duration::from_millis(500);
+/// The pause between two looks for more flushed ranges. A disk has some sixty ranges, and each look
+/// is a step of the core.
+const RANGES_PAUSE: Duration = Duration::from_secs(2);
 
 /// State shared by all handlers.
 #[derive(Debug)]

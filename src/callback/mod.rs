@@ -73,14 +73,15 @@ pub struct CallbackLimits {
     pub handshake: Duration,
     /// Time for a request's head, and again for its body.
     pub read: Duration,
-    /// Longest time for which an answer of `imaging` is delayed (long polling).
+    /// Longest time for which an answer of `imaging`, or one without new ranges, is delayed (long
+    /// polling).
     pub poll: Duration,
     /// Time for the driver's answer.
     pub driver: Duration,
 }
 
 impl Default for CallbackLimits {
-    /// Enough for a rack that deploys at once, each machine with one or two connections and a
+    /// Enough for a rack that deploys at once, each machine with two or three connections and a
     /// request every few seconds.
     fn default() -> Self {
         Self {

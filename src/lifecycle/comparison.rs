@@ -45,8 +45,9 @@ impl Node {
             Some(before) if done_bytes == before_bytes => before.advanced_at,
             _ => now,
         };
-        let elapsed_ms = now.duration_since(self.record.since).as_millis().max(1).unsigned_abs();
-        let had_bytes = before.map_or(done_bytes, |before| before.had_bytes);
+        let (had_bytes, began_at) =
+            before.map_or((done_bytes, now), |before| (before.had_bytes, before.began_at));
+        let elapsed_ms = now.duration_since(began_at).as_millis().max(1).unsigned_abs();
         let rate = u128::from(done_bytes - had_bytes) * 1000 / elapsed_ms;
         let rate_bytes = u64::try_from(rate).unwrap_or(u64::MAX);
         let progress = Progress {
@@ -56,7 +57,7 @@ impl Node {
             rate_bytes,
             remaining_s: (total_bytes - done_bytes).checked_div(rate_bytes),
         };
-        self.comparison = Some(Comparison { progress, had_bytes, advanced_at });
+        self.comparison = Some(Comparison { progress, had_bytes, began_at, advanced_at });
         Ok(Reply::Accepted)
     }
 

@@ -1,6 +1,6 @@
 //! The executor and its write-ahead rule: a node's record is durable before its boot menu is
 //! served, and the boot menu is served before any effect. While a record cannot be written, the
-//! node's actions wait; only what stops something does not: refusals and cancellations.
+//! node's actions wait, but not refusals, cancellations, and answers that announce no decision.
 //!
 //! Owned by the agent's driver, which passes it events with the time and implements [`Effects`], as
 //! the simulation of a whole site does. No action may have an effect before the record that
@@ -307,10 +307,10 @@ impl Executor {
             status.ready = false;
             effects.show(status);
         }
-        // A refusal announces no decision, and must not pile up: anybody can cause any number of
-        // them. A cancellation ends an effect: the operator who wants that does not wait for the
-        // disk.
-        for action in waiting.extract_if(.., |action| only_stops(action)) {
+        // A refusal and the ranges of a write announce no decision, and must not pile up: a machine
+        // can cause any number of them. A cancellation ends an effect: the operator who wants that
+        // does not wait for the disk.
+        for action in waiting.extract_if(.., |action| decides_nothing(action)) {
             match action {
                 Action::Reply { request, reply } => effects.reply(request, reply),
                 Action::Cancel(op) => effects.cancel(&name, op),
@@ -386,8 +386,12 @@ struct Decided {
     unstarted: Option<OpId>,
 }
 
-const fn only_stops(action: &Action) -> bool {
-    matches!(action, Action::Reply { reply: Reply::Refused, .. } | Action::Cancel(_))
+/// Whether an action does not wait for its node's record.
+const fn decides_nothing(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Reply { reply: Reply::Refused | Reply::Flushed(_), .. } | Action::Cancel(_)
+    )
 }
 
 /// Replaces an answer that announces a decision of which no record will ever tell.

@@ -48,7 +48,7 @@ pub struct Fleet {
     /// Boxed, because a map's leaves are half empty and a node is large.
     nodes: BTreeMap<NodeName, Box<Node>>,
     wake_ups: WakeUps,
-    /// Nodes at rest whose BMC did not answer its last poll.
+    /// Nodes at rest whose last poll failed: silence, a refused login, or a missing file.
     silent: BTreeSet<NodeName>,
     permits: ConcurrencyLimits,
     /// Permits of the last durable records of nodes whose present record cannot be written: after a

@@ -93,8 +93,10 @@ pub struct Node {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Comparison {
     pub(super) progress: Progress,
-    /// The bytes of the first report, which the ramdisk compared during the write.
+    /// The bytes of the first report that this agent received: the rate is that of the others.
     pub(super) had_bytes: u64,
+    /// The time of that report.
+    pub(super) began_at: Timestamp,
     /// The time of the last report with more bytes than before.
     pub(super) advanced_at: Timestamp,
 }

@@ -169,7 +169,7 @@ async fn serve(
     };
     info!(disk = reply.disk, iqn = reply.iqn, %address, "the disk is exported");
     let early = EarlyComparison::default();
-    let beside = compare_early(agent, &disk, &early, PAUSE_DEFAULT);
+    let beside = Box::pin(compare_early(agent, &disk, &early, PAUSE_DEFAULT));
     let (answer, stopped) = offer(agent, &info, pause, beside, || target.stop()).await;
     let answer = answer?;
     if answer.state == DeployState::Release {
@@ -328,6 +328,8 @@ async fn compare(
     info!(%disk, ranges = ranges.len(), during_write_bytes, "comparing");
     let read_bytes = Arc::default();
     let compared = tokio::select! {
+        // It notes the bytes that were compared during the write, which the first report has.
+        biased;
         compared = verify(disk, ranges, early, Arc::clone(&read_bytes)) => compared,
         never = report_progress(agent, &read_bytes, REPORT_EVERY) => match never {},
     };

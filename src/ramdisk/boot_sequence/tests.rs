@@ -191,7 +191,7 @@ async fn a_difference_during_the_write_is_reported_and_the_rest_waits_for_the_ag
         format!(r#"{{"ranges":[{{"from":0,"bytes":65536,"digest":"{digest}","salt":7}}]}}"#);
     for (flushed, calls) in [
         // The agent hangs up, and then names a range.
-        (Some((200, &*ranges.leak())), vec!["flushed", "flushed", "completed"]),
+        (Some((200, &*ranges.leak())), vec!["flushed", "flushed", "flushed", "completed"]),
         // An older agent.
         (Some((404, "{}")), vec!["flushed", "flushed"]),
     ] {

@@ -4,8 +4,8 @@
 //! same one after the write, with its digest and its write's salt; a random sample of it is read
 //! again then, because a later write may have destroyed it, and the disk may have read it from its
 //! own cache. Anything that prevents the comparison leaves the range to the comparison after the
-//! write. It must never starve the target: one thread reads one chunk after the other, and rests
-//! most of the time on a rotating disk, whose head moves between writes and reads.
+//! write. It must never starve the target: one thread reads a few chunks after the others, and
+//! rests most of the time on a rotating disk, whose head moves between writes and reads.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -32,8 +32,6 @@ use crate::model::{
 const SAMPLED_BYTES: u64 = 64 << 20;
 /// Chunks of a rotating disk between two rests, so that reading takes longer than moving its head.
 const CHUNKS_AT_ONCE: u32 = 4;
-/// The length of a rest, as a multiple of the reading before it: the target gets most of the time.
-const REST: u32 = 3;
 
 /// The ranges that held their bytes during the write.
 #[derive(Debug, Default)]
@@ -54,23 +52,29 @@ impl EarlyComparison {
         disk: &Disk,
         mut flushed: impl AsyncFnMut(usize) -> Option<Vec<DiskRange>>,
     ) -> Option<VerifyError> {
-        let mut known = 0;
+        let mut ranges = flushed(0).await?;
         loop {
-            let ranges = flushed(known).await?;
-            known = ranges.len();
+            let known = ranges.len();
             for range in ranges.into_iter().take(VERIFY_RANGES_MAX) {
                 if range.salt.is_none() || self.compared().iter().any(|one| one.range == range) {
                     continue;
                 }
-                match compare(disk, range).await {
+                match compare(disk, range.clone()).await {
                     Ok(compared) => self.compared().push(compared),
-                    Err(error) if error.differs() => return Some(error),
+                    // Another write may have begun meanwhile, after a restart of the agent.
+                    Err(error) if error.differs() => {
+                        let named = flushed(usize::MAX).await?;
+                        if named.contains(&range) {
+                            return Some(error);
+                        }
+                    }
                     Err(error) => {
                         info!(%error, "nothing more is compared during the write");
                         return None;
                     }
                 }
             }
+            ranges = flushed(known).await?;
         }
     }
 
@@ -104,14 +108,14 @@ impl EarlyComparison {
 
 /// Compares one range on a thread of its own. Dropping the future ends the thread soon.
 async fn compare(disk: &Disk, range: DiskRange) -> Result<Compared, VerifyError> {
-    let (name, rests) = (disk.name.clone(), disk.rotational);
+    let (name, is_rotational) = (disk.name.clone(), disk.rotational);
     let broken = |reason| VerifyError::Broken { disk: disk.name.clone(), reason };
     let stop = StopOnDrop(Arc::default());
     let (sender, compared) = oneshot::channel();
     let work = {
         let stop = Arc::clone(&stop.0);
         move || {
-            drop(sender.send(compare_now(name, range, rests, stop)));
+            drop(sender.send(compare_now(name, range, is_rotational, stop)));
         }
     };
     thread::Builder::new().spawn(work).map_err(|error| broken(error.to_string()))?;
@@ -121,7 +125,7 @@ async fn compare(disk: &Disk, range: DiskRange) -> Result<Compared, VerifyError>
 fn compare_now(
     disk: String,
     range: DiskRange,
-    rests: bool,
+    is_rotational: bool,
     stop: Arc<AtomicBool>,
 ) -> Result<Compared, VerifyError> {
     let chosen = sample_of(&range).map_err(|error| VerifyError::Broken {
@@ -142,13 +146,17 @@ fn compare_now(
         }
         chunks_left -= 1;
         if chunks_left == 0 {
-            if rests {
-                thread::sleep(read_since.elapsed() * REST);
-            }
+            thread::sleep(rest_after(read_since.elapsed(), is_rotational));
             (read_since, chunks_left) = (Instant::now(), CHUNKS_AT_ONCE);
         }
     })?;
     Ok(Compared { range: task.range, sample })
+}
+
+/// The rest after so long a read: the head of a rotating disk moves between reads and the target's
+/// writes, and the target gets most of the time.
+fn rest_after(read: Duration, is_rotational: bool) -> Duration {
+    if is_rotational { read * 3 } else { Duration::ZERO }
 }
 
 /// Chooses the chunks to read again: offsets on the disk, in order.

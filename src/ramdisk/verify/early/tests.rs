@@ -74,7 +74,10 @@ impl Bench {
     /// Compares what the agent names during the write, one range more each time.
     async fn compare_early(&self, ranges: &[DiskRange]) -> (EarlyComparison, Option<VerifyError>) {
         let early = EarlyComparison::default();
-        let named = async |known: usize| (known < ranges.len()).then(|| ranges[..=known].to_vec());
+        let named = async |known: usize| match known {
+            usize::MAX => Some(ranges.to_vec()),
+            known => (known < ranges.len()).then(|| ranges[..=known].to_vec()),
+        };
         let differs = early.run(&self.disk, named).await;
         (early, differs)
     }
@@ -167,6 +170,48 @@ async fn whatever_prevents_the_comparison_during_the_write_leaves_all_of_it_for_
         let (tasks, had_bytes) = early.rest_of(bench.all(SALT));
         assert!(had_bytes == 0 && tasks.iter().all(|task| !task.was_right), "{tasks:?}");
     }
+}
+
+/// After a restart of the agent, another write puts other bytes where a range was.
+#[tokio::test]
+async fn a_difference_from_a_write_that_was_begun_anew_is_none() {
+    let bench = Bench::new();
+    let old = bench.body(SALT);
+    bench.spoil(2 * MIB..2 * MIB + 1);
+    let early = EarlyComparison::default();
+    let calls = std::cell::Cell::new(0);
+    let answer = async |_known: usize| {
+        calls.set(calls.get() + 1);
+        match calls.get() {
+            1 => Some(vec![old[0].clone()]),
+            2 => Some(vec![bench.range(34 * MIB, MIB, Some(8))]),
+            _ => None,
+        }
+    };
+    let differs = early.run(&bench.disk, answer).await;
+    assert!(differs.is_none() && calls.get() == 3, "{differs:?}");
+}
+
+#[tokio::test]
+async fn the_bytes_compared_during_the_write_are_known_before_the_first_report() {
+    let bench = Bench::new();
+    let (early, _) = bench.compare_early(&bench.body(SALT)).await;
+    let read_bytes = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    tokio::select! {
+        biased;
+        _ = crate::ramdisk::verify::verify(
+            &bench.disk, bench.all(SALT), &early, Arc::clone(&read_bytes),
+        ) => panic!("it reads on another thread"),
+        () = std::future::ready(()) => {}
+    }
+    assert!(read_bytes.load(Ordering::Relaxed) >= 3 * (RANGE_BYTES - MIB));
+}
+
+#[test]
+fn a_rotating_disk_is_left_to_the_target_for_most_of_the_time() {
+    let read = Duration::from_millis(40);
+    assert_eq!(rest_after(read, true), Duration::from_millis(120));
+    assert_eq!(rest_after(read, false), Duration::ZERO);
 }
 
 #[tokio::test]
