@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
+    mem,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -36,7 +37,7 @@ pub(crate) struct ConnectionLimits {
     pub(crate) max: usize,
     /// Connections at once from one peer.
     pub(crate) per_peer_max: usize,
-    /// How fast connections and requests of one peer may come.
+    /// How fast requests of one peer may come; a connection counts as its first request.
     pub(crate) rate: Option<RateLimit>,
 }
 
@@ -45,7 +46,7 @@ pub(crate) struct ConnectionLimits {
 pub(crate) struct RateLimit {
     /// Over time; at least 1.
     pub(crate) per_second: u32,
-    /// Connections and requests in a burst.
+    /// Requests in a burst.
     pub(crate) burst: u32,
 }
 
@@ -72,6 +73,8 @@ struct Connection<P> {
     idle_since: Option<u64>,
     /// The last progress of a download; `None`: there is none.
     progress_at: Option<Instant>,
+    /// Whether a request has come over it.
+    has_asked: bool,
     /// Tells the connection to end, by being dropped.
     _eviction: oneshot::Sender<()>,
 }
@@ -135,7 +138,8 @@ impl<P: Peer> Admission<P> {
         let (sender, eviction) = oneshot::channel();
         let number = book.number();
         let idle_since = Some(number);
-        let connection = Connection { peer, idle_since, progress_at: None, _eviction: sender };
+        let connection =
+            Connection { peer, idle_since, progress_at: None, has_asked: false, _eviction: sender };
         book.connections.insert(number, connection);
         let permit = ConnectionPermit { admission: Arc::clone(self), peer, number };
         Ok(Admitted { permit, eviction, evicted })
@@ -166,9 +170,14 @@ impl<P: Peer> ConnectionPermit<P> {
         self.peer
     }
 
-    /// Whether one more request fits into the peer's rate.
+    /// Whether one more request fits into the peer's rate. A connection's first request does: it
+    /// was counted with the connection. Otherwise a client with a connection for each request would
+    /// use up its rate by connections whose requests are then refused.
     pub(crate) fn takes_request(&self, now: Instant) -> bool {
-        self.admission.book().takes(self.admission.limits.rate, self.peer, now)
+        let mut book = self.admission.book();
+        let connection = book.connections.get_mut(&self.number);
+        let is_first = connection.is_some_and(|it| !mem::replace(&mut it.has_asked, true));
+        is_first || book.takes(self.admission.limits.rate, self.peer, now)
     }
 }
 
@@ -289,7 +298,7 @@ impl RateLimit {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
+    use std::{net::Ipv6Addr, ops::Range};
 
     use super::*;
 
@@ -385,10 +394,24 @@ mod tests {
         let admission = admission(3, 2, Some(rate));
         let permit = admission.admit(address(1), start).unwrap().permit;
         let served = |at: Instant| (0..100).filter(|_| permit.takes_request(at)).count();
-        assert_eq!(served(start), 4, "five at once, of which the connection was one");
+        assert_eq!(served(start), 5, "the connection is the first of them");
         assert_eq!(admission.admit(address(1), start).err(), Some(NotAdmitted::TooFast));
         assert_eq!(served(start + Duration::from_millis(250)), 2);
         assert_eq!(served(start + Duration::from_secs(60)), 5);
+    }
+
+    #[test]
+    fn a_client_with_a_connection_for_each_request_is_served_at_its_rate_however_often_it_asks() {
+        let start = Instant::now();
+        let admission = admission(3, 2, Some(RateLimit { per_second: 10, burst: 5 }));
+        let calls = |after: Range<u64>| {
+            let times = after.map(|ms| start + Duration::from_millis(ms));
+            let connected =
+                times.filter_map(|at| Some((admission.admit(address(1), at).ok()?, at)));
+            connected.filter(|(admitted, at)| admitted.permit.takes_request(*at)).count()
+        };
+        assert_eq!(calls(0..1000), 5 + 9);
+        assert_eq!(calls(1000..2000), 10);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use hostler::model::{
 use super::{
     NODE, ends_deployed,
     machine::Machine,
-    site::{Agent, Site, answer},
+    site::{Agent, Site, Spec, answer},
 };
 use crate::ipmi::simulators::PASSWORD;
 
@@ -50,12 +50,17 @@ fn observed(status: &Status) -> Option<PowerState> {
     status.power.as_ref().map(|power| power.observed)
 }
 
+/// A spec with time for a slow BMC, also on a busy computer.
+fn spec(site: &Site, machine: &Machine) -> Spec {
+    machine.spec(site).with("timeouts.power", "2m")
+}
+
 /// Makes an installed machine, with more arguments for its BMC.
 fn installed(arguments: &[&str]) -> (Site, Machine, Agent) {
     let site = Site::new();
     let machine = Machine::with_bmc(&site, NODE, arguments);
     let agent = site.start();
-    site.write(NODE, &machine.spec(&site));
+    site.write(NODE, &spec(&site, &machine));
     machine.deploy(&site);
     ends_deployed(&site, &machine);
     (site, machine, agent)
@@ -167,15 +172,13 @@ fn nothing_is_seen_of_a_machine_in_the_middle_of_a_command() {
     let mut cycle = start(&site, &["cycle"]);
     site.await_that("off", || offs() > before);
     // A changed BMC setting in the spec causes a poll at once.
-    site.write(NODE, &machine.spec(&site).with("bmc.privilege", "operator"));
+    site.write(NODE, &spec(&site, &machine).with("bmc.privilege", "operator"));
     let mut seen = Vec::new();
-    let status = loop {
+    while cycle.try_wait().unwrap().is_none() {
         seen.extend(site.status(NODE).as_ref().and_then(observed));
-        if let Some(status) = cycle.try_wait().unwrap() {
-            break status;
-        }
-    };
-    assert!(status.success(), "{}", site.log());
+    }
+    let ended = cycle.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{ended:?}\n{}", site.log());
     assert!(seen.iter().all(|state| *state == PowerState::On), "it was seen off");
     assert!(machine.is_on());
 }

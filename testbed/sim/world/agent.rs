@@ -124,6 +124,8 @@ impl Site {
                 self.watch.unclaimed.clear();
                 self.watch.unclaimed_kept.clear();
                 self.watch.let_through.clear();
+                // The doubt is lost with it. Only a status file tells the next start of a loss.
+                self.watch.is_incomplete = false;
             }
             1 => {
                 let name = self.dice.pick(&names).clone();
