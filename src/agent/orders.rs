@@ -123,6 +123,11 @@ impl Driver {
             let message = "no such node; `hostler status` lists those that there are";
             return Answer::new(name, false, message);
         };
+        if matches!(order, Order::Approve(_)) && node.is_unread() {
+            let message = "its spec has not been read since the agent started; look at `hostler \
+                           status` and approve it then";
+            return Answer::new(name, false, message);
+        }
         let Some(outcome) = outcome(order, node) else {
             let (phase, order) = (node.phase().as_str(), order.name());
             let other = other_order(node).map(|way| format!("; {way}")).unwrap_or_default();

@@ -119,9 +119,10 @@ impl Node {
         }
     }
 
-    /// Takes an operator's consent, which counts only while the node is shown as held.
+    /// Takes an operator's consent, which counts only while the node is shown as held. Before the
+    /// spec is read, the agent does not know a clash that the status shows.
     pub(super) fn approve(&mut self, now: Timestamp) {
-        if self.held_for().is_some() {
+        if self.held_for().is_some() && !self.unread {
             self.record.consented = true;
             self.record.too_many_changes = false;
             self.polls.ask(now);

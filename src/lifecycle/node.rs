@@ -324,6 +324,11 @@ impl Node {
         self.bmc_trouble.is_some()
     }
 
+    /// Whether the node's spec has not been read since the start of the agent.
+    pub fn is_unread(&self) -> bool {
+        self.unread
+    }
+
     /// Whether nothing may start: the spec is paused, broken or may be out of date.
     pub fn stands_still(&self) -> bool {
         let paused = self.record.spec.as_ref().is_none_or(|spec| spec.paused);

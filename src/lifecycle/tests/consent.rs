@@ -118,6 +118,24 @@ fn a_repetition_that_comes_hours_late_asks_again() {
     assert_eq!(bench.phase(), Phase::Held);
 }
 
+/// Invariant (consent): No approval counts before the agent has read the node's spec.
+#[test]
+fn an_approval_before_the_agent_has_read_the_spec_counts_for_nothing() {
+    let mut bench = Bench::with_spec();
+    bench.poll(PowerState::On);
+    // Its status shows a clash, which is not on record.
+    bench.send(Event::SpecClash(vec![Problem::of_file("f", "clash")]));
+    bench.restart();
+    bench.send(Event::Approve);
+    assert!(!bench.node.record().consented);
+    bench.change(|_| {});
+    bench.poll(PowerState::On);
+    assert_eq!(bench.phase(), Phase::Held);
+    bench.send(Event::Approve);
+    bench.poll(PowerState::On);
+    assert_eq!(bench.phase(), Phase::Preparing);
+}
+
 #[test]
 fn an_approval_counts_only_while_the_node_shows_that_it_waits_for_one() {
     let mut early = Bench::with_spec();

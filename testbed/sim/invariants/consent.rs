@@ -38,7 +38,8 @@ impl Site {
     }
 
     pub(crate) fn note_approval(&mut self, node: &NodeName) {
-        let held = self.decided(node).is_some_and(|record| record.phase == Phase::Held);
+        let held = self.decided(node).is_some_and(|record| record.phase == Phase::Held)
+            && self.is_informed(node);
         let lost = self.is_shown_lost(node);
         let ledger = self.ledger(node);
         if held && lost {
