@@ -74,7 +74,7 @@ struct Connection<P> {
     /// The last progress of a download; `None`: there is none.
     progress_at: Option<Instant>,
     /// Whether a request has come over it.
-    has_asked: bool,
+    had_request: bool,
     /// Tells the connection to end, by being dropped.
     _eviction: oneshot::Sender<()>,
 }
@@ -138,8 +138,13 @@ impl<P: Peer> Admission<P> {
         let (sender, eviction) = oneshot::channel();
         let number = book.number();
         let idle_since = Some(number);
-        let connection =
-            Connection { peer, idle_since, progress_at: None, has_asked: false, _eviction: sender };
+        let connection = Connection {
+            peer,
+            idle_since,
+            progress_at: None,
+            had_request: false,
+            _eviction: sender,
+        };
         book.connections.insert(number, connection);
         let permit = ConnectionPermit { admission: Arc::clone(self), peer, number };
         Ok(Admitted { permit, eviction, evicted })
@@ -176,7 +181,7 @@ impl<P: Peer> ConnectionPermit<P> {
     pub(crate) fn takes_request(&self, now: Instant) -> bool {
         let mut book = self.admission.book();
         let connection = book.connections.get_mut(&self.number);
-        let is_first = connection.is_some_and(|it| !mem::replace(&mut it.has_asked, true));
+        let is_first = connection.is_some_and(|it| !mem::replace(&mut it.had_request, true));
         is_first || book.takes(self.admission.limits.rate, self.peer, now)
     }
 }
