@@ -14,8 +14,8 @@ use crate::{
 
 const MIB: u64 = 1 << 20;
 /// The disk's bytes: a head, three ranges and a tail.
-const DISK_BYTES: u64 = 101 * MIB;
-const RANGE_BYTES: u64 = 33 * MIB;
+const DISK_BYTES: u64 = 29 * MIB;
+const RANGE_BYTES: u64 = 9 * MIB;
 const SALT: Option<u32> = Some(7);
 
 /// A file that is read without the cache, as a disk is.
@@ -31,7 +31,7 @@ impl Bench {
         let dir = dir_on_disk();
         let mut content = vec![0; place(&(0..DISK_BYTES)).len()];
         fastrand::Rng::with_seed(1).fill(&mut content);
-        content[place(&(34 * MIB..40 * MIB))].fill(0);
+        content[place(&(11 * MIB..13 * MIB))].fill(0);
         fs::write(dir.path().join("disk"), &content).unwrap();
         let name = dir.path().join("disk").to_str().unwrap().to_owned();
         Self { dir, disk: Disk { name, ..Disk::default() }, content }
@@ -96,7 +96,7 @@ async fn after_the_write_only_a_sample_of_the_compared_ranges_is_read_again() {
     assert!(differs.is_none(), "{differs:?}");
     let (tasks, had_bytes) = early.rest_of(bench.all(SALT));
     let whole: Vec<_> = tasks.iter().filter(|task| !task.was_right).collect();
-    assert_eq!(whole.iter().map(|task| task.range.from / MIB).collect::<Vec<_>>(), [0, 67, 100]);
+    assert_eq!(whole.iter().map(|task| task.range.from / MIB).collect::<Vec<_>>(), [0, 19, 28]);
     let sample: Vec<_> = tasks.iter().filter(|task| task.was_right).collect();
     assert_eq!(sample.iter().map(|task| task.range.bytes).collect::<Vec<_>>(), [MIB; 2]);
     assert_eq!(had_bytes, 2 * (RANGE_BYTES - MIB));
@@ -112,7 +112,7 @@ async fn a_disk_that_wraps_around_and_destroys_what_was_compared_is_caught() {
     let (early, differs) = bench.compare_early(&bench.body(SALT)).await;
     assert!(differs.is_none(), "{differs:?}");
     // The second half of the disk went to the first half.
-    bench.spoil(MIB..50 * MIB);
+    bench.spoil(MIB..14 * MIB);
     let error = compare(&bench.disk, bench.all(SALT), &early).await.unwrap_err();
     assert!(matches!(error, VerifyError::Lost { .. }) && error.differs(), "{error}");
     let sample = early.compared()[0].sample[0].from;
@@ -126,14 +126,14 @@ async fn a_disk_that_wraps_around_and_destroys_what_was_compared_is_caught() {
 #[tokio::test]
 async fn a_difference_during_the_write_is_named_with_its_range_at_once() {
     let bench = Bench::new();
-    bench.spoil(70 * MIB + 5..70 * MIB + 6);
+    bench.spoil(22 * MIB + 5..22 * MIB + 6);
     let (early, differs) = bench.compare_early(&bench.body(SALT)).await;
     let differs = differs.unwrap();
     assert!(differs.differs());
-    assert!(differs.to_string().contains("its bytes 70254592 to 104857599 hash to"), "{differs}");
+    assert!(differs.to_string().contains("its bytes 19922944 to 29360127 hash to"), "{differs}");
     // Without the agent's verdict, the range is compared again.
     let error = compare(&bench.disk, bench.all(SALT), &early).await.unwrap_err();
-    assert!(matches!(error, VerifyError::Differs { from, .. } if from == 67 * MIB), "{error}");
+    assert!(matches!(error, VerifyError::Differs { from, .. } if from == 19 * MIB), "{error}");
 }
 
 /// Invariant (disk): A comparison during a write counts for no other write of the disk.
@@ -184,7 +184,7 @@ async fn a_difference_from_a_write_that_was_begun_anew_is_none() {
         calls.set(calls.get() + 1);
         match calls.get() {
             1 => Some(vec![old[0].clone()]),
-            2 => Some(vec![bench.range(34 * MIB, MIB, Some(8))]),
+            2 => Some(vec![bench.range(11 * MIB, MIB, Some(8))]),
             _ => None,
         }
     };
