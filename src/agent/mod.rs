@@ -180,7 +180,7 @@ impl Agent {
         let mut callback = callback::Server::bind(
             config.callback.listen,
             identity,
-            callback::CallbackLimits::default(),
+            callback::CallbackLimits::for_machines(config.limits.waiting + config.limits.imaging),
         )
         .await
         .map_err(listen("callback listener", config.callback.listen))?;

@@ -65,9 +65,10 @@ pub struct CallbackLimits {
     pub connections_max: usize,
     /// Connections at once from one address, with the same eviction.
     pub connections_per_peer_max: usize,
-    /// Requests and connections a second from one address, over time; at least 1.
+    /// Requests a second from one address, over time; at least 1. A connection counts as its first
+    /// request.
     pub per_second: u32,
-    /// Requests and connections of one address in a burst.
+    /// Requests of one address in a burst.
     pub burst: u32,
     /// Time for the TLS handshake.
     pub handshake: Duration,
@@ -80,9 +81,18 @@ pub struct CallbackLimits {
     pub driver: Duration,
 }
 
+impl CallbackLimits {
+    /// Enough for so many machines that are installed at once, each with two or three connections
+    /// and a request every few seconds.
+    pub fn for_machines(machines: usize) -> Self {
+        let default = Self::default();
+        let connections_max = machines.saturating_mul(4).max(default.connections_max);
+        Self { connections_max, ..default }
+    }
+}
+
 impl Default for CallbackLimits {
-    /// Enough for a rack that deploys at once, each machine with two or three connections and a
-    /// request every few seconds.
+    /// Enough for 64 machines that are installed at once.
     fn default() -> Self {
         Self {
             connections_max: 256,

@@ -373,16 +373,13 @@ impl Timeline<'_> {
                 let is_good = self.status.installed_digest.is_some()
                     && self.status.installed_digest == self.status.spec_digest;
                 let restart = || format!("run `hostler retry {node}`, to have it restarted");
+                let then = |retry| format!("repair what the last error names, then {retry}");
                 let booted = self.status.installed.as_ref().and_then(|it| it.booted);
-                let retry = match booted {
-                    Some(Booted::Missed) => consent::retry_boot(node),
-                    _ if is_good => restart(),
-                    _ => consent::retry(node),
-                };
-                vec![
-                    format!("repair what the last error names, then {retry}"),
-                    "change its spec".to_owned(),
-                ]
+                match booted {
+                    Some(Booted::Missed) => vec![then(consent::retry_boot(node))],
+                    _ if is_good => vec![then(restart())],
+                    _ => vec![then(consent::retry(node)), consent::CHANGE_SPEC.to_owned()],
+                }
             }
             Phase::Pending if self.status.next_attempt_at.is_some() => {
                 vec![format!("run `hostler retry {node}`, not to wait for that")]

@@ -147,3 +147,11 @@ proptest! {
         prop_assert_eq!(read.unwrap(), Call::PassDeployInfo(info));
     }
 }
+
+#[test]
+fn all_machines_that_are_installed_at_once_have_room_for_their_connections() {
+    for machines in [1, 54, 100, 1000] {
+        let limits = CallbackLimits::for_machines(machines);
+        assert!(limits.connections_max >= (3 * machines).max(256), "{limits:?}");
+    }
+}
