@@ -271,6 +271,28 @@ fn no_document_is_wider_than_the_code() {
     assert!(read("README.md").lines().count() <= 120, "README.md is one screen and a half");
 }
 
+/// The pages name codes of errors and conditions as `ChecksumMismatch`.
+#[test]
+fn every_code_that_the_pages_for_operators_name_is_one_of_hostlers() {
+    let sources: String =
+        sources("src").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let is_code = |word: &&str| {
+        word.starts_with(char::is_uppercase)
+            && word.chars().all(char::is_alphabetic)
+            && word.chars().any(char::is_lowercase)
+            && word.chars().filter(|c| c.is_uppercase()).count() > 1
+    };
+    let mut found = 0;
+    for document in documents().iter().filter(|document| document.starts_with("docs/using/")) {
+        let text = prose(document);
+        for code in text.split('`').skip(1).step_by(2).filter(is_code) {
+            found += 1;
+            assert!(sources.contains(&format!("\"{code}\"")), "{document}: no code {code}");
+        }
+    }
+    assert!(found > 20, "{found}");
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
