@@ -25,14 +25,15 @@ pub(super) fn let_through(
     new: &BTreeSet<NodeName>,
     deployed: &BTreeSet<&NodeName>,
 ) -> Option<BTreeMap<NodeName, Timestamp>> {
-    // A clock that was set back far ends the window, too.
+    // A clock that was set back far ends the window, too, until it is set right again.
     let window = SignedDuration::try_from(WINDOW).unwrap_or(SignedDuration::MAX);
     let mut recent = recent.clone();
-    recent.retain(|_, at| now.duration_since(*at).abs() < window);
-    let earlier = recent.keys().filter(|node| !new.contains(*node)).count();
-    let together = earlier + new.len();
+    recent.retain(|_, at| now.duration_since(*at) < window);
+    let in_window = recent.iter().filter(|(_, at)| now.duration_since(**at).abs() < window);
+    let earlier: Vec<&NodeName> = in_window.map(|(node, _)| node).collect();
+    let together = earlier.iter().filter(|node| !new.contains(**node)).count() + new.len();
     // A node that is being reinstalled still counts as deployed.
-    let under_way = recent.keys().filter(|node| !deployed.contains(node)).count();
+    let under_way = earlier.iter().filter(|node| !deployed.contains(*node)).count();
     let few = together == 1 || together * 4 <= deployed.len() + under_way;
     few.then(|| {
         recent.extend(new.iter().map(|node| (node.clone(), now)));

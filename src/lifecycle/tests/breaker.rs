@@ -143,6 +143,21 @@ fn the_ten_minutes_end_after_ten_minutes_whatever_the_clock_does() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_and_right_again_lets_no_more_through() {
+    let mut rack = Rack::deployed(8);
+    for (n, seconds) in [(0, -7200), (1, 7260), (2, 0)] {
+        rack.redeploy([n], "one by one");
+        rack.scan();
+        rack.settle();
+        rack.now = rack.now.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap();
+    }
+    assert_eq!(rack.phase(2), Phase::Deployed, "the second one counts at another time");
+    rack.redeploy([3], "one more");
+    rack.scan();
+    assert_eq!(rack.phase(3), Phase::Held);
+}
+
+#[test]
 fn one_machine_redeployed_twice_is_one_and_a_machine_being_written_still_counts_to_the_site() {
     let mut rack = Rack::deployed(4);
     for value in ["a", "b", "c"] {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hostler::{
-    lifecycle::{Operation, Outcome, Record, Records, Specs, State},
+    lifecycle::{Hold, Operation, Outcome, Record, Records, Specs, State},
     model::{
         fault::Fault,
         ids::NodeName,
@@ -27,9 +27,13 @@ const CONSENT_LASTS: SignedDuration = SignedDuration::from_hours(1);
 const ONE_CHANGE: SignedDuration = SignedDuration::from_mins(10);
 
 impl Site {
-    /// Whether the node's status says that its record is lost. The core may know less than the
-    /// rules do, and then asks.
-    fn is_shown_lost(&self, node: &NodeName) -> bool {
+    /// Whether the node is held because its record is lost, as its status says unless a pause hides
+    /// the hold. The core may know less than the rules do, and then asks.
+    fn is_held_as_lost(&self, node: &NodeName) -> bool {
+        let state = self.decided(node).map(|record| &record.state);
+        if matches!(state, Some(State::Held { reason: Hold::RecordLost, .. })) {
+            return true;
+        }
         let lost = |shown: &Status| {
             let mut conditions = shown.conditions.iter();
             conditions.any(|one| one.kind == "Held" && one.reason == "RecordLost")
@@ -40,7 +44,7 @@ impl Site {
     pub(crate) fn note_approval(&mut self, node: &NodeName) {
         let held = self.decided(node).is_some_and(|record| record.phase == Phase::Held)
             && self.is_informed(node);
-        let lost = self.is_shown_lost(node);
+        let lost = self.is_held_as_lost(node);
         let ledger = self.ledger(node);
         if held && lost {
             (ledger.under, ledger.installed_as, ledger.unknown) = (None, None, true);
@@ -69,7 +73,7 @@ impl Site {
     pub(crate) fn note_spec(&mut self, node: &NodeName, new: &Arc<NodeSpec>) {
         self.watch.outdated.remove(node);
         let deployed = self.watch.ledgers.values().filter(|ledger| ledger.under.is_some()).count();
-        let lost = self.is_shown_lost(node);
+        let lost = self.is_held_as_lost(node);
         let record = self.decided(node);
         let held = record.is_some_and(|record| record.phase == Phase::Held);
         let held_back = record.is_some_and(|r| r.too_many_changes || r.phase == Phase::Held);
