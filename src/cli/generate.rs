@@ -1,6 +1,7 @@
-//! `hostler generate`: manual pages and completions of shells, for packages.
+//! `hostler generate`: manual pages, completions of shells, and the pages of
+//! the reference, for packages.
 //!
-//! Hidden from the help, because a package brings both. They come from the commands' own help, so
+//! Hidden from the help, because a package brings them. They come from the commands' own help, so
 //! that they cannot differ from it.
 
 use std::{fs, io::Write, path::PathBuf, process::ExitCode};
@@ -8,7 +9,10 @@ use std::{fs, io::Write, path::PathBuf, process::ExitCode};
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
-use super::{Args, Failure};
+use super::{
+    Args, Failure,
+    keys::{KeyFile, page},
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum GenerateCommand {
@@ -21,6 +25,11 @@ pub(super) enum GenerateCommand {
     Completions {
         /// The shell.
         shell: Shell,
+    },
+    /// Print a page of the reference, in Markdown.
+    Reference {
+        /// The kind of file.
+        file: KeyFile,
     },
 }
 
@@ -36,6 +45,7 @@ pub(super) fn run(command: &GenerateCommand, out: &mut impl Write) -> Result<Exi
             clap_complete::generate(*shell, &mut hostler, "hostler", &mut text);
             out.write_all(&text)?;
         }
+        GenerateCommand::Reference { file } => write!(out, "{}", page(*file))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -16,6 +16,7 @@ mod digest;
 mod doctor;
 mod explain;
 mod generate;
+mod keys;
 mod loaders;
 pub mod log;
 mod orders;
@@ -23,6 +24,7 @@ mod plan;
 pub mod print;
 mod ramdisk;
 mod run;
+mod schema;
 mod show;
 mod show_boot;
 mod status;
@@ -55,7 +57,12 @@ A spec is NODE.toml in that directory. In this order:
 
 /// Bare-metal provisioning for one site: a directory of TOML specs in, installed machines out.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = FIRST_STEPS)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = FIRST_STEPS
+)]
 pub struct Args {
     #[command(subcommand)]
     command: CliCommand,
@@ -150,7 +157,17 @@ enum CliCommand {
         #[command(subcommand)]
         command: loaders::LoadersCommand,
     },
-    /// Generate manual pages and completions, for packages.
+    /// Print a JSON Schema of the specs or of the configuration, for editors.
+    Schema {
+        /// The kind of file.
+        file: keys::KeyFile,
+    },
+    /// Explain a command, or a key of a spec or of the configuration.
+    Help {
+        /// A command, or a key such as `boot.after`.
+        words: Vec<String>,
+    },
+    /// Generate manual pages, completions and the pages of the reference, for packages.
     #[command(hide = true)]
     Generate {
         #[command(subcommand)]
@@ -246,6 +263,8 @@ impl Args {
             CliCommand::DhcpSnippet(args) => dhcp_snippet::print(&args, out),
             CliCommand::Ramdisk { command } => ramdisk::run(command, out),
             CliCommand::Loaders { command } => loaders::run(command, out),
+            CliCommand::Schema { file } => schema::show(file, out),
+            CliCommand::Help { words } => keys::help(&words, out),
             CliCommand::Generate { command } => generate::run(&command, out),
         }
     }

@@ -19,11 +19,15 @@ use crate::{
     model::{
         problem::{Problem, ProblemKind},
         size::parse_bytes,
-        toml_reader::{Document, Extent, FILE_BYTES_MAX, Section, duration, read as read_layers},
+        toml_reader::{
+            Declared, Document, Extent, FILE_BYTES_MAX, Section, declared, duration,
+            read as read_layers,
+        },
     },
     regular_file,
 };
 
+mod keys;
 #[cfg(test)]
 mod tests;
 
@@ -283,6 +287,40 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Config, Vec<Problem>> {
     config.filter(|_| problems.is_empty()).ok_or(problems)
 }
 
+/// Every key of the configuration, in the order of the reader. A default is there if it depends on
+/// no other key.
+pub fn keys() -> Vec<Declared> {
+    let mut keys = declared(&Document::empty(), config, keys::KEYS);
+    let [one, other] = [("192.0.2.1", "/a"), ("192.0.2.2", "/b")].map(smallest);
+    for key in &mut keys {
+        let value =
+            value_of(&one, &key.key).filter(|value| value_of(&other, &key.key) == Some(value));
+        let value = value.filter(|_| !key.is_required).map(ToString::to_string);
+        key.default = key.default.take().or(value);
+    }
+    keys
+}
+
+/// The effective configuration with little more than the required keys.
+fn smallest((advertise, state_dir): (&str, &str)) -> toml::Table {
+    let text = format!(
+        "network.advertise = \"{advertise}\"\nspecs.dir = \"/s\"\n\
+         state.dir = \"{state_dir}\"\n\
+         ramdisk = {{ kernel = \"/k\", initramfs = \"/r\" }}"
+    );
+    let config = parse("", text.as_bytes()).ok();
+    config.and_then(|config| config.to_toml().parse().ok()).unwrap_or_default()
+}
+
+/// A value that is no table, by its dotted key.
+fn value_of<'a>(table: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
+    let (first, rest) = key.split_once('.').unwrap_or((key, ""));
+    match table.get(first)? {
+        toml::Value::Table(inner) => value_of(inner, rest),
+        value => Some(value),
+    }
+}
+
 impl Config {
     /// Renders the effective configuration as a file that reads back the same.
     pub fn to_toml(&self) -> String {
@@ -294,7 +332,7 @@ impl Config {
 fn config(config: &mut Section<'_>) -> Option<Config> {
     let specs = config.key("specs").table(specs);
     let outside = |text: &str| outside(specs.as_ref(), text);
-    let state_dir = config.key("state").table(|state| state.key("dir").text(outside));
+    let state_dir = config.key("state").table(|state| state.key("dir").or(STATE_DIR).text(outside));
     let state = State { dir: state_dir.unwrap_or_else(|| STATE_DIR.into()) };
     let images = config.key("images").table(|table| images(table, &state, outside));
     let secrets_dir = config.key("secrets").table(|secrets| secrets.key("dir").text(absolute));
@@ -342,7 +380,8 @@ fn config(config: &mut Section<'_>) -> Option<Config> {
 fn specs(specs: &mut Section<'_>) -> Option<Specs> {
     let dir = specs.key("dir").required("\"/etc/hostler/nodes\"").text(absolute);
     let status_dir = specs.key("status_dir").text(absolute);
-    let rescan = specs.key("rescan").text(duration).unwrap_or(RESCAN);
+    let rescan =
+        specs.key("rescan").of_kind(ProblemKind::BadDuration).text(duration).unwrap_or(RESCAN);
     Some(Specs { dir: dir?, status_dir, rescan })
 }
 
@@ -415,7 +454,11 @@ fn limits(limits: &mut Section<'_>) -> Limits {
             .of_kind(ProblemKind::BadSize)
             .text(parse_bytes)
             .unwrap_or(IMAGING_RATE_MIN_BYTES),
-        bmc_spacing: limits.key("bmc_spacing").text(duration).unwrap_or(BMC_SPACING),
+        bmc_spacing: limits
+            .key("bmc_spacing")
+            .of_kind(ProblemKind::BadDuration)
+            .text(duration)
+            .unwrap_or(BMC_SPACING),
     }
 }
 

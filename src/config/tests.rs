@@ -294,3 +294,13 @@ proptest! {
         }
     }
 }
+
+/// Invariant (spec): Every documented key of the configuration is one that the reader requests.
+#[test]
+fn every_documented_key_is_requested() {
+    let requested: Vec<String> = keys().into_iter().map(|key| key.key).collect();
+    for doc in keys::KEYS {
+        assert!(requested.iter().any(|key| key == doc.key), "{} is read nowhere", doc.key);
+    }
+    assert_eq!(requested.len(), keys::KEYS.len());
+}

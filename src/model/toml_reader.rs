@@ -19,6 +19,7 @@ use super::problem::{Fix, Problem, ProblemKind, Span, shown};
 use tree::{Node, Table, Value};
 
 mod advice;
+mod declared;
 mod document;
 mod field;
 mod refused;
@@ -26,6 +27,7 @@ mod setting;
 mod syntax;
 mod tree;
 
+pub use declared::{Declared, KeyDoc, Shape, declared};
 pub use document::Document;
 pub use refused::Refused;
 pub use setting::{Origin, Setting};
@@ -57,6 +59,8 @@ struct Findings {
     set: BTreeSet<String>,
     /// The effective values; `None` if the caller does not want them.
     settings: Option<Vec<Setting>>,
+    /// The requested keys; `None` if the caller does not want them.
+    declared: Option<Vec<Declared>>,
 }
 
 /// The known keys of every table, by the table's dotted path.
@@ -99,6 +103,9 @@ pub struct Field<'a> {
     kind: Option<ProblemKind>,
     fallback: Option<Value>,
     idle: bool,
+    /// The reason why it is unused.
+    why_idle: Option<String>,
+    is_required: bool,
     findings: &'a RefCell<Findings>,
 }
 
@@ -187,6 +194,8 @@ impl<'a> Section<'a> {
             kind: None,
             fallback: None,
             idle: self.idle,
+            why_idle: None,
+            is_required: false,
             findings: self.findings,
         }
     }
@@ -229,6 +238,7 @@ impl<'a> Section<'a> {
     /// Reads every key by `read`, in a table of the administrator's own keys: 1 to 64 letters,
     /// digits, `_` or `-`.
     pub fn each<T>(&mut self, read: impl Fn(&str, Field<'_>) -> Option<T>) -> BTreeMap<String, T> {
+        self.declare_own_keys();
         let mut nodes: BTreeMap<&String, (&'a Document, &'a Node)> = BTreeMap::new();
         for (document, table) in std::mem::take(&mut self.layers) {
             for (key, node) in table {
@@ -253,6 +263,8 @@ impl<'a> Section<'a> {
                 kind: None,
                 fallback: None,
                 idle: self.idle,
+                why_idle: None,
+                is_required: false,
                 findings: self.findings,
             };
             values.extend(read(key, field).map(|value| (key.clone(), value)));

@@ -12,7 +12,7 @@ use crate::model::{
     ids::NodeName,
     problem::{Problem, ProblemKind},
     spec::NodeSpec,
-    toml_reader::{Document, Extent, Setting, read, settings},
+    toml_reader::{Declared, Document, Extent, Setting, declared, read, settings},
 };
 
 mod attachments;
@@ -21,6 +21,7 @@ mod boot_check;
 mod check;
 mod clash;
 mod directory;
+mod keys;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -123,6 +124,17 @@ fn parse_as(
     }
     problems.extend(defaults.problems.first().cloned());
     checked.filter(|_| problems.is_empty()).ok_or(problems)
+}
+
+/// Every key of a spec, in the order of the schema. Defaults and requirements are those of a spec
+/// that says nothing else.
+pub fn keys() -> Vec<Declared> {
+    keys_of(&Document::empty())
+}
+
+/// Every key that the schema requests of a document.
+fn keys_of(document: &Document) -> Vec<Declared> {
+    declared(document, |section| schema::node(section, None, None), keys::KEYS)
 }
 
 /// Returns the effective values of a valid spec with their origins, in the order of the schema.

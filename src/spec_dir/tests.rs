@@ -23,6 +23,7 @@ use super::{Defaults, clashes};
 mod boot_check;
 mod drive;
 mod identity;
+mod keys;
 mod settings;
 mod values;
 

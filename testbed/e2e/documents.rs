@@ -23,7 +23,7 @@ pub(crate) const HAND: &str = "hand";
 
 /// Every line of a shell block, with the suite that runs it. The numbered steps of [`INSTALL`] are
 /// omitted: the host suite runs all of them, in order.
-pub(crate) const LINES: [(&str, &str); 55] = [
+pub(crate) const LINES: [(&str, &str); 58] = [
     ("./testbed/demo", "demo"),
     ("./testbed/demo --real", HAND),
     ("examples/images/debian debian-12.qcow2", "e2e"),
@@ -57,6 +57,9 @@ pub(crate) const LINES: [(&str, &str); 55] = [
     ("testbed/rack down", HAND),
     ("SIM_SEED=1234 SIM_TRACE=1 testbed/check sim", "sim"),
     ("hostler check nodes", HOST),
+    ("hostler help boot.after", HOST),
+    ("hostler schema spec", HOST),
+    ("hostler schema config", HOST),
     ("hostler doctor", HOST),
     ("hostler plan", HOST),
     ("hostler plan pull-request/nodes --status-dir nodes -o json", HOST),

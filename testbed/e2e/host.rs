@@ -230,6 +230,11 @@ impl Host {
         self.until(NODE, "held", SOON, |status| status.phase == Phase::Held);
         assert!(self.rack.machine(MACHINE).is_on);
         self.shown("hostler check nodes", 0);
+        assert!(self.shown("hostler help boot.after", 0).contains("boot.after: key of a spec"));
+        for line in ["hostler schema spec", "hostler schema config"] {
+            let schema: Value = serde_json::from_str(&self.shown(line, 0)).unwrap();
+            assert_eq!(schema["type"], "object");
+        }
         self.shown("hostler plan", 0);
         assert!(!self.shown("hostler doctor", 0).contains("FAIL"));
         let fetched = self.shown("hostler cache fetch edge-07", 0);

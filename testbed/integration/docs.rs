@@ -103,42 +103,6 @@ fn the_ten_changes_name_their_files() {
 }
 
 #[test]
-fn every_key_of_a_spec_is_documented() {
-    let page = read("docs/using/specs.md");
-    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
-    // By its own name, or in the row of its table.
-    let is_said = |table: &str, key: &str| {
-        let (whole, all, key) =
-            (format!("`{table}.{key}`"), format!("`{table}.*`"), format!("`{key}`"));
-        let is_whole = |row: &&str| row.contains(if table.is_empty() { &key } else { &whole });
-        rows.iter().any(|row| is_whole(row) || (row.contains(&all) && row.contains(&key)))
-    };
-    let mut missing = BTreeSet::new();
-    for example in ["edge-07", "edge-02", "edge-03"] {
-        let spec: toml::Table = read(&format!("examples/nodes/{example}.toml")).parse().unwrap();
-        for (table, value) in &spec {
-            let Some(keys) = value.as_table() else {
-                missing.extend((!is_said("", table)).then(|| table.clone()));
-                continue;
-            };
-            let keys = keys.keys().filter(|key| !is_said(table, key));
-            missing.extend(keys.map(|key| format!("{table}.{key}")));
-        }
-    }
-    // Keys that no example has, and that the schema reads by name.
-    let is_test = |path: &PathBuf| path.to_str().unwrap().contains("tests");
-    let files = sources("src/spec_dir").into_iter().filter(|path| !is_test(path));
-    let schema: String = files.map(|path| fs::read_to_string(path).unwrap()).collect();
-    let said: BTreeSet<&str> =
-        page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
-    let read =
-        [".key(\"", " key(\"", "file(\""].into_iter().flat_map(|call| schema.split(call).skip(1));
-    let keys = read.filter_map(|rest| rest.split('"').next());
-    missing.extend(keys.filter(|key| !said.contains(key)).map(str::to_owned));
-    assert!(missing.is_empty(), "docs/using/specs.md has no {missing:?}");
-}
-
-#[test]
 fn every_command_in_a_document_is_one() {
     let blocks = documents::shell_blocks();
     let text = blocks.iter().map(|block| &*block.text).collect::<String>().replace("\\\n", "");

@@ -20,6 +20,11 @@ pub struct Document {
 }
 
 impl Document {
+    /// A document without a key.
+    pub fn empty() -> Self {
+        Self { name: String::new(), text: String::new(), prefix: String::new(), root: Table::new() }
+    }
+
     /// Parses a file. `name` is the file's name in messages. The error has all syntax errors.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, Vec<Problem>> {
         let (document, problems) = Self::parse_recovering(name, bytes);

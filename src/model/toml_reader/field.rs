@@ -6,8 +6,8 @@
 use std::{cell::RefCell, collections::BTreeSet};
 
 use super::{
-    Document, Extent, Field, LIST_MAX, Node, Origin, Refused, Section, Setting, Span, Value,
-    advice, report,
+    Document, Extent, Field, Findings, LIST_MAX, Node, Origin, Refused, Section, Setting, Shape,
+    Span, Value, advice, declared::accepted, report,
 };
 use crate::model::problem::ProblemKind;
 
@@ -19,7 +19,8 @@ impl Field<'_> {
     }
 
     /// Reports the key if it is missing. `example` is a value for it, as TOML.
-    pub fn required(self, example: &str) -> Self {
+    pub fn required(mut self, example: &str) -> Self {
+        self.is_required = true;
         self.required_because("", example)
     }
 
@@ -48,6 +49,7 @@ impl Field<'_> {
     /// may be unused.
     pub fn idle(mut self, why: &str) -> Self {
         self.idle = true;
+        self.why_idle = Some(why.to_owned());
         if let Some((document, node)) = self.values.first()
             && self.extent == Extent::Whole
             && std::ptr::eq(*document, self.home.0)
@@ -61,11 +63,13 @@ impl Field<'_> {
     /// Reads a string by `parse`.
     pub fn text<T, E: Into<Refused>>(self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         let kind = self.kind;
+        self.declare(|| Shape::Text(kind));
         self.scalar(ProblemKind::BadText, |value, raw| as_text(value, raw, kind, parse))
     }
 
     /// Reads one word of a closed set.
     pub fn choice<T: Copy>(self, words: &[(&str, T)]) -> Option<T> {
+        self.declare(|| Shape::Word(words.iter().map(|(word, _)| (*word).to_owned()).collect()));
         self.text(|text| {
             let found = words.iter().find(|(word, _)| *word == text);
             found.map(|(_, value)| *value).ok_or_else(|| {
@@ -77,6 +81,7 @@ impl Field<'_> {
 
     /// Reads `true` or `false`.
     pub fn flag(self) -> Option<bool> {
+        self.declare(|| Shape::Flag);
         self.scalar(ProblemKind::WrongType, |value, _| match value {
             Value::Boolean(flag) => Ok(*flag),
             value => Err(advice::no_flag(value)),
@@ -84,7 +89,8 @@ impl Field<'_> {
     }
 
     /// Reads an integer by `parse`.
-    pub fn integer<T>(self, parse: impl FnOnce(i64) -> Result<T, String>) -> Option<T> {
+    pub fn integer<T>(self, parse: impl Fn(i64) -> Result<T, String>) -> Option<T> {
+        self.declare(|| accepted(&parse));
         self.scalar(ProblemKind::BadNumber, |value, _| match value {
             Value::Integer(number) => parse(*number).map_err(Refused::from),
             // Checked as the nearest number, and reported as written.
@@ -105,6 +111,7 @@ impl Field<'_> {
         self,
         mut parse: impl FnMut(&str) -> Result<T, E>,
     ) -> Option<Vec<T>> {
+        self.declare(|| Shape::List);
         let (document, list) = *self.values.first()?;
         let Value::List(array) = &list.value else {
             let raw = document.text_of(list.span);
@@ -136,6 +143,7 @@ impl Field<'_> {
         one: impl FnOnce(U) -> T,
         many: impl FnOnce(Vec<U>) -> T,
     ) -> Option<T> {
+        self.declare(|| Shape::TextOrList);
         let (_, node) = *self.values.first()?;
         match &node.value {
             Value::List(_) => self.list(parse).map(many),
@@ -148,6 +156,7 @@ impl Field<'_> {
         self,
         mut parse: impl FnMut(&str) -> Result<T, E>,
     ) -> Option<Vec<T>> {
+        self.declare(|| Shape::TextOrList);
         let (_, node) = *self.values.first()?;
         let Value::List(list) = &node.value else {
             return self.text(|text| parse(text)).map(|value| vec![value]);
@@ -164,6 +173,7 @@ impl Field<'_> {
     /// Reads a table by `body`, even an absent one, so that its missing keys are reported and its
     /// defaults apply.
     pub fn table<T>(self, body: impl FnOnce(&mut Section<'_>) -> T) -> T {
+        self.declare(|| Shape::Table { is_optional: false });
         let mut layers = Vec::with_capacity(self.values.len());
         let mut home = (self.home.0, None);
         let mut extent = self.extent;
@@ -199,14 +209,21 @@ impl Field<'_> {
         if !self.values.is_empty() {
             return Some(self.table(body));
         }
-        let (findings, scratch) = (self.findings, RefCell::default());
+        self.declare(|| Shape::Table { is_optional: true });
+        let findings = self.findings;
+        let declared = findings.borrow_mut().declared.take();
+        let scratch = RefCell::new(Findings { declared, ..Findings::default() });
         Field { findings: &scratch, extent: Extent::Part, ..self }.table(body);
-        findings.borrow_mut().known.append(&mut scratch.into_inner().known);
+        let mut scratch = scratch.into_inner();
+        let mut findings = findings.borrow_mut();
+        findings.declared = scratch.declared;
+        findings.known.append(&mut scratch.known);
         None
     }
 
     /// Returns the table as a document for another reader. Its problems still point into the file.
     pub fn document(self) -> Option<Document> {
+        self.declare(|| Shape::Foreign);
         let (document, value) = *self.values.first()?;
         let Value::Table(table) = &value.value else {
             let refused = advice::wrong_type("a table", &value.value);
