@@ -124,8 +124,8 @@ impl Driver {
             return Answer::new(name, false, message);
         };
         if matches!(order, Order::Approve(_)) && node.is_unread() {
-            let message = "its spec has not been read since the agent started; look at `hostler \
-                           status` and approve it then";
+            let message = "its spec has not been read since the agent started; once `hostler status` \
+                           shows it as held, consent to WIPE it";
             return Answer::new(name, false, message);
         }
         let Some(outcome) = outcome(order, node) else {
