@@ -124,9 +124,7 @@ impl Driver {
             return Answer::new(name, false, message);
         };
         if matches!(order, Order::Approve(_)) && node.is_unread() {
-            let message = "its spec has not been read since the agent started; look at `hostler \
-                           status` and approve it then";
-            return Answer::new(name, false, message);
+            return Answer::new(name, false, NOT_READ);
         }
         let Some(outcome) = outcome(order, node) else {
             let (phase, order) = (node.phase().as_str(), order.name());
@@ -154,6 +152,9 @@ impl Driver {
         Answer::new(name, true, &format!("{outcome}{caveat}"))
     }
 }
+
+const NOT_READ: &str = "its spec has not been read since the agent started; once `hostler status` \
+    shows it as held, consent to WIPE it";
 
 /// Returns the spec for a command, or the reason why the command is refused.
 fn admit(node: &Node, command: BmcCommand) -> Result<Arc<NodeSpec>, String> {

@@ -47,8 +47,8 @@ use crate::{
 
 /// The first steps, for `--help`.
 const FIRST_STEPS: &str = "\
-The agent is `hostler run`, as a service; /etc/hostler/hostler.toml names its directory of specs.
-A spec is NODE.toml in that directory. In this order:
+The agent is `hostler run`, as a service; /etc/hostler/hostler.toml names its
+directory of specs. A spec is NODE.toml in that directory. In this order:
   hostler doctor        is the site ready: ports, boot files, BMCs, images, DHCP?
   hostler check         is every spec good?
   hostler plan          what would the agent do, and which disks would it WIPE?
@@ -61,7 +61,8 @@ A spec is NODE.toml in that directory. In this order:
     version,
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    after_help = FIRST_STEPS
+    after_help = FIRST_STEPS,
+    max_term_width = 80
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -361,5 +362,29 @@ fn configuration(named: Option<&Path>) -> Result<Option<Config>, ConfigError> {
             Ok(None)
         }
         config => config.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_help_of_every_command_fits_a_terminal_of_80_columns() {
+        let mut commands = vec![Args::command()];
+        commands[0].build();
+        let mut count = 0;
+        while let Some(mut command) = commands.pop() {
+            commands.extend(command.get_subcommands().cloned());
+            count += 1;
+            for help in [command.render_help(), command.render_long_help()] {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+                }
+            }
+        }
+        assert!(count > 20, "{count}");
     }
 }

@@ -23,7 +23,7 @@ pub(crate) const HAND: &str = "hand";
 
 /// Every line of a shell block, with the suite that runs it. The numbered steps of [`INSTALL`] are
 /// omitted: the host suite runs all of them, in order.
-pub(crate) const LINES: [(&str, &str); 58] = [
+pub(crate) const LINES: [(&str, &str); 59] = [
     ("./testbed/demo", "demo"),
     ("./testbed/demo --real", HAND),
     ("examples/images/debian debian-12.qcow2", "e2e"),
@@ -44,6 +44,7 @@ pub(crate) const LINES: [(&str, &str); 58] = [
     ("./testbed/package", "package"),
     ("./testbed/install arm", "arm"),
     ("./testbed/aarch64/site", "arm"),
+    ("./testbed/package arm64", "arm"),
     ("cargo test --locked --lib a_spec_that_goes_away", HAND),
     ("cargo test --locked --test integration a_client_that_asks", HAND),
     ("testbed/check build", "build"),

@@ -199,18 +199,17 @@ impl Site {
         spec: &NodeSpec,
         outcome: &Result<Outcome, Fault>,
     ) {
-        // The clean-up undoes this restart.
-        let cleaned_up = matches!(
-            self.decided(node).map(|record| &record.state),
-            Some(State::CleaningUp { .. })
-        );
+        // The core does not know a restart whose time was over, and the clean-up undoes one.
+        let is_unknown = self.decided(node).is_some_and(|record| {
+            record.state.at_rest() || matches!(record.state, State::CleaningUp { .. })
+        });
         let ledger = self.ledger(node);
         match (operation, outcome) {
             (_, Ok(Outcome::Power(state))) => {
                 ledger.polled = Some((*state, spec.machine()));
             }
             (_, Ok(Outcome::Restarted(_))) => {
-                (ledger.restarted, ledger.unrestarted) = (true, ledger.unrestarted && cleaned_up);
+                (ledger.restarted, ledger.unrestarted) = (true, ledger.unrestarted && is_unknown);
             }
             (_, Ok(Outcome::PowerSet(_))) => (ledger.approved, ledger.unrestarted) = (false, false),
             _ => {}

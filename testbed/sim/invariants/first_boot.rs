@@ -5,12 +5,15 @@ use hostler::{
     lifecycle::{FirstBoot, Record, State},
     model::{
         ids::NodeName,
-        spec::NodeSpec,
+        spec::{BootCheck, NodeSpec},
         status::{Booted, Installed},
     },
 };
 
-use crate::world::{Site, machine::Content};
+use crate::world::{
+    Site,
+    machine::{Content, Platter},
+};
 
 impl Site {
     /// Judges a node's new record by its record before.
@@ -42,12 +45,17 @@ impl Site {
         }
     }
 
-    /// Requires that the machine at the installation's address was up, with the installed image.
+    /// Requires that the machine at the installation's address was up, with the installed image. A
+    /// port proves only that a system is up there, which may be another node's by now.
     fn judge_up(&mut self, node: &NodeName, installed: &Installed) {
+        let spec = self.ledger(node).spec.clone();
+        let by_port = spec.is_some_and(|spec| matches!(spec.boot_check, BootCheck::Tcp { .. }));
         let machine = self.machines.iter().find(|machine| Some(machine.ip) == installed.address);
         let is_true = machine.is_some_and(|machine| {
-            machine.ups > 0
-                && machine.platters[0].content == Content::Whole(installed.image.to_string())
+            let Platter { content, token, .. } = &machine.platters[0];
+            let is_anothers = token.as_ref().is_some_and(|(owner, _)| owner != node);
+            let is_installed = *content == Content::Whole(installed.image.to_string());
+            machine.ups > 0 && (is_installed || by_port && is_anothers)
         });
         if !is_true {
             let what = format!("it never came up: {machine:?}");
