@@ -3,9 +3,9 @@
 //! point. A step is one event brought to the core.
 //!
 //! `./testbed/check sim` runs it. It first plays the seeds in `seeds`, which once failed, and then
-//! others in order, from a number that differs each hour: `SIM_SEED_BASE=` repeats another run.
-//! `SIM_STEPS=` sets the total number of steps; `SIM_SEED=` plays one seed, and with `SIM_TRACE=1`
-//! prints all events. The last line is a summary; the exit code is 1 if a rule was broken.
+//! others in order, from a number that differs each hour: `SIM_SEED_BASE=` repeats another run,
+//! without the kept seeds. `SIM_STEPS=` sets the number of steps of the others; `SIM_SEED=` plays
+//! one seed, and with `SIM_TRACE=1` prints all events. The last line is a summary; the exit code is 1 if a rule was broken.
 
 #![expect(
     clippy::unwrap_used,
@@ -34,7 +34,7 @@ use jiff::Timestamp;
 
 use self::{play::Played, watch::Violation};
 
-/// Steps of a run: enough for a change of the core; a night has time for fifty times as many.
+/// Steps of the seeds that are not kept: enough for a change of the core; a night has time for fifty times as many.
 const STEPS: u64 = 1_200_000;
 /// Most violations that are shown in full.
 const SHOWN_MAX: usize = 5;
@@ -48,9 +48,12 @@ fn main() -> ExitCode {
         return sum_up(vec![play::play(seed, true)], Vec::new());
     }
     let steps = number("SIM_STEPS").unwrap_or(STEPS);
-    let kept = play::kept_seeds();
-    let base = number("SIM_SEED_BASE").unwrap_or_else(seed_base);
-    println!("sim: the kept seeds, and then those from {base} on; again with SIM_SEED_BASE={base}");
+    let (kept, base) = match number("SIM_SEED_BASE") {
+        Some(base) => (Vec::new(), base),
+        None => (play::kept_seeds(), seed_base()),
+    };
+    let count = kept.len();
+    println!("sim: {count} kept seeds, and those from {base} on; again with SIM_SEED_BASE={base}");
     let played = play_many(steps, &kept, base);
     let crowd = crowd::compare();
     let mut all = played;
@@ -64,23 +67,24 @@ fn seed_base() -> u64 {
     u64::try_from(hours).unwrap_or(0) * 1_000_000
 }
 
-/// Plays seeds on all cores for so many steps: first the kept ones, then from `base` on.
+/// Plays seeds on all cores: first the kept ones, then for so many steps those from `base` on.
 fn play_many(steps: u64, kept: &[u64], base: u64) -> Vec<Played> {
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let take = || {
         let n = next.fetch_add(1, Ordering::Relaxed);
         let at = usize::try_from(n).unwrap();
         let enough = done.load(Ordering::Relaxed) >= steps;
-        kept.get(at).copied().or_else(|| (!enough).then(|| base + n - kept.len() as u64))
+        let fresh = || (!enough).then(|| (base + n - kept.len() as u64, true));
+        kept.get(at).map(|seed| (*seed, false)).or_else(fresh)
     };
     let work = || {
         let mut played = Vec::new();
-        while let Some(seed) = take() {
+        while let Some((seed, is_fresh)) = take() {
             let one = play::play(seed, false);
             for violation in &one.violations {
                 println!("sim: seed {seed} breaks {}", violation.rule);
             }
-            done.fetch_add(one.steps, Ordering::Relaxed);
+            done.fetch_add(if is_fresh { one.steps } else { 0 }, Ordering::Relaxed);
             played.push(one);
         }
         played
