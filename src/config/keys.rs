@@ -14,14 +14,14 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "specs.status_dir",
-        meaning: "The directory of status files, for a spec directory that is read-only or that git-sync \
-            swaps. By default beside the specs.",
+        meaning: "The directory of status files, for a spec directory that is read-only or that \
+            git-sync swaps. By default beside the specs.",
         example: "\"/var/lib/hostler/status\"",
     },
     KeyDoc {
         key: "specs.rescan",
-        meaning: "The pause between two scans. Changes are seen at once; this is for file systems that \
-            report none.",
+        meaning: "The pause between two scans. Changes are seen at once; this is for file systems \
+            that report none.",
         example: "",
     },
     KeyDoc { key: "state", meaning: "The agent's durable state.", example: "" },
@@ -33,24 +33,24 @@ pub(super) const KEYS: &[KeyDoc] = &[
     KeyDoc { key: "images", meaning: "The sources, cache and size limits of images.", example: "" },
     KeyDoc {
         key: "images.dir",
-        meaning: "The directory that a relative `image.source` is relative to. By default `images` in \
-            `state.dir`.",
+        meaning: "The directory that a relative `image.source` is relative to. By default `images` \
+            in `state.dir`.",
         example: "\"/var/lib/hostler/images\"",
     },
     KeyDoc {
         key: "images.allowed_dirs",
-        meaning: "The directories, besides `images.dir`, in which an absolute `image.source` may lie.",
+        meaning: "Directories besides `images.dir` in which an absolute `image.source` may lie.",
         example: "[\"/mnt/images\"]",
     },
     KeyDoc {
         key: "images.cache_dir",
-        meaning: "The cache of unpacked images. By default `cache` in `state.dir`. It may not lie in \
-            `specs.dir`.",
+        meaning: "The cache of unpacked images. By default `cache` in `state.dir`. It may not lie \
+            in `specs.dir`.",
         example: "\"/var/lib/hostler/cache\"",
     },
     KeyDoc {
         key: "images.cache_size",
-        meaning: "The cache's size limit. The image used longest ago is removed first; images in use stay.",
+        meaning: "The cache's size limit. The image used longest ago goes first; images in use stay.",
         example: "\"20GiB\"",
     },
     KeyDoc {
@@ -66,14 +66,14 @@ pub(super) const KEYS: &[KeyDoc] = &[
     KeyDoc { key: "secrets", meaning: "The files with BMC passwords.", example: "" },
     KeyDoc {
         key: "secrets.dir",
-        meaning: "The directory that `bmc.password_file` and `bmc.kg_file` are relative to. Keep it out of \
-            git, and its mode 0700.",
+        meaning: "The directory that `bmc.password_file` and `bmc.kg_file` are relative to. Keep \
+            it out of git, and its mode 0700.",
         example: "\"/etc/hostler/secrets\"",
     },
     KeyDoc { key: "network", meaning: "The agent's address on the deploy network.", example: "" },
     KeyDoc {
         key: "network.advertise",
-        meaning: "The address at which the machines reach this agent; every listener is on it by default.",
+        meaning: "The address at which machines reach this agent, and of its listeners by default.",
         example: "\"192.0.2.1\"",
     },
     KeyDoc { key: "tftp", meaning: "The TFTP server of boot files.", example: "" },
@@ -89,8 +89,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "tftp.block_max",
-        meaning: "The largest block sent, 512 to 8192 bytes. Where firewalls or tunnels lose fragments, \
-            take the narrowest link's MTU less 32.",
+        meaning: "The largest block sent, 512 to 8192 bytes. Where firewalls or tunnels lose \
+            fragments, take the narrowest link's MTU less 32.",
         example: "\"1388B\"",
     },
     KeyDoc { key: "http", meaning: "The HTTP server of boot files.", example: "" },
@@ -133,9 +133,9 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "ironic",
-        meaning: "The deploy ramdisk of OpenStack Ironic's first years, for specs with `boot.ramdisk = \
-            \"ironic\"`. Unless this table is there, nothing listens for it: its calls come in plain \
-            HTTP.",
+        meaning: "The deploy ramdisk of OpenStack Ironic's first years, for specs with \
+            `boot.ramdisk = \"ironic\"`. Unless this table is there, nothing listens for it: its \
+            calls come in plain HTTP.",
         example: "",
     },
     KeyDoc {
@@ -172,8 +172,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "limits.imaging_rate_min",
-        meaning: "Bytes a second, averaged over a minute, that a disk must take or give; a slower one gives \
-            its place up. `\"0\"` takes any.",
+        meaning: "Bytes a second, averaged over a minute, that a disk must take or give; a slower \
+            one gives its place up. `\"0\"` takes any.",
         example: "\"1MiB\"",
     },
     KeyDoc {
@@ -184,14 +184,14 @@ pub(super) const KEYS: &[KeyDoc] = &[
     KeyDoc { key: "safety", meaning: "The breaker and power enforcement.", example: "" },
     KeyDoc {
         key: "safety.breaker",
-        meaning: "Reinstalling more than a quarter of the installed machines within ten minutes waits for \
-            `hostler approve --all`, which WIPES them.",
+        meaning: "Reinstalling more than a quarter of the installed machines within ten minutes \
+            waits for `hostler approve --all`, which WIPES them.",
         example: "",
     },
     KeyDoc {
         key: "safety.enforce_power",
-        meaning: "Bring a machine that somebody switched on or off back to what its spec says, at most once \
-            in 15 minutes.",
+        meaning: "Bring a machine that somebody switched on or off back to what its spec says, at \
+            most once in 15 minutes.",
         example: "",
     },
     KeyDoc {

@@ -8,14 +8,14 @@ use crate::model::toml_reader::KeyDoc;
 pub(super) const KEYS: &[KeyDoc] = &[
     KeyDoc {
         key: "state",
-        meaning: "The goal. `deployed`: installed and kept installed. `available`: switched off and kept \
-            off, the disk left alone. `unmanaged`: observed only.",
+        meaning: "The goal. `deployed`: installed and kept installed. `available`: switched off \
+            and kept off, the disk left alone. `unmanaged`: observed only.",
         example: "",
     },
     KeyDoc {
         key: "power",
-        meaning: "The power wanted once deployed. hostler acts on a change once, and reports a later \
-            difference.",
+        meaning: "The power wanted once deployed. hostler acts on a change once, and reports a \
+            later difference.",
         example: "",
     },
     KeyDoc {
@@ -31,15 +31,15 @@ pub(super) const KEYS: &[KeyDoc] = &[
     KeyDoc { key: "boot", meaning: "How the machine boots.", example: "" },
     KeyDoc {
         key: "boot.mac",
-        meaning: "The network interface that the machine netboots from; a list if the first one is not \
-            certain.",
+        meaning: "The network interface that the machine netboots from; a list if the first one is \
+            not certain.",
         example: "\"52:54:00:12:34:56\"",
     },
     KeyDoc { key: "boot.firmware", meaning: "The machine's firmware.", example: "" },
     KeyDoc { key: "boot.arch", meaning: "The machine's processor architecture.", example: "" },
     KeyDoc {
         key: "boot.loader",
-        meaning: "The boot loader that leads into an installation. `auto`: whichever the machine asks for.",
+        meaning: "The boot loader of an installation. `auto`: whichever the machine asks for.",
         example: "",
     },
     KeyDoc {
@@ -49,14 +49,14 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "boot.ramdisk",
-        meaning: "The deploy ramdisk. `ironic` needs `[ironic]` in `hostler.toml` and `boot.require_chap = \
-            false`.",
+        meaning: "The deploy ramdisk. `ironic` needs `[ironic]` in `hostler.toml` and \
+            `boot.require_chap = false`.",
         example: "",
     },
     KeyDoc {
         key: "boot.require_chap",
-        meaning: "`false` accepts a target that asks for no name and secret: everybody on the deploy \
-            network can then write the exported disk.",
+        meaning: "`false` accepts a target that asks for no name and secret: everybody on the \
+            deploy network can then write the exported disk.",
         example: "",
     },
     KeyDoc {
@@ -71,8 +71,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "bmc.driver",
-        meaning: "How hostler speaks to the BMC. `program`: a program of yours. `none`: an operator \
-            switches the power.",
+        meaning: "How hostler speaks to the BMC. `program`: a program of yours. `none`: an \
+            operator switches the power.",
         example: "",
     },
     KeyDoc {
@@ -82,15 +82,16 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "bmc.address",
-        meaning: "`host` or `host:port`; IPv6 as `2001:db8::7` or `[2001:db8::7]:623`. With a program any \
-            text, by default the node's name. Not needed with `bmc.driver = \"none\"`.",
+        meaning: "`host` or `host:port`; IPv6 as `2001:db8::7` or `[2001:db8::7]:623`. With a \
+            program any text, by default the node's name. Not needed with `bmc.driver = \
+            \"none\"`.",
         example: "\"192.0.2.20\"",
     },
     KeyDoc { key: "bmc.username", meaning: "The BMC's user.", example: "\"admin\"" },
     KeyDoc {
         key: "bmc.password_file",
-        meaning: "A file in the agent's secrets directory. Needed unless `bmc.password_credential` is there \
-            or the driver is `program` or `none`.",
+        meaning: "A file in the agent's secrets directory. Needed unless `bmc.password_credential` \
+            is there or the driver is `program` or `none`.",
         example: "\"edge-07.bmc\"",
     },
     KeyDoc {
@@ -100,8 +101,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "bmc.kg_file",
-        meaning: "The BMC key (K_g): a file in the secrets directory, up to 20 characters or `0x` and hex \
-            digits.",
+        meaning: "The BMC key (K_g): a file in the secrets directory, up to 20 characters or `0x` \
+            and hex digits.",
         example: "\"edge-07.kg\"",
     },
     KeyDoc {
@@ -121,14 +122,15 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "bmc.console",
-        meaning: "Keep the serial console's last 64 KiB when an attempt fails; only with `bmc.driver = \
-            \"ipmi\"`.",
+        meaning: "Keep the serial console's last 64 KiB when an attempt fails; only with \
+            `bmc.driver = \"ipmi\"`.",
         example: "",
     },
     KeyDoc {
         key: "root_device",
-        meaning: "Hints, all of which must match exactly one disk. Without any: the only disk, once the \
-            disks have been the same for ten seconds. Machines whose disks appear later want a hint.",
+        meaning: "Hints, all of which must match exactly one disk. Without any: the only disk, \
+            once the disks have been the same for ten seconds. Machines whose disks appear later \
+            want a hint.",
         example: "",
     },
     KeyDoc {
@@ -174,7 +176,7 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "root_device.multipath",
-        meaning: "`first`: paths to one disk count as one disk, which is written through the first path.",
+        meaning: "`first`: paths to one disk count as one, which is written through the first.",
         example: "\"first\"",
     },
     KeyDoc { key: "image", meaning: "The system that is written to the disk.", example: "" },
@@ -202,9 +204,9 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "image.verify",
-        meaning: "The written disk is compared with the image by the machine (`node`), by hostler, which \
-            reads it back (`full`), or not at all (`none`). With `boot.ramdisk = \"ironic\"` the \
-            default is `full`.",
+        meaning: "The written disk is compared with the image by the machine (`node`), by hostler, \
+            which reads it back (`full`), or not at all (`none`). With `boot.ramdisk = \"ironic\"` \
+            the default is `full`.",
         example: "",
     },
     KeyDoc {
@@ -264,8 +266,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "config_drive.label",
-        meaning: "The drive's label, which decides the layout: OpenStack's (`config-2`) or NoCloud's \
-            (`cidata`).",
+        meaning: "The drive's label, which decides the layout: OpenStack's (`config-2`) or \
+            NoCloud's (`cidata`).",
         example: "",
     },
     KeyDoc { key: "config_drive.filesystem", meaning: "The drive's file system.", example: "" },
@@ -287,8 +289,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "config_drive.meta_data",
-        meaning: "Metadata for the system: keys of your own, each a text or a list of texts. `hostname`, \
-            `name`, `uuid`, `local-hostname` and `instance-id` are one text.",
+        meaning: "Metadata for the system: keys of your own, each a text or a list of texts. \
+            `hostname`, `name`, `uuid`, `local-hostname` and `instance-id` are one text.",
         example: "{ hostname = \"edge-07\" }",
     },
     KeyDoc {
@@ -298,8 +300,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "boot_check.by",
-        meaning: "`call`: the system calls hostler, which needs a config drive. `tcp`: hostler connects to \
-            it. `none`: hostler does not wait for it.",
+        meaning: "`call`: the system calls hostler, which needs a config drive. `tcp`: hostler \
+            connects to it. `none`: hostler does not wait for it.",
         example: "",
     },
     KeyDoc {
@@ -309,8 +311,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "boot_check.address",
-        meaning: "The host name or IP address where the system answers. By default the first static one in \
-            OpenStack's `network_data.json`.",
+        meaning: "The host name or IP address where the system answers. By default the first \
+            static one in OpenStack's `network_data.json`.",
         example: "\"192.0.2.107\"",
     },
     KeyDoc { key: "timeouts", meaning: "How long each phase may take.", example: "" },
@@ -337,8 +339,8 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "timeouts.power",
-        meaning: "For the BMC to answer and the power to change; with `bmc.driver = \"none\"` how long the \
-            agent waits for an operator, by default 168h.",
+        meaning: "For the BMC to answer and the power to change; with `bmc.driver = \"none\"` how \
+            long the agent waits for an operator, by default 168h.",
         example: "",
     },
     KeyDoc {
@@ -346,7 +348,7 @@ pub(super) const KEYS: &[KeyDoc] = &[
         meaning: "From the restart until the installed system has shown that it is up.",
         example: "",
     },
-    KeyDoc { key: "retry", meaning: "What happens after a failed attempt.", example: "" },
+    KeyDoc { key: "retry", meaning: "The repetition of failed attempts.", example: "" },
     KeyDoc { key: "retry.attempts", meaning: "How many attempts there are.", example: "" },
     KeyDoc {
         key: "retry.backoff",

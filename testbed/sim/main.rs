@@ -5,7 +5,8 @@
 //! `./testbed/check sim` runs it. It first plays the seeds in `seeds`, which once failed, and then
 //! others in order, from a number that differs each hour: `SIM_SEED_BASE=` repeats another run,
 //! without the kept seeds. `SIM_STEPS=` sets the number of steps of the others; `SIM_SEED=` plays
-//! one seed, and with `SIM_TRACE=1` prints all events. The last line is a summary; the exit code is 1 if a rule was broken.
+//! one seed, and with `SIM_TRACE=1` prints all events. The last line is a summary; the exit code is
+//! 1 if a rule was broken.
 
 #![expect(
     clippy::unwrap_used,
@@ -34,7 +35,8 @@ use jiff::Timestamp;
 
 use self::{play::Played, watch::Violation};
 
-/// Steps of the seeds that are not kept: enough for a change of the core; a night has time for fifty times as many.
+/// Steps of the seeds that are not kept: enough for a change of the core; a night has time for
+/// fifty times as many.
 const STEPS: u64 = 1_200_000;
 /// Most violations that are shown in full.
 const SHOWN_MAX: usize = 5;
