@@ -50,7 +50,7 @@ pub(super) const KEYS: &[KeyDoc] = &[
     },
     KeyDoc {
         key: "images.cache_size",
-        meaning: "The cache's size limit. The image used longest ago goes first; images in use stay.",
+        meaning: "The cache's size limit. Images used longest ago go first; those in use stay.",
         example: "\"20GiB\"",
     },
     KeyDoc {
