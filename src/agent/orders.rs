@@ -153,6 +153,7 @@ impl Driver {
     }
 }
 
+/// The answer to an approval that cannot know of a clash, as after a start of the agent.
 const NOT_READ: &str = "its spec has not been read since the agent started; once `hostler status` \
     shows it as held, consent to WIPE it";
 

@@ -86,8 +86,8 @@ mod tests {
         spec_dir::read_file(&path, None).unwrap()
     }
 
-    /// Invariant (bmc): The end of a BMC's trouble is seen within 90 s; refused credentials are not
-    /// sent meanwhile.
+    /// Invariant (bmc): The end of a BMC's trouble is seen within 90 s among up to 1350 BMCs in
+    /// trouble; refused credentials are not sent meanwhile.
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_is_kept_back_for_an_hour_and_nothing_else_is() {
         let refusals = Refusals::default();

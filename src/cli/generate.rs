@@ -1,8 +1,7 @@
-//! `hostler generate`: manual pages, completions of shells, and the pages of
-//! the reference, for packages.
+//! `hostler generate`: manual pages, completions of shells, and pages of the reference.
 //!
-//! Hidden from the help, because a package brings them. They come from the commands' own help, so
-//! that they cannot differ from it.
+//! Hidden from the help, because a package brings them. They come from the commands' own help and
+//! from the readers' own keys, so that they cannot differ from either.
 
 use std::{fs, io::Write, path::PathBuf, process::ExitCode};
 

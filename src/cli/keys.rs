@@ -158,7 +158,7 @@ fn advice(word: &str) -> String {
     };
     let nearest = all.iter().min_by_key(distance).filter(|key| distance(key) <= 2);
     nearest.map_or_else(
-        || "; docs/using/reference has all keys".to_owned(),
+        || "; the pages of the reference list all keys".to_owned(),
         |key| format!("; did you mean `{key}`?"),
     )
 }

@@ -265,6 +265,10 @@ impl Node {
         self.record.last_seen.netbooted_at = None;
         self.note_own_boot(now);
         self.boot_trouble = None;
+        if !self.power_differs() {
+            // An interrupted attempt may owe the machine its power.
+            self.record.power_ordered = false;
+        }
         self.enter(now, Cause::Restarted);
     }
 

@@ -1,8 +1,8 @@
 //! Admission of connections: limits in all and for each peer, rate limits, and eviction.
 //!
-//! The accept loop asks for every connection, and a connection for each of its requests. Memory
-//! must stay bounded whatever the number of peers. Clients that only hold connections must never
-//! keep out a machine: a full listener evicts the unprotected connection that has been idle
+//! The accept loop asks for every connection, and a connection for each request after its first.
+//! Memory must stay bounded whatever the number of peers. Clients that only hold connections must
+//! never keep out a machine: a full listener evicts the unprotected connection that has been idle
 //! longest. If all are protected, it evicts the one whose download has stalled longest, and for
 //! [`NO_PROGRESS_MAX`] at least. Without a rate limit, nothing is kept of a peer that has no
 //! connection.

@@ -8,7 +8,7 @@ use super::ids::NodeName;
 /// The advice to change `redeploy`.
 pub const CHANGE_REDEPLOY: &str = "change `redeploy` in its spec, to WIPE and install it";
 /// The advice to change the spec of a node whose attempts failed.
-pub const CHANGE_SPEC: &str = "change its spec, to have the changed one WIPE and install it";
+pub const CHANGE_SPEC: &str = "change its spec, to WIPE and install it anew";
 /// The advice to switch off a machine that is held because it is on.
 pub const SWITCH_OFF: &str = "switch it off, which is consent to WIPE and install it, too";
 /// The advice to run `hostler approve --all`.

@@ -35,8 +35,7 @@ use crate::model::{
 
 /// Time limit of a connection, with the TLS handshake.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Time limit of one request: the agent may hold `deploy_state` and
-/// `flushed` for 20 s.
+/// Time limit of one request: the agent may hold `deploy_state` and `flushed` for 20 s.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 /// Time limit of sending the log.
 const LOG_LIMIT: Duration = Duration::from_secs(3);

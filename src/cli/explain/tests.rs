@@ -215,7 +215,7 @@ message = "gave up after attempt 3"
 
             Next
               you can: repair what the last error names, then run `hostler retry edge-07`, to WIPE and install it
-              you can: change its spec, to have the changed one WIPE and install it
+              you can: change its spec, to WIPE and install it anew
         "#]],
     );
 }

@@ -120,7 +120,7 @@ fn an_unknown_key_is_answered_with_the_nearest_one() {
         ("mac", "did you mean `boot.mac`?"),
         ("bmc.adress", "did you mean `bmc.address`?"),
         ("boot.driver", "did you mean `bmc.driver`?"),
-        ("xyzzyx", "docs/using/reference has all keys"),
+        ("xyzzyx", "the pages of the reference list all keys"),
     ] {
         let error = said(&[word]).unwrap_err();
         assert!(error.ends_with(meant), "{error}");

@@ -386,6 +386,28 @@ fn a_restart_that_a_change_of_the_machine_cuts_short_orders_no_power() {
     }
 }
 
+/// Invariant (bmc): The restart of a first boot fulfils the power order of the attempt before it.
+#[test]
+fn a_machine_that_is_switched_off_after_its_first_boots_restart_stays_off() {
+    let mut bench = Bench::with_spec();
+    bench.change(check_port);
+    bench.go_to(Phase::Restarting);
+    bench.change(|spec| spec.root_device.serial = Some("other".into()));
+    end_cancelled(&mut bench);
+    bench.done(Ok(Outcome::CleanedUp));
+    assert!(bench.node.record().power_ordered, "the clean-up has switched it off");
+    assert_eq!(running(&bench), RESTART);
+    bench.done(Ok(Outcome::Restarted(PowerState::On)));
+    assert!(!bench.node.record().power_ordered);
+    let_time_pass(&mut bench);
+    bench.done(Ok(Outcome::Restarted(PowerState::On)));
+    let_time_pass(&mut bench);
+    assert_eq!(booted(&bench), Some(Booted::Missed));
+    bench.poll(PowerState::Off);
+    let state = &bench.node.record().state;
+    assert!(!matches!(state, State::SettingPower { .. }), "{state:?}");
+}
+
 #[test]
 fn a_machine_that_netboots_instead_is_told_of() {
     let mut bench = booting();

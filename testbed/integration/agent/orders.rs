@@ -33,6 +33,29 @@ fn order(site: &Site, words: &[&str]) -> Said {
     answer(&mut site.hostler(words))
 }
 
+#[test]
+fn an_approval_before_the_specs_can_be_read_is_refused_with_the_reason() {
+    let site = Site::new();
+    let machine = Machine::with_bmc(&site, NODE, &["--on"]);
+    let agent = site.start();
+    site.write(NODE, &machine.spec(&site));
+    site.until_phase(NODE, Phase::Held);
+    agent.terminate();
+    let (specs, elsewhere) = (site.path("nodes"), site.path("elsewhere"));
+    fs::rename(&specs, &elsewhere).unwrap();
+    let _agent = site.start();
+    let is_refused = || {
+        let (code, _, errors) = order(&site, &["approve", NODE]);
+        code == 1 && errors.contains("its spec has not been read since the agent started")
+    };
+    site.await_that("refused", is_refused);
+    fs::rename(&elsewhere, &specs).unwrap();
+    let approved = || order(&site, &["approve", NODE]).0 == 0;
+    site.await_that("approved", approved);
+    machine.deploy(&site);
+    ends_deployed(&site, &machine);
+}
+
 /// Invariant (consent): An order counts only at a node that waits for it, is logged, and outlives a
 /// crash.
 #[test]
