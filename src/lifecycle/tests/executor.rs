@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use crate::{
     lifecycle::{Event, FirstBoot, Operation, Policy, State},
     model::{
-        callback::{Call, DeployState, Reply},
+        callback::{Call, DeployState, FlushedRanges, KnownRanges, Reply},
         ids::OpId,
         power::PowerState,
         spec::{BootCheck, DeployRamdisk, Goal},
@@ -234,6 +234,20 @@ fn a_cancellation_does_not_wait_for_its_record() {
     rack.world.disk_full = false;
     rack.tick();
     assert!(!rack.world.requested[1..].contains(&Cancel(write)), "once");
+}
+
+#[test]
+fn a_question_for_flushed_ranges_does_not_wait_for_a_record() {
+    let mut rack = waiting();
+    send_lookup(&mut rack, 1);
+    export(&mut rack, 2);
+    rack.world.requested.clear();
+    rack.world.disk_full = true;
+    rack.edit(0, |spec| spec.timeouts.imaging *= 2);
+    rack.scan_only();
+    assert!(rack.executor.is_unsaved(&name(0)));
+    ask(&mut rack, 3, Call::Flushed(KnownRanges { known: 0 }));
+    assert_eq!(rack.world.requested, [Reply(3, Reply::Flushed(FlushedRanges::default()))]);
 }
 
 /// Invariant (bmc): A first boot's restart that no record announced orders nothing.
