@@ -151,6 +151,8 @@ impl Site {
         // After a restart of the agent, the first event notes the phase without a clash, which is
         // known again with the first scan.
         let is_noted = node.record().phase == node.phase();
+        // And with a record that waited for the disk, the first event goes on.
+        let is_noted = is_noted && !executor.is_unsaved(name);
         let quiet = is_noted && node.next_wake().is_none_or(|(at, _)| at > self.now());
         quiet.then(|| (rule, node.record().clone()))
     }
